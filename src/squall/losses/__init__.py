@@ -1,0 +1,22 @@
+"""Losses that weigh every point by how badly it is predicted."""
+
+from squall.losses.baselines import MeanSquaredError
+from squall.losses.errors import Huber, absolute_error, squared_error
+from squall.losses.imbalance import ImbalanceAwareLoss, imbalance_aware_loss
+from squall.losses.temperature import EffectiveFraction, Fixed, KLBudget, Relative, Schedule
+from squall.losses.weights import imbalance_weights
+
+__all__ = [
+    "EffectiveFraction",
+    "Fixed",
+    "Huber",
+    "ImbalanceAwareLoss",
+    "KLBudget",
+    "MeanSquaredError",
+    "Relative",
+    "Schedule",
+    "absolute_error",
+    "imbalance_aware_loss",
+    "imbalance_weights",
+    "squared_error",
+]

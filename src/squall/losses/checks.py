@@ -1,0 +1,120 @@
+"""What the loss is given, checked: every message says which argument, what came and what to do."""
+
+import torch
+from torch import Tensor
+
+from squall.losses._tracing import is_traced
+
+__all__ = ["check_errors", "check_finite", "check_pair", "combined_measure"]
+
+
+def check_errors(errors: Tensor, over: str) -> Tensor:
+    """The errors in float32 or better."""
+    _check_over(errors, over)
+    _check_floating("errors", errors)
+    return _at_least_float32(errors)
+
+
+def check_pair(prediction: Tensor, target: Tensor, over: str) -> tuple[Tensor, Tensor]:
+    """Prediction and target in one precision, float32 or better."""
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; they must be "
+            f"equal (nothing is broadcast: a silent (n, 1) against (n,) would compare all pairs)"
+        )
+    _check_floating("prediction", prediction)
+    _check_floating("target", target)
+    _check_over(prediction, over)
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return prediction.to(dtype), target.to(dtype)
+
+
+def combined_measure(mask: Tensor | None, measure: Tensor | None, like: Tensor) -> Tensor | None:
+    """μ of every point: the measure where the mask is True, 0 elsewhere; None where neither is given."""
+    if mask is None and measure is None:
+        return None
+    total = torch.ones((), dtype=like.dtype, device=like.device)
+    if measure is not None:
+        _check_broadcast("measure", measure, like)
+        _check_measure(measure)
+        total = measure.to(like.dtype)
+    if mask is not None:
+        _check_broadcast("mask", mask, like)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be boolean (True: counts), got {mask.dtype}; weights go into measure")
+        total = torch.where(mask, total, 0)
+    total = total.expand(like.shape)
+    if not is_traced(like) and not bool((total > 0).any()):
+        cause = "mask is False" if measure is None else "mask and measure leave no point: all are False or 0"
+        raise ValueError(f"{cause} everywhere: there is nothing to take a mean over; skip this batch")
+    return total
+
+
+def check_finite(top: Tensor, errors: Tensor, prediction: Tensor, target: Tensor) -> None:
+    """Raise where an error is NaN or infinite, with the count and the first index of the culprits.
+
+    Args:
+        top: the largest errors; NaN or infinite exactly when some error is.
+        errors: the pointwise errors; prediction, target: what they came from, masked points replaced.
+    """
+    if is_traced(top) or bool(top.isfinite().all()):
+        return
+    for name, values in (("prediction", prediction), ("target", target)):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{name} {_culprits(values)}; mask them, or find where they come from")
+    raise ValueError(
+        f"the pointwise error of finite values overflows in {errors.dtype}: it {_culprits(errors)}; "
+        f"scale the data, or compute in a wider type"
+    )
+
+
+def _culprits(values: Tensor) -> str:
+    bad = ~values.isfinite()
+    first = tuple(bad.nonzero()[0].tolist())
+    return f"has {int(bad.sum())} non-finite values of {values.numel()}, the first at index {first}"
+
+
+def _check_over(values: Tensor, over: str) -> None:
+    needed = {"all": 0, "sample": 1, "channel": 2}
+    if over not in needed:
+        raise ValueError(f"over must be one of {', '.join(map(repr, needed))}; got {over!r}")
+    if values.dim() < needed[over]:
+        raise ValueError(
+            f"over={over!r} needs tensors of shape (batch, channel, *space); got shape {tuple(values.shape)}"
+        )
+    if values.numel() == 0:
+        raise ValueError(
+            f"the tensors are empty (shape {tuple(values.shape)}): there is nothing to take a mean over"
+        )
+
+
+def _check_floating(name: str, values: Tensor) -> None:
+    if not values.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {values.dtype}; convert it, e.g. {name}.float()")
+
+
+def _check_broadcast(name: str, values: Tensor, like: Tensor) -> None:
+    try:
+        matches = torch.broadcast_shapes(values.shape, like.shape) == like.shape
+    except RuntimeError:
+        matches = False
+    if not matches:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}, which does not broadcast to {tuple(like.shape)}"
+        )
+
+
+def _check_measure(measure: Tensor) -> None:
+    if is_traced(measure):
+        return
+    bad = ~((measure >= 0) & measure.isfinite())
+    if bool(bad.any()):
+        first = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"measure must be finite and not negative; {int(bad.sum())} of {measure.numel()} values are, "
+            f"the first at index {first}: {float(measure[first])}"
+        )
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
