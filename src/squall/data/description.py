@@ -1,0 +1,253 @@
+"""What a set of trajectories is, apart from its numbers: fields, axes, parameters, where it comes from."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Required, TypedDict
+
+import numpy as np
+
+from squall.data.errors import DataError
+
+AXES = ("x", "y", "z")
+"""The names of the space axes, in the order in which a state has them."""
+
+BOUNDARIES = ("periodic", "wall", "open")
+
+ROOT_ATTRIBUTES = (
+    "dataset_name",
+    "grid_type",
+    "n_spatial_dims",
+    "n_trajectories",
+    "simulation_parameters",
+    "provenance",
+)
+"""Names that a parameter cannot have: they are attributes of the file with a meaning of their own."""
+
+
+class About(TypedDict, total=False):
+    """The keyword arguments of `describe`, which `write`, `create` and `InMemory` share."""
+
+    dt: Required[float]
+    fields: Sequence[str] | str | None
+    lengths: float | Sequence[float] | None
+    coordinates: Sequence[Any] | np.ndarray | None
+    boundary: str | Sequence[str]
+    name: str
+    parameters: Mapping[str, float | str] | None
+    provenance: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Description:
+    """Names, axes and origin of trajectories of one kind.
+
+    Attributes:
+        dt: time between two states, in the unit of the simulation.
+        fields: one name per channel.
+        coordinates: the points of each space axis, float64.
+        spacing: distance of neighbouring points of each axis, `None` where they are unequally spaced.
+        boundary: "periodic", "wall" or "open" for each axis; "mixed" where the two ends differ.
+        name: name of the data set.
+        parameters: coefficients of the simulation.
+        provenance: who made the data, and how: version, seed, protocol.
+        start: time of the first state.
+    """
+
+    dt: float
+    fields: tuple[str, ...]
+    coordinates: tuple[np.ndarray, ...]
+    spacing: tuple[float | None, ...]
+    boundary: tuple[str, ...]
+    name: str = "trajectories"
+    parameters: dict[str, float | str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    start: float = 0.0
+
+
+def describe(
+    shape: Sequence[int],
+    *,
+    dt: float,
+    fields: Sequence[str] | str | None = None,
+    lengths: float | Sequence[float] | None = None,
+    coordinates: Sequence[Any] | np.ndarray | None = None,
+    boundary: str | Sequence[str] = "periodic",
+    name: str = "trajectories",
+    parameters: Mapping[str, float | str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Description:
+    """Check what is said about states of `shape` (batch, time, channel, *space), and fill in the rest.
+
+    Args:
+        shape: of the states: at least one trajectory, two times, one channel, one to three space axes.
+        dt: time between two states.
+        fields: a name per channel; `None`: "u", or "u0", "u1", ...
+        lengths: of the domain, one number for all axes or one per axis; 1 where nothing is said. Point i of
+            N lies at i·length/N on a periodic axis, at i·length/(N − 1) otherwise.
+        coordinates: the points of each axis instead of `lengths`.
+        boundary: "periodic", "wall" or "open", for all axes or one per axis.
+        name: name of the data set.
+        parameters: numbers and words by name, such as the coefficients of the equation.
+        provenance: anything that JSON can hold: version, seed, protocol.
+
+    Raises:
+        DataError: where an argument does not fit, with the argument, what came and what is allowed.
+
+    Example:
+        >>> about = describe((8, 101, 2, 50), dt=1e-3, fields=("u", "v"), lengths=10.0)
+        >>> about.spacing, about.fields, about.boundary
+        ((0.2,), ('u', 'v'), ('periodic',))
+    """
+    shape = tuple(shape)
+    _check_shape(shape)
+    if not (math.isfinite(dt) and dt > 0):
+        raise DataError(f"dt: got {dt}; it has to be a positive number, the time between two states")
+    space = shape[3:]
+    ends = _per_axis(boundary, len(space), "boundary")
+    for end in ends:
+        if end not in BOUNDARIES:
+            raise DataError(
+                f"boundary: got {end!r}; allowed: {', '.join(BOUNDARIES)}, for all axes or one per axis"
+            )
+    if coordinates is None:
+        points, spacing = _lattice(
+            space, _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends
+        )
+    elif lengths is None:
+        points, spacing = _given(space, coordinates)
+    else:
+        raise DataError("lengths and coordinates: both were given; give one of them")
+    return Description(
+        dt=float(dt),
+        fields=_names(fields, shape[2]),
+        coordinates=points,
+        spacing=spacing,
+        boundary=ends,
+        name=str(name),
+        parameters=_parameters(parameters or {}),
+        provenance=_provenance(provenance or {}),
+    )
+
+
+def equal_step(points: np.ndarray) -> float | None:
+    """The step h of points p₀ + i h, or `None` where they are not equally spaced.
+
+    The rounding of the points' own type is allowed for, and a thousandth of the step. An axis in float32
+    knows its step to few digits: where a round number (of up to six digits) explains the points as well, it
+    is taken.
+
+    Example:
+        >>> equal_step(np.arange(501, dtype=np.float32) * np.float32(1e-4))
+        0.0001
+        >>> equal_step(np.array([0.0, 1.0, 3.0])) is None
+        True
+    """
+    exact = points.astype(np.float64)
+    count = len(exact) - 1
+    if count < 1 or not np.isfinite(exact).all():
+        return None
+    kind = points.dtype if points.dtype.kind == "f" else np.dtype(np.float64)
+    rounding = float(np.finfo(kind).eps) * float(np.abs(exact).max())
+
+    def error(step: float) -> float:
+        return float(np.abs(exact - (exact[0] + step * np.arange(count + 1))).max())
+
+    step = float(exact[-1] - exact[0]) / count
+    if step == 0 or error(step) > 4 * rounding + 1e-3 * abs(step):
+        return None
+    round_numbers = (float(f"{step:.{digits}g}") for digits in range(1, 7))
+    return next((number for number in round_numbers if error(number) <= rounding), step)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if not 4 <= len(shape) <= 6:
+        raise DataError(
+            f"states: got shape {shape}, {len(shape)} axes; expected (batch, time, channel, *space) with one "
+            "to three space axes: add the missing ones, as by states[:, :, None] for a single channel"
+        )
+    if shape[1] < 2:
+        raise DataError(
+            f"states: got shape {shape}, {shape[1]} time(s); at least two are needed to learn a step from"
+        )
+    if min(shape) < 1:
+        raise DataError(f"states: got shape {shape}; no axis may be empty")
+
+
+def _per_axis(value: Any, axes: int, argument: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or np.ndim(value) == 0:
+        return (value,) * axes
+    if len(value) != axes:
+        raise DataError(
+            f"{argument}: got {len(value)} for {axes} space axes; give one for all, or one per axis"
+        )
+    return tuple(value)
+
+
+def _lattice(
+    space: tuple[int, ...], lengths: tuple[float, ...], ends: tuple[str, ...]
+) -> tuple[tuple[np.ndarray, ...], tuple[float | None, ...]]:
+    if not all(math.isfinite(length) and length > 0 for length in lengths):
+        raise DataError(f"lengths: got {lengths}; each has to be a positive number")
+    gaps = [
+        points if end == "periodic" else max(points - 1, 1) for points, end in zip(space, ends, strict=True)
+    ]
+    spacing = tuple(float(length) / gap for length, gap in zip(lengths, gaps, strict=True))
+    return tuple(np.arange(points) * step for points, step in zip(space, spacing, strict=True)), spacing
+
+
+def _given(
+    space: tuple[int, ...], coordinates: Sequence[Any] | np.ndarray
+) -> tuple[tuple[np.ndarray, ...], tuple[float | None, ...]]:
+    if isinstance(coordinates, np.ndarray) and coordinates.ndim == 1 and len(space) == 1:
+        coordinates = [coordinates]
+    points = tuple(np.asarray(axis, dtype=np.float64) for axis in coordinates)
+    expected = tuple((length,) for length in space)
+    found = tuple(axis.shape for axis in points)
+    if found != expected:
+        raise DataError(
+            f"coordinates: got arrays of shapes {found}; the states need {expected}, one array per axis"
+        )
+    for name, axis in zip(AXES, points, strict=False):
+        steps = np.diff(axis)
+        if not np.isfinite(axis).all() or not ((steps > 0).all() or (steps < 0).all()):
+            raise DataError(f"coordinates: the points of axis {name} have to be finite and in order")
+    return points, tuple(equal_step(axis) for axis in points)
+
+
+def _names(fields: Sequence[str] | str | None, channels: int) -> tuple[str, ...]:
+    if fields is None:
+        return ("u",) if channels == 1 else tuple(f"u{channel}" for channel in range(channels))
+    names = (fields,) if isinstance(fields, str) else tuple(fields)
+    if len(names) != channels:
+        raise DataError(
+            f"fields: got {len(names)} names {names} for {channels} channels; give one per channel"
+        )
+    if len(set(names)) != channels or not all(
+        isinstance(n, str) and n.strip(".") and "/" not in n for n in names
+    ):
+        raise DataError(f"fields: got {names}; the names have to be different, not empty, and without '/'")
+    return names
+
+
+def _parameters(parameters: Mapping[str, float | str]) -> dict[str, float | str]:
+    checked: dict[str, float | str] = {}
+    for name, value in parameters.items():
+        if name in ROOT_ATTRIBUTES:
+            raise DataError(f"parameters: the name {name!r} is taken by the file layout; choose another")
+        if not isinstance(value, str | int | float | np.integer | np.floating):
+            raise DataError(
+                f"parameters: {name} is {value!r}; allowed are numbers and text, the rest is provenance"
+            )
+        checked[str(name)] = value if isinstance(value, str) else float(value)
+    return checked
+
+
+def _provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(provenance)))
+    except TypeError as error:
+        raise DataError(
+            f"provenance: {error}; it is kept as JSON: numbers, text, lists and dicts of them"
+        ) from None

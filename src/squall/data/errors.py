@@ -1,0 +1,61 @@
+"""Errors of the data layer: each says the file, what was found, what is expected, and what to do."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """The data are not what they have to be."""
+
+
+class MissingFileError(DataError, FileNotFoundError):
+    """There is no such data file."""
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite. A sum keeps every NaN and infinity, and needs no second array."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+class NonFinite:
+    """Counts what is not finite over pieces of a data set, and remembers where the first one is."""
+
+    def __init__(self, fields: tuple[str, ...]) -> None:
+        self.fields = fields
+        self.count = 0
+        self.values = 0
+        self.trajectories: set[int] = set()
+        self.first: tuple[int, int, str, tuple[int, ...]] | None = None
+
+    def look(self, values: Tensor, trajectories: Any, starts: Any) -> None:
+        """Look through windows (batch, time, channel, *space) that begin at `starts` of `trajectories`."""
+        self.values += values.numel()
+        if all_finite(values):
+            return
+        bad = ~torch.isfinite(values)
+        self.count += int(bad.sum())
+        rows = bad.flatten(1).any(1).nonzero().flatten().tolist()
+        self.trajectories.update(int(trajectories[row]) for row in rows)
+        if self.first is None:
+            row, time, channel, *point = bad.nonzero()[0].tolist()
+            place = int(trajectories[row]), int(starts[row]) + time
+            self.first = (*place, self.fields[channel], tuple(point))
+
+    def refuse(self, what: str, advice: str) -> None:
+        """Raise `DataError` if anything was found.
+
+        Raises:
+            DataError: with the number of values that are NaN or infinite, and the place of the first.
+        """
+        if self.first is None:
+            return
+        trajectory, time, field, point = self.first
+        concerned = sorted(self.trajectories)
+        listed = ", ".join(map(str, concerned[:8])) + (", ..." if len(concerned) > 8 else "")
+        raise DataError(
+            f"{what}: {self.count} of {self.values} values are NaN or infinite; the first is at trajectory "
+            f"{trajectory}, time index {time}, field '{field}', point {point}; trajectories concerned "
+            f"({len(concerned)}): {listed}. {advice}"
+        )

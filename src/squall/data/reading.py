@@ -1,0 +1,259 @@
+"""Reads HDF5 files in the layout of The Well, a few states at a time."""
+
+import difflib
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from squall.data.description import Description
+from squall.data.errors import DataError, MissingFileError, NonFinite
+from squall.data.source import Source
+from squall.data.structure import StoredField, read_structure
+
+
+class TrajectoryFile(Source):
+    """A file of trajectories in the layout of The Well; `open` makes it.
+
+    Opening reads the structure; states are read when they are asked for. It can be pickled and used by the
+    workers of a `DataLoader`: every process opens the file for itself. Vector and matrix fields become one
+    channel per component (`velocity_x`, `velocity_y`); what does not vary along an axis is repeated along it.
+    Fields that do not change in time are no part of the state: `constant_fields` names them.
+
+    Args:
+        path: of the HDF5 file.
+
+    Raises:
+        DataError: as `open`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._place = Path(os.path.abspath(path))  # a worker may have another working folder
+        self._process = -1
+        self._descriptor: int | None = None
+        self._hdf5: h5py.File | None = None
+        _check_file(self.path, self._place)
+        self._stamp = _stamp(self._place)
+        try:
+            with h5py.File(self._place, "r") as file:
+                self._structure = read_structure(file)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from None
+        except (OSError, KeyError, TypeError, RuntimeError, UnicodeDecodeError) as error:
+            raise DataError(_damaged(self.path, error)) from error
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._structure.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._structure.dtype
+
+    @property
+    def description(self) -> Description:
+        return self._structure.description
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the file as they stand there."""
+        return self._structure.attributes
+
+    @property
+    def constant_fields(self) -> tuple[str, ...]:
+        """Names of the fields that do not change in time and are left out."""
+        return self._structure.constant_fields
+
+    def check(self) -> None:
+        """Read the whole file once, piece by piece.
+
+        Raises:
+            DataError: where the file is damaged, or values are NaN or infinite: how many, where the first is.
+        """
+        found = NonFinite(self.fields)
+        for chosen, start, stop in self.chunks():
+            trajectories = torch.tensor(chosen)
+            starts = torch.full_like(trajectories, start)
+            found.look(self._states(trajectories, starts, stop - start), chosen, [start] * len(chosen))
+        found.refuse(str(self.path), "Remove these trajectories, or stop them earlier.")
+
+    def close(self) -> None:
+        """Close the file; it opens again when it is read."""
+        if self._process == os.getpid():
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            if self._hdf5 is not None:
+                self._hdf5.close()
+        self._descriptor = self._hdf5 = None
+        self._process = -1
+
+    def __enter__(self) -> "TrajectoryFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_process"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_process": -1, "_descriptor": None, "_hdf5": None}
+
+    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+        states = self._states(trajectories, starts, length)
+        found = NonFinite(self.fields)
+        found.look(states, trajectories, starts)
+        found.refuse(f"{self.path}, in what was read now", "`squall.data.open(path).check()` looks at all.")
+        return states
+
+    def _states(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+        self._open()
+        number = np.dtype(str(self.dtype).removeprefix("torch."))
+        stored = self._structure.stored
+        try:
+            parts = [self._read(field, trajectories.numpy(), starts.numpy(), length) for field in stored]
+        except (OSError, KeyError, RuntimeError) as error:
+            raise DataError(_damaged(self.path, error)) from error
+        if len(parts) == 1:
+            return torch.from_numpy(np.ascontiguousarray(parts[0], dtype=number))
+        return torch.from_numpy(np.concatenate(parts, axis=2, dtype=number, casting="same_kind"))
+
+    def _read(
+        self, field: StoredField, trajectories: np.ndarray, starts: np.ndarray, length: int
+    ) -> np.ndarray:
+        """Windows of one field (window, length, component, *space)."""
+        values = np.empty((len(trajectories), length, *field.block), dtype=field.dtype)
+        if not field.sample_varying:
+            trajectories = np.zeros_like(trajectories)
+        # In the order of the file: the disk reads ahead, and a packed chunk is unpacked once.
+        order = np.lexsort((starts, trajectories)).tolist()
+        if field.offset is not None and self._descriptor is not None:
+            rows = (trajectories * self.shape[1] + starts).tolist()
+            _read_in_place(self._descriptor, field.offset, values, rows, order)
+        elif self._hdf5 is not None:
+            places = list(zip(trajectories.tolist(), starts.tolist(), strict=True))
+            _read_through_hdf5(self._hdf5[field.key], field.sample_varying, values, places, order)
+        return _spread(values, field, self.space)
+
+    def _open(self) -> None:
+        """Open the file, once in every process: what a forked worker inherits is not its own."""
+        if self._process == os.getpid():
+            return
+        self.close()
+        _check_file(self.path, self._place)
+        if _stamp(self._place) != self._stamp:
+            raise DataError(f"{self.path}: the file has changed since it was opened; open it again")
+        in_place = hasattr(os, "preadv")
+        if in_place:
+            self._descriptor = os.open(self._place, os.O_RDONLY)
+        if not in_place or any(field.offset is None for field in self._structure.stored):
+            self._hdf5 = h5py.File(self._place, "r", rdcc_nbytes=self._structure.cache_bytes)
+        self._process = os.getpid()
+
+
+def open(path: str | os.PathLike[str]) -> TrajectoryFile:
+    """Open a file of trajectories in the layout of The Well; states stay there until they are asked for.
+
+    Args:
+        path: of the HDF5 file, in one to three space dimensions, with any number of fields.
+
+    Raises:
+        MissingFileError: where there is no such file, with the names in the folder that come near.
+        DataError: not HDF5, truncated, a group missing, no field, one time only, times unequally spaced,
+            fields of different shapes: what was found, what is expected, what to do.
+
+    Example:
+        >>> import tempfile, squall.data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = squall.data.write(f"{folder}/waves.hdf5", np.zeros((4, 11, 2, 8, 8)), dt=0.1)
+        ...     source = open(path)
+        ...     source.read([3, 0], start=5, stop=7).shape
+        torch.Size([2, 2, 2, 8, 8])
+    """
+    return TrajectoryFile(path)
+
+
+def _read_in_place(descriptor: int, offset: int, values: Any, rows: list[int], order: list[int]) -> None:
+    """Read windows straight to their places in `values`; each is one piece of the file.
+
+    h5py takes about six times as long for windows of two small states.
+    """
+    if values.size == 0:
+        return
+    buffer = memoryview(values.reshape(-1).view(np.uint8))
+    window_bytes = len(buffer) // values.shape[0]
+    state_bytes = window_bytes // values.shape[1]
+    for window in order:
+        rest = buffer[window * window_bytes : (window + 1) * window_bytes]
+        place = offset + rows[window] * state_bytes
+        while rest:
+            count = os.preadv(descriptor, [rest], place)
+            if count == 0:
+                raise OSError("the file ends before the states do")
+            rest, place = rest[count:], place + count
+
+
+def _read_through_hdf5(
+    dataset: Any, sample_varying: bool, values: np.ndarray, places: list[tuple[int, int]], order: list[int]
+) -> None:
+    """The same for what is packed in chunks or lies elsewhere."""
+    for window in order:
+        trajectory, start = places[window]
+        times = slice(start, start + values.shape[1])
+        values[window] = dataset[(trajectory, times) if sample_varying else times]
+
+
+def _spread(values: np.ndarray, field: StoredField, space: tuple[int, ...]) -> np.ndarray:
+    """Repeat along the space axes that do not vary, and put the components where channels are."""
+    stored = (points if varying else 1 for points, varying in zip(space, field.dim_varying, strict=True))
+    components = len(field.channels)
+    full = (*values.shape[:2], *space, components)
+    return np.moveaxis(np.broadcast_to(values.reshape(*values.shape[:2], *stored, components), full), -1, 2)
+
+
+def _check_file(path: Path, place: Path) -> None:
+    """Refuse what cannot be an HDF5 file, by its kind and first bytes."""
+    if place.is_dir():
+        found = sorted(str(p.relative_to(place)) for p in itertools.islice(place.rglob("*.h*5"), 100))
+        listed = f"; it holds {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else ""
+        raise DataError(f"{path}: this is a folder; name one HDF5 file{listed}")
+    if not place.exists():
+        raise MissingFileError(_missing(path, place))
+    with place.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        raise DataError(f"{path}: the file is empty (0 bytes); make or fetch it again")
+    if not h5py.is_hdf5(place):
+        raise DataError(
+            f"{path}: this is not an HDF5 file (it begins with {head!r}); "
+            "`squall.data.write` writes one from an array"
+        )
+
+
+def _missing(path: Path, place: Path) -> str:
+    folder = next(parent for parent in place.parents if parent.is_dir())
+    if folder != place.parent:
+        return f"{path}: there is no such file; of its path, {folder} is there and the rest is not"
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    data = [name for name in names if name.endswith((".hdf5", ".h5"))]
+    near = difflib.get_close_matches(place.name, names, n=3) or data[:3]
+    return f"{path}: there is no such file" + (f"; the folder has {', '.join(near)}" if near else "")
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).strip("'\"")
+    if "truncated" in reason or "ends before" in reason:
+        return f"{path}: the file is truncated ({reason}); make or fetch it again"
+    return f"{path}: the file cannot be read and may be damaged ({reason}); make or fetch it again"
+
+
+def _stamp(place: Path) -> tuple[int, int]:
+    status = place.stat()
+    return status.st_size, status.st_mtime_ns

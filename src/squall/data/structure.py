@@ -1,0 +1,287 @@
+"""Everything in a file of The Well's layout but the states: what fields lie where, axes, origin."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from squall.data.description import AXES, Description, equal_step
+from squall.data.errors import DataError
+
+FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
+"""Scalar, vector and matrix fields; the tensor order is the place in this list."""
+
+GROUPS = ("boundary_conditions", "scalars", *FIELD_GROUPS)
+"""The groups that a file of The Well has, even where they are empty."""
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """How one field lies in the file.
+
+    Attributes:
+        key: its path in the file.
+        dtype: of the numbers on the disk.
+        shape: of the whole.
+        order: 0 for a scalar field, 1 for a vector, 2 for a matrix.
+        sample_varying: whether each trajectory has its own.
+        dim_varying: for each space axis, whether the field varies along it.
+        offset: place of the first number in the file where all lie there in one piece, plainly; else `None`.
+        channels: names of its components.
+    """
+
+    key: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: int
+    sample_varying: bool
+    dim_varying: tuple[bool, ...]
+    offset: int | None
+    channels: tuple[str, ...]
+
+    @property
+    def block(self) -> tuple[int, ...]:
+        """Shape of what is stored for one trajectory and time."""
+        return self.shape[2 if self.sample_varying else 1 :]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a file holds: its fields that vary in time, the names of the others, and the rest."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stored: tuple[StoredField, ...]
+    constant_fields: tuple[str, ...]
+    description: Description
+    attributes: dict[str, Any]
+    cache_bytes: int
+
+
+def read_structure(file: Any) -> Structure:
+    """Read and check an open `h5py.File`, without its states.
+
+    Raises:
+        DataError: a group missing, no field, one time only, times unequally spaced, shapes that do not fit.
+    """
+    _check_groups(file)
+    dimensions = file["dimensions"]
+    axes = _space_axes(dimensions)
+    space = tuple(int(dimensions[axis].shape[-1]) for axis in axes)
+    times = np.atleast_2d(dimensions["time"][()])
+    if times.shape[1] < 2:
+        raise DataError("it has one time; at least two are needed to learn a step from")
+    stored, constant = _fields(file, axes)
+    batch = _trajectories(stored, file.attrs)
+    for field in stored:
+        _check_shape(field, batch, times.shape[1], space)
+    start, dt = _clock(times, dimensions["time"].attrs)
+    lattice = [_axis(dimensions[axis]) for axis in axes]
+    fields = tuple(itertools.chain.from_iterable(field.channels for field in stored))
+    number = np.result_type(np.float32, *(field.dtype for field in stored))
+    return Structure(
+        shape=(batch, times.shape[1], len(fields), *space),
+        dtype=torch.float64 if number == np.float64 else torch.float32,
+        stored=stored,
+        constant_fields=constant,
+        description=Description(
+            dt=dt,
+            fields=fields,
+            coordinates=tuple(points for points, _ in lattice),
+            spacing=tuple(step for _, step in lattice),
+            boundary=tuple(_boundary(file["boundary_conditions"], axis) for axis in axes),
+            name=str(_plain(file.attrs.get("dataset_name", "trajectories"))),
+            parameters=_parameters(file.attrs),
+            provenance=_provenance(file.attrs),
+            start=start,
+        ),
+        attributes={name: _plain(value) for name, value in file.attrs.items()},
+        cache_bytes=_cache_bytes(file, stored),
+    )
+
+
+def _check_groups(file: Any) -> None:
+    wanted = ("dimensions", *GROUPS)
+    missing = [group for group in wanted if not isinstance(file.get(group), h5py.Group)]
+    if missing:
+        found = ", ".join(list(file)[:8]) or "nothing"
+        raise DataError(
+            f"the group(s) {', '.join(missing)} are missing; found: {found}. The layout of The Well has "
+            f"{', '.join(wanted)}, also where they are empty: `squall.data.write` writes it"
+        )
+
+
+def _space_axes(dimensions: Any) -> tuple[str, ...]:
+    named = dimensions.attrs.get("spatial_dims")
+    axes = tuple(filter(dimensions.__contains__, AXES)) if named is None else tuple(map(str, _plain(named)))
+    if not 1 <= len(axes) <= 3:
+        raise DataError(f"dimensions@spatial_dims names {len(axes)} space axes {axes}; expected one to three")
+    missing = [name for name in ("time", *axes) if name not in dimensions]
+    if missing:
+        raise DataError(
+            f"the axes {', '.join(missing)} are missing in the group dimensions; found: {list(dimensions)}"
+        )
+    return axes
+
+
+def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], tuple[str, ...]]:
+    """The fields that vary in time, and the names of the others."""
+    stored: list[StoredField] = []
+    constant: list[str] = []
+    for order, group in enumerate(FIELD_GROUPS):
+        for name in map(str, _plain(file[group].attrs.get("field_names", list(file[group])))):
+            if name not in file[group]:
+                raise DataError(f"the field '{name}' is named in {group}@field_names but is not there")
+            if file[group][name].attrs.get("time_varying", True):
+                stored.append(_stored_field(file, f"{group}/{name}", order, axes))
+            else:
+                constant.append(name)
+    if not stored:
+        only = f" (constant ones: {', '.join(constant)})" if constant else ""
+        raise DataError(
+            f"there is no field that varies in time in {', '.join(FIELD_GROUPS)}{only}; a trajectory needs "
+            "at least one: `squall.data.write` writes a file from an array"
+        )
+    return tuple(stored), tuple(constant)
+
+
+def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> StoredField:
+    dataset = file[key]
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8:
+        raise DataError(f"the field '{key}' holds {dataset.dtype}; expected floats of up to 64 bits")
+    varying = tuple(map(bool, dataset.attrs.get("dim_varying", [True] * len(axes))))
+    if len(varying) != len(axes):
+        raise DataError(f"the field '{key}' has {len(varying)} dim_varying for {len(axes)} space axes {axes}")
+    name = key.rpartition("/")[2]
+    parts = map("".join, itertools.product(axes, repeat=order))
+    return StoredField(
+        key=key,
+        dtype=dataset.dtype,
+        shape=tuple(dataset.shape),
+        order=order,
+        sample_varying=bool(dataset.attrs.get("sample_varying", True)),
+        dim_varying=varying,
+        offset=dataset.id.get_offset() if _in_one_piece(dataset) else None,
+        channels=tuple(f"{name}_{part}" if part else name for part in parts),
+    )
+
+
+def _in_one_piece(dataset: Any) -> bool:
+    """Whether the numbers lie in the file one after the other, neither packed nor elsewhere."""
+    elsewhere = dataset.is_virtual or dataset.external is not None or dataset.file.userblock_size > 0
+    return dataset.chunks is None and not elsewhere and dataset.id.get_storage_size() > 0
+
+
+def _trajectories(stored: tuple[StoredField, ...], attributes: Any) -> int:
+    found = {field.key: field.shape[0] for field in stored if field.sample_varying}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"'{key}' {count}" for key, count in found.items())
+        raise DataError(f"the fields differ in the number of trajectories: {listed}")
+    batch = next(iter(found.values())) if found else int(attributes.get("n_trajectories", 1))
+    if batch < 1:
+        raise DataError("it has no trajectory")
+    return batch
+
+
+def _check_shape(field: StoredField, batch: int, times: int, space: tuple[int, ...]) -> None:
+    # The Well's own readers differ: one expects an axis that does not vary to be dropped, one to have length 1.
+    axes = list(zip(space, field.dim_varying, strict=True))
+    leading = (batch, times) if field.sample_varying else (times,)
+    dropped, kept = (
+        (*leading, *points, *(len(space),) * field.order)
+        for points in (
+            (points for points, varying in axes if varying),
+            (points if varying else 1 for points, varying in axes),
+        )
+    )
+    if field.shape not in (dropped, kept):
+        raise DataError(
+            f"the field '{field.key}' has the shape {field.shape}; by the axes in dimensions and its "
+            f"attributes sample_varying, time_varying and dim_varying it should have {dropped}"
+        )
+
+
+def _clock(times: np.ndarray, attributes: Any) -> tuple[float, float]:
+    """Time of the first state and the step; `times` has one row, or one per trajectory."""
+    if "step" in attributes:
+        step = float(attributes["step"])
+        if step <= 0 or not all(_explains(row, float(row[0]), step) for row in times):
+            raise DataError(
+                f"the times do not fit the step {step:g} in the attribute dimensions/time@step: correct the "
+                "one or remove the other"
+            )
+        return float(attributes.get("start", times[0, 0])), step
+    steps = [step for step in map(equal_step, times) if step is not None and step > 0]
+    if len(steps) < len(times) or max(steps) - min(steps) > 1e-3 * min(steps):
+        gaps = np.diff(times.astype(np.float64), axis=1)
+        raise DataError(
+            f"the times are not equally spaced: neighbours are {gaps.min():g} to {gaps.max():g} apart. One "
+            "step of fixed size is learned: interpolate the states to equal times, or cut the file where the "
+            "step changes"
+        )
+    return float(times[0, 0]), steps[0]
+
+
+def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
+    """Points and spacing of a space axis; of the first trajectory where each has its own."""
+    points = np.atleast_2d(dataset[()])[0]
+    if "step" in dataset.attrs and "start" in dataset.attrs:
+        start, step = float(dataset.attrs["start"]), float(dataset.attrs["step"])
+        if _explains(points, start, step):
+            return start + step * np.arange(len(points)), step
+    return points.astype(np.float64), equal_step(points)
+
+
+def _explains(points: np.ndarray, start: float, step: float) -> bool:
+    """Whether the points are start + i·step, to the rounding of float32."""
+    line = start + step * np.arange(len(points))
+    tolerance = 4 * float(np.finfo(np.float32).eps) * max(abs(line[0]), abs(line[-1]))
+    return bool(np.abs(points.astype(np.float64) - line).max() <= tolerance)
+
+
+def _boundary(conditions: Any, axis: str) -> str:
+    """As The Well reads it: an end of which nothing is said is open."""
+    ends = ["open", "open"]
+    for condition in conditions.values():
+        touched = [str(name) for name in _plain(condition.attrs.get("associated_dims", []))]
+        if axis not in touched or "bc_type" not in condition.attrs or "mask" not in condition:
+            continue
+        mask = np.moveaxis(condition["mask"][()], touched.index(axis), 0)
+        for end, place in enumerate((0, -1)):
+            if mask[place].any():
+                ends[end] = str(_plain(condition.attrs["bc_type"])).lower()
+    return ends[0] if ends[0] == ends[1] else "mixed"
+
+
+def _parameters(attributes: Any) -> dict[str, float | str]:
+    names = map(str, _plain(attributes.get("simulation_parameters", [])))
+    values = {name: _plain(attributes[name]) for name in names if name in attributes}
+    return {name: float(v) if isinstance(v, int | float) else str(v) for name, v in values.items()}
+
+
+def _provenance(attributes: Any) -> dict[str, Any]:
+    text = _plain(attributes.get("provenance", "{}"))
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        found = text
+    return found if isinstance(found, dict) else {"provenance": found}
+
+
+def _cache_bytes(file: Any, stored: tuple[StoredField, ...]) -> int:
+    """Room for two chunks: HDF5 unpacks a chunk anew at every read where it does not fit into its cache."""
+    chunks = (np.prod(file[field.key].chunks or 0) * field.dtype.itemsize for field in stored)
+    return max(2**20, 2 * int(max(chunks)))
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as Python's own text, number or list."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,367 @@
+"""Writes trajectories as an HDF5 file in the layout of The Well, whole or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Unpack
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from squall.data.description import AXES, About, Description, describe
+from squall.data.errors import DataError, NonFinite
+from squall.data.source import CHUNK_BYTES, as_states
+
+STRUCTURE_BYTES = 2**20
+"""Room reserved for everything in a file that is not states."""
+
+
+def write(
+    path: str | os.PathLike[str],
+    states: Tensor | np.ndarray,
+    *,
+    dt: float,
+    fields: Sequence[str] | str | None = None,
+    lengths: float | Sequence[float] | None = None,
+    coordinates: Sequence[Any] | np.ndarray | None = None,
+    boundary: str | Sequence[str] = "periodic",
+    name: str = "trajectories",
+    parameters: Mapping[str, float | str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write trajectories u[batch, time, channel, *space] as an HDF5 file in the layout of The Well.
+
+    The file is written beside its place under a name of its own and then put there, so that it is either
+    whole or not there, and an existing file is never touched. The numbers are kept bit for bit.
+
+    Args:
+        path: of the new file; its folder is made where there is none. The Well reads `*.hdf5` and `*.h5`.
+        states: (batch, time, channel, *space), float32 or float64, in one to three space dimensions.
+        dt: time between two states, in the unit of the simulation.
+        fields: a name per channel; `None`: "u", or "u0", "u1", ...
+        lengths: of the domain, one number for all axes or one per axis; 1 where nothing is said.
+        coordinates: the points of each axis instead of `lengths`.
+        boundary: "periodic", "wall" or "open", for all axes or one per axis.
+        name: name of the data set.
+        parameters: numbers and words by name, such as the coefficients of the equation.
+        provenance: anything that JSON can hold: version, seed, protocol.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        DataError: NaN or infinity (where, how many), one time only, wrong rank, an argument that is wrong.
+        FileExistsError: where there is such a file already.
+        OSError: where the disk is full or the folder cannot be written to; nothing is left behind.
+
+    Example:
+        >>> import tempfile, squall.data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write(f"{folder}/waves.hdf5", np.zeros((4, 11, 1, 50)), dt=0.1, lengths=10.0)
+        ...     squall.data.open(path)
+        TrajectoryFile('trajectories', shape=(4, 11, 1, 50), fields=('u',), dt=0.1)
+    """
+    tensor = as_states(states)
+    about = describe(
+        tensor.shape,
+        dt=dt,
+        fields=fields,
+        lengths=lengths,
+        coordinates=coordinates,
+        boundary=boundary,
+        name=name,
+        parameters=parameters,
+        provenance=provenance,
+    )
+    _refuse_existing(Path(path))
+    pieces = _pieces(tensor)
+    found = NonFinite(about.fields)
+    for chosen in pieces:
+        found.look(tensor[chosen.start : chosen.stop], chosen, [0] * len(chosen))
+    found.refuse("states", "Remove these trajectories, or stop them earlier.")
+    with _writer(Path(path), tuple(tensor.shape), tensor.dtype, about) as writer:
+        for chosen in pieces:
+            writer._put(tensor[chosen.start : chosen.stop])
+    return Path(path)
+
+
+@contextlib.contextmanager
+def create(
+    path: str | os.PathLike[str],
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float64,
+    **about: Unpack[About],
+) -> "Iterator[Writer]":
+    """Write a file piece by piece, for data that do not fit into memory.
+
+    The file appears when the block ends and all `shape[0]` trajectories were appended; an error in the block
+    leaves nothing behind. Room on the disk is reserved before the first trajectory is computed.
+
+    Args:
+        path: of the new file.
+        shape: of the whole, (batch, time, channel, *space).
+        dtype: float32 or float64.
+        about: `dt` and the other arguments of `write`.
+
+    Yields:
+        A `Writer`, whose `append` takes some trajectories at a time.
+
+    Raises:
+        DataError, FileExistsError, OSError: as `write` does; and where trajectories are missing at the end.
+
+    Example:
+        >>> import tempfile, squall.data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with create(f"{folder}/large.hdf5", (6, 11, 1, 50), dt=0.1) as file:
+        ...         for _ in range(3):
+        ...             file.append(torch.rand(2, 11, 1, 50, dtype=torch.float64))
+        ...     squall.data.open(f"{folder}/large.hdf5").trajectories
+        6
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise DataError(f"dtype: got {dtype}; allowed are torch.float32 and torch.float64")
+    description = describe(shape, **about)
+    with _writer(Path(path), tuple(shape), dtype, description) as writer:
+        yield writer
+
+
+class Writer:
+    """Takes trajectories one batch after the other; `create` makes it."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        about: Description,
+        offsets: list[int],
+    ) -> None:
+        self.path = path
+        self.shape = shape
+        self.written = 0
+        self._dtype = dtype
+        self._file = file
+        self._fields = about.fields
+        self._offsets = offsets
+
+    def append(self, states: Tensor | np.ndarray) -> None:
+        """Write the next trajectories (batch, time, channel, *space).
+
+        Raises:
+            DataError: where shape or type differ from what was announced, or values are not finite.
+            OSError: where the disk is full.
+        """
+        tensor = as_states(states)
+        if tensor.shape[1:] != self.shape[1:] or tensor.dtype != self._dtype:
+            raise DataError(
+                f"append: got {tensor.dtype} of shape {tuple(tensor.shape)}; announced was {self._dtype} of "
+                f"shape (batch, {', '.join(map(str, self.shape[1:]))})"
+            )
+        if self.written + len(tensor) > self.shape[0]:
+            raise DataError(
+                f"append: got {len(tensor)} trajectories after {self.written}; announced were {self.shape[0]}"
+            )
+        numbers = range(self.written, self.written + len(tensor))
+        found = NonFinite(self._fields)
+        found.look(tensor, numbers, [0] * len(tensor))
+        found.refuse("append", "Remove these trajectories, or stop them earlier.")
+        self._put(tensor)
+
+    def _put(self, states: Tensor) -> None:
+        numbers = states.cpu().numpy()
+        trajectory_bytes = numbers[:1, :, 0].nbytes
+        with _explained(self.path):
+            for channel, offset in enumerate(self._offsets):
+                self._file.seek(offset + self.written * trajectory_bytes)
+                _write_all(self._file, np.ascontiguousarray(numbers[:, :, channel]))
+        self.written += len(states)
+
+    def _finish(self) -> None:
+        if self.written != self.shape[0]:
+            raise DataError(
+                f"{self.path}: {self.written} of the {self.shape[0]} trajectories announced were written; "
+                "append the rest before the block ends, or announce fewer. Nothing was kept"
+            )
+        with _explained(self.path):
+            os.fsync(self._file.fileno())
+
+
+@contextlib.contextmanager
+def _writer(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description) -> Iterator[Writer]:
+    """A writer into a temporary file, which takes its place when all went well and is removed otherwise."""
+    _refuse_existing(path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    data_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    try:
+        # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
+        # give its room back, once the disk was full.
+        with _explained(path):
+            with temporary.open("xb") as file:
+                _reserve(file, data_bytes + STRUCTURE_BYTES)
+            offsets = _lay_out(temporary, shape, dtype, about)
+        with temporary.open("r+b", buffering=0) as raw:
+            with _explained(path):
+                _reserve(raw, temporary.stat().st_size)
+            writer = Writer(raw, path, shape, dtype, about, offsets)
+            yield writer
+            writer._finish()
+        with _explained(path):
+            _publish(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description) -> list[int]:
+    """Write everything but the states; returns where in the file the states of each channel begin."""
+    batch, times, _, *space = shape
+    axes = AXES[: len(space)]
+    with h5py.File(path, "w") as file:
+        file.attrs["dataset_name"] = about.name
+        file.attrs["grid_type"] = "cartesian"
+        file.attrs["n_spatial_dims"] = len(space)
+        file.attrs["n_trajectories"] = batch
+        file.attrs["simulation_parameters"] = _words(about.parameters)
+        for name, value in about.parameters.items():
+            file.attrs[name] = value
+        file.attrs["provenance"] = json.dumps(about.provenance)
+
+        dimensions = file.create_group("dimensions")
+        dimensions.attrs["spatial_dims"] = _words(axes)
+        _axis(dimensions, "time", about.start + about.dt * np.arange(times), about.dt)
+        for axis, points, spacing in zip(axes, about.coordinates, about.spacing, strict=True):
+            _axis(dimensions, axis, points, spacing)
+
+        conditions = file.create_group("boundary_conditions")
+        for axis, points, kind in zip(axes, space, about.boundary, strict=True):
+            _boundary(conditions, axis, points, kind)
+
+        for group in ("scalars", "t0_fields", "t1_fields", "t2_fields"):
+            file.create_group(group).attrs["field_names"] = _words(
+                about.fields if group == "t0_fields" else ()
+            )
+        kind = np.dtype(str(dtype).removeprefix("torch."))
+        return [_field(file["t0_fields"], name, (batch, times, *space), kind) for name in about.fields]
+
+
+def _axis(group: Any, name: str, points: np.ndarray, step: float | None) -> None:
+    """The layout keeps axes in float32, which blurs the step: it stands beside, exactly."""
+    axis = group.create_dataset(name, data=points.astype(np.float32))
+    axis.attrs["sample_varying"] = False
+    axis.attrs["time_varying"] = False
+    if step is not None:
+        axis.attrs["step"] = step
+        axis.attrs["start"] = float(points[0])
+
+
+def _boundary(group: Any, axis: str, points: int, kind: str) -> None:
+    condition = group.create_group(f"{axis}_{kind}")
+    condition.attrs["associated_dims"] = _words([axis])
+    condition.attrs["associated_fields"] = _words([])
+    condition.attrs["bc_type"] = kind.upper()
+    condition.attrs["sample_varying"] = False
+    condition.attrs["time_varying"] = False
+    mask = np.zeros(points, dtype=bool)
+    mask[[0, -1]] = True
+    condition["mask"] = mask
+
+
+def _field(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """An empty data set in one piece; returns its place in the file."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    dataset = group.create_dataset(name, shape, dtype, dcpl=properties)
+    dataset.attrs["dim_varying"] = np.ones(len(shape) - 2, dtype=bool)
+    dataset.attrs["sample_varying"] = True
+    dataset.attrs["time_varying"] = True
+    return dataset.id.get_offset()
+
+
+def _words(words: Any) -> np.ndarray:
+    """Words as HDF5 text; an empty list keeps its type."""
+    return np.array(list(words), dtype=h5py.string_dtype())
+
+
+def _pieces(states: Tensor) -> list[range]:
+    """Trajectories to copy at a time."""
+    together = max(1, CHUNK_BYTES // max(1, states[0].numel() * states.element_size()))
+    return [range(first, min(first + together, len(states))) for first in range(0, len(states), together)]
+
+
+def _write_all(file: BinaryIO, numbers: Any) -> None:
+    rest = memoryview(numbers.reshape(-1).view(np.uint8))
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Take the room on the disk now, so that a full disk is known before anything is computed."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the finished file its name, never that of another file."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        _refuse_existing(path)
+        temporary.replace(path)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(
+            errno.EEXIST, "it exists and is never overwritten; choose another name or remove it", str(path)
+        )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the system name the file that was wanted, and say that nothing is left of it."""
+    try:
+        yield
+    except FileExistsError as error:
+        if error.filename == str(path):
+            raise
+        _refuse_existing(path)
+        raise _not_written(path, error) from error
+    except (OSError, RuntimeError) as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: Exception) -> OSError:
+    code = (error.errno if isinstance(error, OSError) else None) or errno.EIO
+    if code == errno.EEXIST:  # mkdir, where the folder's name is that of a file
+        code = errno.ENOTDIR
+    reason = str(error) if code == errno.EIO else os.strerror(code)
+    advice = {
+        errno.ENOSPC: "make room or choose another disk",
+        errno.EDQUOT: "make room within your quota or choose another disk",
+        errno.EFBIG: "the file is larger than this file system or the limit of this process allows",
+        errno.EACCES: "choose a folder that you may write to",
+        errno.EPERM: "choose a folder that you may write to",
+        errno.EROFS: "choose a disk that can be written to",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+    }.get(code, "choose another place")
+    return OSError(code, f"cannot write ({reason}); {advice}. Nothing was kept", str(path))
