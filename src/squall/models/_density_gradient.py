@@ -91,7 +91,9 @@ class _DensityGradient(torch.autograd.Function):
         directions = tuple(
             torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True)
         )
-        return torch.func.jvp(density_gradient, inputs, directions)[1], None, None, None
+        out, transpose = torch.func.vjp(density_gradient, *inputs)
+        _, derivative = torch.func.vjp(transpose, torch.zeros_like(out))  # forward mode does not nest; this does
+        return derivative(directions)[0], None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, Any]:
