@@ -1,0 +1,16 @@
+"""Physical systems: each has an equation, an energy, random first states, and a scheme that keeps what it conserves."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from squall.systems.base import System
+from squall.systems.cahn_hilliard import CahnHilliard
+from squall.systems.implicit import ConvergenceError
+from squall.systems.korteweg_de_vries import KortewegDeVries
+
+SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
+    {system.name: system for system in (CahnHilliard, KortewegDeVries)}
+)
+"""All systems by name."""
+
+__all__ = ["SYSTEMS", "CahnHilliard", "ConvergenceError", "KortewegDeVries", "System"]
