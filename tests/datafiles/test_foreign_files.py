@@ -17,18 +17,14 @@ def empty_file(path, space, times, batch=3):
     """The skeleton that The Well's files have, with no field yet."""
     file = h5py.File(path, "w")
     axes = ["x", "y", "z"][: len(space)]
-    file.attrs.update(
-        dataset_name="foreign", grid_type="cartesian", n_spatial_dims=len(space), n_trajectories=batch
-    )
+    file.attrs.update(dataset_name="foreign", grid_type="cartesian", n_spatial_dims=len(space), n_trajectories=batch)
     dimensions = file.create_group("dimensions")
     dimensions.attrs["spatial_dims"] = axes
     dimensions["time"] = times
     for axis, points in zip(axes, space, strict=True):
         dimensions[axis] = np.linspace(0, 1, points, endpoint=False, dtype=np.float32)
     for name in dimensions:
-        dimensions[name].attrs.update(
-            sample_varying=np.ndim(times) == 2 and name == "time", time_varying=False
-        )
+        dimensions[name].attrs.update(sample_varying=np.ndim(times) == 2 and name == "time", time_varying=False)
     for group in ("boundary_conditions", "scalars", "t0_fields", "t1_fields", "t2_fields"):
         file.create_group(group).attrs["field_names"] = np.array([], dtype=h5py.string_dtype())
     return file
@@ -89,7 +85,7 @@ def test_every_kind_of_field_is_read(everything):
 @pytest.mark.parametrize("everything", ["length 1"], indirect=True)
 def test_the_well_agrees_on_every_kind_of_field(everything):
     the_well = pytest.importorskip("the_well.data")
-    path, full = everything
+    path, _ = everything
     dataset = the_well.WellDataset(path=str(path.parent))
     names = [
         *dataset.metadata.field_names[0],
@@ -119,7 +115,7 @@ def test_big_endian_and_half_precision_become_native(tmp_path):
 @pytest.mark.parametrize("dt", [1e-4, 1e-3, 0.25, 0.3, 7.0, 1 / 3])
 @pytest.mark.parametrize("way", ["rounded", "multiplied", "linspace"])
 def test_step_is_found_in_times_of_single_precision(tmp_path, dt, way):
-    """1e-4 is not a number of float32, and neither are its multiples: round steps come back exactly all the same."""
+    """1e-4 is not a number of float32: round steps come back exactly all the same."""
     count = 501
     times = {
         "rounded": (dt * np.arange(count)).astype(np.float32),

@@ -35,9 +35,7 @@ def test_states_that_do_not_lie_in_order_in_memory_are_written_in_order(tmp_path
     again = squall.data.open(squall.data.write(tmp_path / "b", strided, dt=1.0)).read()
     assert torch.equal(again, strided.detach())
     swapped = numbers.astype(">f8")
-    assert np.array_equal(
-        squall.data.open(squall.data.write(tmp_path / "c", swapped, dt=1.0)).read(), numbers
-    )
+    assert np.array_equal(squall.data.open(squall.data.write(tmp_path / "c", swapped, dt=1.0)).read(), numbers)
 
 
 def test_description_comes_back_exactly(tmp_path):
@@ -72,9 +70,7 @@ def test_description_comes_back_exactly(tmp_path):
 def test_unequal_coordinates_have_no_spacing(tmp_path):
     points = np.cos(np.pi * np.arange(8) / 7)[::-1].copy()
     source = squall.data.open(
-        squall.data.write(
-            tmp_path / "a", trajectories(1, 2, 1, 8), dt=1.0, coordinates=points, boundary="wall"
-        )
+        squall.data.write(tmp_path / "a", trajectories(1, 2, 1, 8), dt=1.0, coordinates=points, boundary="wall")
     )
     assert source.spacing == (None,)
     assert np.allclose(source.coordinates[0], points, atol=1e-7)

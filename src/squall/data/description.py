@@ -35,7 +35,7 @@ class About(TypedDict, total=False):
     coordinates: Sequence[Any] | np.ndarray | None
     boundary: str | Sequence[str]
     name: str
-    parameters: Mapping[str, float | str] | None
+    parameters: Mapping[str, Any] | None
     provenance: Mapping[str, Any] | None
 
 
@@ -75,7 +75,7 @@ def describe(
     coordinates: Sequence[Any] | np.ndarray | None = None,
     boundary: str | Sequence[str] = "periodic",
     name: str = "trajectories",
-    parameters: Mapping[str, float | str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Description:
     """Check what is said about states of `shape` (batch, time, channel, *space), and fill in the rest.
@@ -108,13 +108,9 @@ def describe(
     ends = _per_axis(boundary, len(space), "boundary")
     for end in ends:
         if end not in BOUNDARIES:
-            raise DataError(
-                f"boundary: got {end!r}; allowed: {', '.join(BOUNDARIES)}, for all axes or one per axis"
-            )
+            raise DataError(f"boundary: got {end!r}; allowed: {', '.join(BOUNDARIES)}, for all axes or one per axis")
     if coordinates is None:
-        points, spacing = _lattice(
-            space, _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends
-        )
+        points, spacing = _lattice(space, _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends)
     elif lengths is None:
         points, spacing = _given(space, coordinates)
     else:
@@ -168,9 +164,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
             "to three space axes: add the missing ones, as by states[:, :, None] for a single channel"
         )
     if shape[1] < 2:
-        raise DataError(
-            f"states: got shape {shape}, {shape[1]} time(s); at least two are needed to learn a step from"
-        )
+        raise DataError(f"states: got shape {shape}, {shape[1]} time(s); at least two are needed to learn a step from")
     if min(shape) < 1:
         raise DataError(f"states: got shape {shape}; no axis may be empty")
 
@@ -179,9 +173,7 @@ def _per_axis(value: Any, axes: int, argument: str) -> tuple[Any, ...]:
     if isinstance(value, str) or np.ndim(value) == 0:
         return (value,) * axes
     if len(value) != axes:
-        raise DataError(
-            f"{argument}: got {len(value)} for {axes} space axes; give one for all, or one per axis"
-        )
+        raise DataError(f"{argument}: got {len(value)} for {axes} space axes; give one for all, or one per axis")
     return tuple(value)
 
 
@@ -190,9 +182,7 @@ def _lattice(
 ) -> tuple[tuple[np.ndarray, ...], tuple[float | None, ...]]:
     if not all(math.isfinite(length) and length > 0 for length in lengths):
         raise DataError(f"lengths: got {lengths}; each has to be a positive number")
-    gaps = [
-        points if end == "periodic" else max(points - 1, 1) for points, end in zip(space, ends, strict=True)
-    ]
+    gaps = [points if end == "periodic" else max(points - 1, 1) for points, end in zip(space, ends, strict=True)]
     spacing = tuple(float(length) / gap for length, gap in zip(lengths, gaps, strict=True))
     return tuple(np.arange(points) * step for points, step in zip(space, spacing, strict=True)), spacing
 
@@ -206,9 +196,7 @@ def _given(
     expected = tuple((length,) for length in space)
     found = tuple(axis.shape for axis in points)
     if found != expected:
-        raise DataError(
-            f"coordinates: got arrays of shapes {found}; the states need {expected}, one array per axis"
-        )
+        raise DataError(f"coordinates: got arrays of shapes {found}; the states need {expected}, one array per axis")
     for name, axis in zip(AXES, points, strict=False):
         steps = np.diff(axis)
         if not np.isfinite(axis).all() or not ((steps > 0).all() or (steps < 0).all()):
@@ -221,25 +209,19 @@ def _names(fields: Sequence[str] | str | None, channels: int) -> tuple[str, ...]
         return ("u",) if channels == 1 else tuple(f"u{channel}" for channel in range(channels))
     names = (fields,) if isinstance(fields, str) else tuple(fields)
     if len(names) != channels:
-        raise DataError(
-            f"fields: got {len(names)} names {names} for {channels} channels; give one per channel"
-        )
-    if len(set(names)) != channels or not all(
-        isinstance(n, str) and n.strip(".") and "/" not in n for n in names
-    ):
+        raise DataError(f"fields: got {len(names)} names {names} for {channels} channels; give one per channel")
+    if len(set(names)) != channels or not all(isinstance(n, str) and n.strip(".") and "/" not in n for n in names):
         raise DataError(f"fields: got {names}; the names have to be different, not empty, and without '/'")
     return names
 
 
-def _parameters(parameters: Mapping[str, float | str]) -> dict[str, float | str]:
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, float | str]:
     checked: dict[str, float | str] = {}
     for name, value in parameters.items():
         if name in ROOT_ATTRIBUTES:
             raise DataError(f"parameters: the name {name!r} is taken by the file layout; choose another")
         if not isinstance(value, str | int | float | np.integer | np.floating):
-            raise DataError(
-                f"parameters: {name} is {value!r}; allowed are numbers and text, the rest is provenance"
-            )
+            raise DataError(f"parameters: {name} is {value!r}; allowed are numbers and text, the rest is provenance")
         checked[str(name)] = value if isinstance(value, str) else float(value)
     return checked
 
@@ -248,6 +230,4 @@ def _provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(provenance)))
     except TypeError as error:
-        raise DataError(
-            f"provenance: {error}; it is kept as JSON: numbers, text, lists and dicts of them"
-        ) from None
+        raise DataError(f"provenance: {error}; it is kept as JSON: numbers, text, lists and dicts of them") from None

@@ -36,9 +36,7 @@ class Normalization:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if len(self.mean) != len(self.std) or not self.mean:
-            raise DataError(
-                f"normalization: {len(self.mean)} means and {len(self.std)} stds; one of each per channel"
-            )
+            raise DataError(f"normalization: {len(self.mean)} means and {len(self.std)} stds; one of each per channel")
         if not all(abs(value) < float("inf") for value in self.mean + self.std) or min(self.std) <= 0:
             raise DataError(f"normalization: mean {self.mean}, std {self.std}; both finite, std positive")
 
@@ -55,9 +53,7 @@ class Normalization:
             DataError: where there is no trajectory, or the states are not finite.
         """
         if source.trajectories == 0:
-            raise DataError(
-                "normalization: there is no trajectory to fit it to; fit it to the training split"
-            )
+            raise DataError("normalization: there is no trajectory to fit it to; fit it to the training split")
         count = 0
         mean = squares = torch.zeros(source.channels, dtype=torch.float64)
         low, high = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
@@ -66,11 +62,7 @@ class Normalization:
             size = values.shape[1]
             piece = values.mean(1)
             shift = piece - mean
-            squares = (
-                squares
-                + (values - piece[:, None]).square().sum(1)
-                + shift**2 * (count * size / (count + size))
-            )
+            squares = squares + (values - piece[:, None]).square().sum(1) + shift**2 * (count * size / (count + size))
             mean = mean + shift * (size / (count + size))
             count += size
             low, high = torch.minimum(low, values.amin(1)), torch.maximum(high, values.amax(1))
@@ -127,9 +119,7 @@ class Normalization:
 
 
 @functools.lru_cache(maxsize=64)
-def _along(
-    values: tuple[float, ...], ndim: int, axis: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _along(values: tuple[float, ...], ndim: int, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The values as a tensor that broadcasts along one axis; kept, because a copy to a GPU waits for it."""
     # A tensor made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False):

@@ -16,6 +16,18 @@ from squall.data.errors import DataError, MissingFileError, NonFinite
 from squall.data.source import Source
 from squall.data.structure import StoredField, read_structure
 
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What HDF5 and NumPy raise where the structure of a file is scrambled."""
+
 
 class TrajectoryFile(Source):
     """A file of trajectories in the layout of The Well; `open` makes it.
@@ -45,7 +57,7 @@ class TrajectoryFile(Source):
                 self._structure = read_structure(file)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
-        except (OSError, KeyError, TypeError, RuntimeError, UnicodeDecodeError) as error:
+        except DAMAGE as error:
             raise DataError(_damaged(self.path, error)) from error
 
     @property
@@ -114,20 +126,18 @@ class TrajectoryFile(Source):
         return states
 
     def _states(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
-        self._open()
         number = np.dtype(str(self.dtype).removeprefix("torch."))
         stored = self._structure.stored
         try:
+            self._open()
             parts = [self._read(field, trajectories.numpy(), starts.numpy(), length) for field in stored]
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, LookupError, RuntimeError) as error:
             raise DataError(_damaged(self.path, error)) from error
         if len(parts) == 1:
-            return torch.from_numpy(np.ascontiguousarray(parts[0], dtype=number))
+            return torch.from_numpy(np.require(parts[0], number, ["C", "W"]))
         return torch.from_numpy(np.concatenate(parts, axis=2, dtype=number, casting="same_kind"))
 
-    def _read(
-        self, field: StoredField, trajectories: np.ndarray, starts: np.ndarray, length: int
-    ) -> np.ndarray:
+    def _read(self, field: StoredField, trajectories: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
         """Windows of one field (window, length, component, *space)."""
         values = np.empty((len(trajectories), length, *field.block), dtype=field.dtype)
         if not field.sample_varying:
@@ -214,8 +224,10 @@ def _spread(values: np.ndarray, field: StoredField, space: tuple[int, ...]) -> n
     """Repeat along the space axes that do not vary, and put the components where channels are."""
     stored = (points if varying else 1 for points, varying in zip(space, field.dim_varying, strict=True))
     components = len(field.channels)
-    full = (*values.shape[:2], *space, components)
-    return np.moveaxis(np.broadcast_to(values.reshape(*values.shape[:2], *stored, components), full), -1, 2)
+    values = values.reshape(*values.shape[:2], *stored, components)
+    if not all(field.dim_varying):
+        values = np.broadcast_to(values, (*values.shape[:2], *space, components))
+    return np.moveaxis(values, -1, 2)
 
 
 def _check_file(path: Path, place: Path) -> None:
@@ -232,8 +244,7 @@ def _check_file(path: Path, place: Path) -> None:
         raise DataError(f"{path}: the file is empty (0 bytes); make or fetch it again")
     if not h5py.is_hdf5(place):
         raise DataError(
-            f"{path}: this is not an HDF5 file (it begins with {head!r}); "
-            "`squall.data.write` writes one from an array"
+            f"{path}: this is not an HDF5 file (it begins with {head!r}); `squall.data.write` writes one from an array"
         )
 
 

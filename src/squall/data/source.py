@@ -15,7 +15,7 @@ from squall.data.errors import DataError, NonFinite
 Indices = Tensor | np.ndarray | Sequence[int]
 """Whole numbers that choose trajectories or times: a list, a range, an array or a tensor."""
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 
 
 class Source(abc.ABC):
@@ -68,18 +68,14 @@ class Source(abc.ABC):
         check_range(begin, self.shape[1] - length + 1, "starts")
         return self._gather(chosen, begin, length)
 
-    def read(
-        self, trajectories: Indices | None = None, start: int = 0, stop: int | None = None
-    ) -> Trajectories:
+    def read(self, trajectories: Indices | None = None, start: int = 0, stop: int | None = None) -> Trajectories:
         """States at the times start ... stop − 1 of some trajectories (all of them where `None`).
 
         Raises:
             IndexError: where trajectories or times are beyond the data.
             DataError: where the states read are not finite or the file is damaged.
         """
-        chosen = as_indices(
-            range(self.trajectories) if trajectories is None else trajectories, "trajectories"
-        )
+        chosen = as_indices(range(self.trajectories) if trajectories is None else trajectories, "trajectories")
         stop = self.shape[1] if stop is None else stop
         return self.windows(chosen, torch.full_like(chosen, start), stop - start)
 
@@ -164,9 +160,7 @@ class Source(abc.ABC):
         return self.description.provenance
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.name!r}, shape={self.shape}, fields={self.fields}, dt={self.dt:g})"
-        )
+        return f"{type(self).__name__}({self.name!r}, shape={self.shape}, fields={self.fields}, dt={self.dt:g})"
 
 
 class InMemory(Source):
@@ -334,9 +328,7 @@ def as_indices(indices: Indices, argument: str) -> Tensor:
     if tensor.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
-        raise IndexError(
-            f"{argument}: got {tensor.dtype} of shape {tuple(tensor.shape)}; give a list of whole numbers"
-        )
+        raise IndexError(f"{argument}: got {tensor.dtype} of shape {tuple(tensor.shape)}; give a list of whole numbers")
     return tensor.to(torch.int64)
 
 
@@ -352,10 +344,8 @@ def check_range(indices: Tensor, size: int, argument: str) -> None:
 def _count(share: int | float, total: int, argument: str) -> int:
     if isinstance(share, float) and 0 < share < 1:
         return max(1, round(share * total))
-    if share != share or share < 0 or share != int(share):
-        raise DataError(
-            f"{argument}: got {share}; give a number of trajectories, or a fraction between 0 and 1"
-        )
+    if not (share >= 0 and share % 1 == 0):
+        raise DataError(f"{argument}: got {share}; give a number of trajectories, or a fraction between 0 and 1")
     return int(share)
 
 

@@ -122,9 +122,7 @@ def _space_axes(dimensions: Any) -> tuple[str, ...]:
         raise DataError(f"dimensions@spatial_dims names {len(axes)} space axes {axes}; expected one to three")
     missing = [name for name in ("time", *axes) if name not in dimensions]
     if missing:
-        raise DataError(
-            f"the axes {', '.join(missing)} are missing in the group dimensions; found: {list(dimensions)}"
-        )
+        raise DataError(f"the axes {', '.join(missing)} are missing in the group dimensions; found: {list(dimensions)}")
     return axes
 
 
@@ -188,7 +186,7 @@ def _trajectories(stored: tuple[StoredField, ...], attributes: Any) -> int:
 
 
 def _check_shape(field: StoredField, batch: int, times: int, space: tuple[int, ...]) -> None:
-    # The Well's own readers differ: one expects an axis that does not vary to be dropped, one to have length 1.
+    # The Well's own readers differ: an axis that does not vary is dropped for one, of length 1 for the other.
     axes = list(zip(space, field.dim_varying, strict=True))
     leading = (batch, times) if field.sample_varying else (times,)
     dropped, kept = (

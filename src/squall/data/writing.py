@@ -32,7 +32,7 @@ def write(
     coordinates: Sequence[Any] | np.ndarray | None = None,
     boundary: str | Sequence[str] = "periodic",
     name: str = "trajectories",
-    parameters: Mapping[str, float | str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write trajectories u[batch, time, channel, *space] as an HDF5 file in the layout of The Well.
@@ -206,7 +206,9 @@ def _writer(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descr
         # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
         # give its room back, once the disk was full.
         with _explained(path):
-            with temporary.open("xb") as file:
+            with temporary.open("xb", buffering=0) as file:
+                _write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
+                file.truncate(data_bytes + STRUCTURE_BYTES)
                 _reserve(file, data_bytes + STRUCTURE_BYTES)
             offsets = _lay_out(temporary, shape, dtype, about)
         with temporary.open("r+b", buffering=0) as raw:
@@ -247,9 +249,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
             _boundary(conditions, axis, points, kind)
 
         for group in ("scalars", "t0_fields", "t1_fields", "t2_fields"):
-            file.create_group(group).attrs["field_names"] = _words(
-                about.fields if group == "t0_fields" else ()
-            )
+            file.create_group(group).attrs["field_names"] = _words(about.fields if group == "t0_fields" else ())
         kind = np.dtype(str(dtype).removeprefix("torch."))
         return [_field(file["t0_fields"], name, (batch, times, *space), kind) for name in about.fields]
 
