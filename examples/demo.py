@@ -1,0 +1,151 @@
+"""Simulate two systems, train on each with the mean squared error and the imbalance-aware loss, and compare.
+
+    python examples/demo.py --out demo
+
+Trains two seeds of each loss on each system, two runs at a time with one thread each. A second call goes on
+where the first stopped, and prints the comparison again once all is there.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from squall.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
+from squall.report import Comparison, compare, comparison_figure, comparison_table, write_figures
+from squall.report.figures import save
+from squall.run_folder import RunFolder
+from squall.runs import evaluate_run, run
+from squall.simulation import simulate_to_file
+from squall.systems import CahnHilliard, KortewegDeVries, System
+from squall.training import TrainingSettings
+
+SYSTEMS: dict[str, tuple[System, str]] = {
+    "Cahn-Hilliard": (CahnHilliard(), "hnn"),
+    "Korteweg-de Vries": (KortewegDeVries(), "node"),
+}
+LOSSES = {"mse": LossConfig("mse"), "imbalance-aware": LossConfig("imbalance-aware")}
+SEEDS = (0, 1)
+STEPS = 3000
+HIDDEN = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, runs and pictures")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each run")
+    options = parser.parse_args()
+    console = Console()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    with progress_bar(console) as progress:
+        files = {name: simulated(name, options.out, progress) for name in SYSTEMS}
+        runs = {
+            name: [
+                (
+                    configuration(name, files[name], loss, seed, options.steps),
+                    options.out / f"{slug(name)}-{loss}-{seed}",
+                )
+                for seed in SEEDS
+                for loss in LOSSES
+            ]
+            for name in SYSTEMS
+        }
+        train_all([job for jobs in runs.values() for job in jobs], progress)
+
+    sentences = []
+    for name, jobs in runs.items():
+        comparison = compare([folder for _, folder in jobs])
+        console.rule(name)
+        console.print(comparison_table(comparison))
+        picture = save(comparison_figure(comparison), options.out / f"{slug(name)}-comparison.png")
+        console.print("pictures:", picture, *(folder / "figures" for _, folder in jobs), sep="\n  ", highlight=False)
+        sentences.append(verdict(name, comparison))
+    console.rule("who won")
+    console.print(" ".join(sentences), highlight=False)
+
+
+def slug(name: str) -> str:
+    return name.lower()
+
+
+def progress_bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+
+
+def simulated(name: str, out: Path, progress: Progress) -> Path:
+    system, _ = SYSTEMS[name]
+    path = out / f"{slug(name)}.hdf5"
+    if not path.exists():
+        task = progress.add_task(f"simulating {name}", total=500)
+        simulate_to_file(system, path, progress=lambda done: progress.update(task, completed=done))
+    return path
+
+
+def configuration(name: str, data: Path, loss: str, seed: int, steps: int) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(str(data)),
+        model=ModelConfig(SYSTEMS[name][1], HIDDEN),
+        loss=LOSSES[loss],
+        training=TrainingSettings(steps=steps, seed=seed, validate_every=max(1, steps // 10)),
+        device=DeviceConfig(accelerator="cpu", threads=1),
+    )
+
+
+def train_all(jobs: Sequence[tuple[RunConfig, Path]], progress: Progress) -> None:
+    """Two processes at a time; the bar follows what they write into their folders."""
+    total = sum(config.training.steps for config, _ in jobs)
+    task = progress.add_task(f"training {len(jobs)} models", total=total)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending: list[Future[None]] = [pool.submit(train_one, *job) for job in jobs]
+        while not all(future.done() for future in pending):
+            progress.update(task, completed=sum(steps_done(folder) for _, folder in jobs))
+            time.sleep(0.5)
+        for future in pending:
+            future.result()
+    progress.update(task, completed=total)
+
+
+def train_one(config: RunConfig, folder: Path) -> None:
+    run(config, folder)
+    if not RunFolder(folder).has("evaluation.json"):
+        evaluate_run(folder)
+        write_figures(folder)
+
+
+def steps_done(folder: Path) -> int:
+    lines = RunFolder(folder).read_metrics()
+    return lines[-1]["step"] if lines else 0
+
+
+def verdict(name: str, comparison: Comparison) -> str:
+    """One sentence from the numbers alone: the median over the seeds, whoever it favours."""
+    groups = {group.label.split(",")[0]: group for group in comparison.groups}
+    parts = []
+    for metric in ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme"):
+        spreads = {label: group.spread(metric) for label, group in groups.items()}
+        medians = {label: spread.median for label, spread in spreads.items() if spread is not None}
+        ours, theirs = medians["imbalance-aware"], medians["mse"]
+        if ours is None or theirs is None:
+            parts.append(f"{metric} has no median (diverged)")
+            continue
+        winner, ratio = ("imbalance-aware", theirs / ours) if ours < theirs else ("mse", ours / theirs)
+        parts.append(f"{metric} {winner} by {ratio:.2f} ×")
+    return f"{name}, median of {len(SEEDS)} seeds, lower error wins: {'; '.join(parts)}."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""The `squall` command: simulate, train, evaluate, compare, predict."""
+
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import squall
+import squall.data
+from squall.config import RunConfig, explain
+from squall.report import (
+    compare,
+    comparison_figure,
+    comparison_table,
+    evaluation_table,
+    markdown,
+    write_figures,
+)
+from squall.report.figures import save
+from squall.run_folder import RunFolder, write_beside
+from squall.runs import evaluate_run, evaluation_suffix, load_run, predict, run
+from squall.simulation import simulate_to_file
+from squall.systems import SYSTEMS, ConvergenceError
+from squall.training import Recorder, TrainingDiverged
+
+__all__ = ["main"]
+
+USER_MISTAKE, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 2 after a mistake of the user's, 130 after an interrupt."""
+    parser, known = _parser()
+    console = Console(stderr=True)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: console.print(
+                f"[yellow]warning:[/] {message}", highlight=False
+            )
+            parsed = parser.parse_args(words)
+            command = parsed.subcommand
+            return COMMANDS[command](parser.instantiate(parsed)[command], console)
+    except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError) as error:
+        known_here = known.get(words[0], []) if words else []
+        text = "\n".join([explain(str(error), known_here), *getattr(error, "__notes__", [])])
+        console.print(f"squall: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        console.print("squall: interrupted", style="red")
+        return INTERRUPTED
+
+
+# The parser: one sub-command each, and the keys it knows, to name the nearest of a misspelt one
+
+
+def _parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
+    parser = _new_parser(prog="squall", description=squall.__doc__, version=f"squall {squall.__version__}")
+    commands = parser.add_subcommands()
+    parts = {
+        "simulate": _new_parser(description="Simulate a system into an HDF5 file in The Well's layout."),
+        "train": _train_parser(),
+        "evaluate": _evaluate_parser(),
+        "compare": _compare_parser(),
+        "predict": _predict_parser(),
+    }
+    for name, part in parts.items():
+        commands.add_subcommand(name, part, help=part.description)
+    known = {name: _options(part) for name, part in parts.items()}
+    known["simulate"] = _add_systems(parts["simulate"])
+    return parser, known
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    return [key.lstrip("-") for key in parser._option_string_actions if key.startswith("--")]
+
+
+def _new_parser(**options: Any) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+
+
+def _add_systems(parser: ArgumentParser) -> list[str]:
+    """One sub-command per system, with its parameters; returns the options that they know."""
+    systems = parser.add_subcommands(dest="system")
+    known = {}
+    for name, system in SYSTEMS.items():
+        part = _new_parser(description=f"{system.equation}, by its structure-preserving implicit scheme.")
+        part.add_class_arguments(system)
+        part.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+        part.add_argument("--trajectories", type=int, default=100, help="how many")
+        part.add_argument("--steps", type=int, default=500, help="steps of dt")
+        part.add_argument("--seed", type=int | None, default=None, help="of the first states; by default the paper's")
+        part.add_argument("--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, point)")
+        systems.add_subcommand(name, part, help=system.equation)
+        known |= dict.fromkeys(_options(part))
+    return list(known)
+
+
+def _train_parser() -> ArgumentParser:
+    parser = _new_parser(description="Train a model; the same command resumes what was interrupted.")
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
+    parser.add_argument(
+        "--out",
+        type=Path | None,
+        default=None,
+        help="the run folder; named after the configuration if left out",
+    )
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = _new_parser(
+        description="Roll the test trajectories out, write evaluation.json and figures, print a table."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--integrator", type=str | None, default=None, help="another one than that of the training")
+    parser.add_argument("--substeps", type=int, default=1, help="how many steps of it cover one dt")
+    parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
+    return parser
+
+
+def _compare_parser() -> ArgumentParser:
+    parser = _new_parser(description="One table and one figure for several evaluated runs.")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="run folders; those that differ only by seed make one column"
+    )
+    parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which weights")
+    parser.add_argument("--out", type=Path | None, default=None, help="a folder for comparison.png and comparison.md")
+    return parser
+
+
+def _predict_parser() -> ArgumentParser:
+    parser = _new_parser(description="Roll a trained run out from initial states of one's own.")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--initial", type=Path, required=True, help="a .npy file (trajectory, channel, *space)")
+    parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
+    parser.add_argument(
+        "--checkpoint",
+        type=Literal["best", "last"] | None,
+        default=None,
+        help="which weights; the best if there are",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+    return parser
+
+
+# The commands
+
+
+def _simulate(arguments: Namespace, console: Console) -> int:
+    name = arguments.system
+    options = dict(vars(arguments[name]))
+    out, steps = options.pop("out"), options.pop("steps")
+    count, seed, initial = options.pop("trajectories"), options.pop("seed"), options.pop("initial")
+    system = SYSTEMS[name](**options)
+    states = None if initial is None else _initial_states(initial, (1, system.points))
+    with _progress(console, "steps") as progress:
+        task = progress.add_task(f"simulating {name}", total=steps, status="")
+        simulate_to_file(
+            system,
+            out,
+            trajectories=count,
+            steps=steps,
+            seed=seed,
+            initial_states=states,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    print(out)
+    return 0
+
+
+def _initial_states(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
+    """States from a .npy file; one channel may be left out."""
+    try:
+        states = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--initial {path} cannot be read as a NumPy array: {error}") from error
+    if expected[0] == 1 and states.ndim == len(expected):
+        states = states[:, None]
+    if states.shape[1:] != expected:
+        raise ValueError(
+            f"--initial {path} has shape {states.shape}, but must have (trajectory, {', '.join(map(str, expected))})"
+        )
+    if not np.isfinite(states).all():
+        raise ValueError(f"--initial {path} holds {(~np.isfinite(states)).sum()} numbers that are not finite")
+    return torch.from_numpy(np.asarray(states, dtype=np.float64))
+
+
+def _train(arguments: Namespace, console: Console) -> int:
+    options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
+    config = RunConfig(**options)
+    out = arguments.out or default_folder(config)
+    with _progress(console, "steps") as progress, _Watcher(progress, config.training.steps) as watcher:
+        result = run(config, out, watcher)
+    if result is None:
+        console.print(f"{out} holds the finished run: nothing to train")
+    elif not result.finished:
+        console.print(f"stopped and saved at step {result.step}; the same command goes on", style="yellow")
+        return INTERRUPTED
+    print(out)
+    return 0
+
+
+def default_folder(config: RunConfig) -> Path:
+    """The run folder of a configuration that names none."""
+    loss = config.loss.name if config.loss.temperature is None else f"{config.loss.name}-T{config.loss.temperature}"
+    stem = Path(config.data.path).stem or "data"
+    return Path("runs") / f"{stem}-{config.model.name}-{config.integrator}-{loss}-seed{config.training.seed}"
+
+
+class _Watcher(Recorder):
+    """Moves the progress bar, and turns the first Ctrl-C into a checkpoint and a stop."""
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self.progress, self.interrupted = progress, False
+        self.task = progress.add_task("training", total=steps, status="")
+
+    def __enter__(self) -> "_Watcher":
+        self.before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.progress.console.print("saving after this step; Ctrl-C again to stop at once", style="yellow")
+
+    def stopping(self) -> bool:
+        return self.interrupted
+
+    def stepped(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def logged(self, metrics: dict[str, Any]) -> None:
+        names = {"loss": "loss", "temperature": "T", "effective_fraction": "ESS/n"}
+        words = [f"{short} {metrics[name]:.3g}" for name, short in names.items() if metrics.get(name) is not None]
+        if words:
+            self.progress.update(self.task, status="  ".join(words))
+
+
+def _evaluate(arguments: Namespace, console: Console) -> int:
+    with console.status("rolling out"):
+        found = evaluate_run(
+            arguments.run, method=arguments.integrator, count=arguments.substeps, device=arguments.device
+        )
+        suffix = evaluation_suffix(arguments.integrator, arguments.substeps)
+        pictures = write_figures(arguments.run, suffix)
+    Console().print(evaluation_table(found))
+    for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *pictures):
+        print(path)
+    return 0
+
+
+def _compare(arguments: Namespace, console: Console) -> int:
+    comparison = compare(arguments.runs, arguments.checkpoint)
+    Console().print(comparison_table(comparison))
+    out = arguments.out or Path(".")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("comparison.png", "comparison.md"):
+        if (out / name).exists():
+            raise FileExistsError(f"{out / name} exists and is not overwritten: choose another folder by --out")
+    print(save(comparison_figure(comparison), out / "comparison.png"))
+    with write_beside(out / "comparison.md") as part:
+        part.write_text(markdown(comparison))
+    print(out / "comparison.md")
+    return 0
+
+
+def _predict(arguments: Namespace, console: Console) -> int:
+    if arguments.out.exists():
+        raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or remove it")
+    if arguments.steps < 1:
+        raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
+    trained = load_run(arguments.run, arguments.checkpoint)
+    training = trained.experiment.split.train
+    initial = _initial_states(arguments.initial, (training.channels, *training.space))
+    states = predict(arguments.run, initial, arguments.steps, arguments.checkpoint)
+    squall.data.write(
+        arguments.out,
+        states,
+        dt=training.dt,
+        fields=training.fields,
+        coordinates=training.coordinates,
+        name=f"{training.name}-prediction",
+        provenance={
+            "run": str(arguments.run),
+            "checkpoint": trained.kind,
+            "step": trained.step,
+            "squall": squall.__version__,
+        },
+    )
+    print(arguments.out)
+    return 0
+
+
+def _progress(console: Console, unit: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+    )
+
+
+COMMANDS: dict[str, Callable[[Namespace, Console], int]] = {
+    "simulate": _simulate,
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "predict": _predict,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

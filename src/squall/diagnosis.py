@@ -1,0 +1,112 @@
+"""What the numbers of an evaluation are made of: regimes of the truth, stability of the learned step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+from torch import Tensor
+
+from squall._types import Rate
+from squall.integrators import Step
+
+__all__ = ["REGIMES", "RegimeThresholds", "growth_factor", "regime_thresholds"]
+
+DENSE_LIMIT = 512
+"""Largest state, in numbers, whose Jacobian is formed; larger ones are iterated on."""
+
+REGIMES: Mapping[int, str] = MappingProxyType({0: "quiet", 1: "active", 2: "extreme"})
+"""The generic regimes by |du/dt| of the truth: the lower half, the rest, the top 1 %."""
+
+
+@dataclass(frozen=True)
+class RegimeThresholds:
+    """|du/dt| above which a point is active, and extreme; du/dt in units of the state per unit of time."""
+
+    active: Tensor
+    extreme: Tensor
+
+    def label(self, speed: Tensor) -> Tensor:
+        """The regime of every point, as a key of `REGIMES`, from |du/dt| of shape (batch, channel, *space)."""
+        return (speed > self.active).long() + (speed > self.extreme).long()
+
+
+def regime_thresholds(speed: Tensor) -> RegimeThresholds:
+    """The median and the 99th percentile of |du/dt|, per channel.
+
+    Args:
+        speed: |du/dt| of the truth, (batch, channel, *space).
+
+    >>> thresholds = regime_thresholds(torch.arange(1000.0).reshape(1, 1, 1000))
+    >>> labels = thresholds.label(torch.tensor([[[3.0, 700.0, 995.0]]]))
+    >>> [REGIMES[int(i)] for i in labels.flatten()]
+    ['quiet', 'active', 'extreme']
+    """
+    flat = speed.detach().transpose(0, 1).flatten(1).cpu().numpy()
+    quantiles = torch.from_numpy(np.quantile(flat, [0.5, 0.99], axis=1)).to(speed)
+    active, extreme = quantiles.reshape(2, -1, *[1] * (speed.dim() - 2))
+    return RegimeThresholds(active, extreme)
+
+
+def growth_factor(step: Step, rate: Rate, u: Tensor, dt: float) -> Tensor:
+    """Largest modulus of the eigenvalues of the step's Jacobian ∂u'/∂u, at each state.
+
+    A factor above one amplifies every small error of a rollout by that much a step: a model may fit one step
+    closely and still not be one that can be rolled out.
+
+    Args:
+        step: the integrator.
+        rate: a model or a system, state → rate.
+        u: the states to linearise at, (batch, channel, *space).
+        dt: length of the step, in units of time.
+
+    Returns:
+        one factor per state, (batch,), dimensionless. Of a state with more than 512 numbers it is found by
+        Arnoldi's method on Jacobian-vector products. A Jacobian that is not finite gives infinity.
+
+    >>> from squall.integrators import euler
+    >>> u = torch.zeros(1, 1, 4, dtype=torch.float64)
+    >>> growth_factor(euler, lambda u: -3.0 * u, u, dt=1.0)
+    tensor([2.], dtype=torch.float64)
+    """
+    size = u[0].numel()
+    factor = _dense_factor if size <= DENSE_LIMIT else _arnoldi_factor
+    return torch.tensor([factor(step, rate, state[None], dt) for state in u], dtype=torch.float64)
+
+
+def _dense_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
+    """All rows of the Jacobian by one backward pass over copies of the state."""
+    size = state.numel()
+    with torch.enable_grad():
+        copies = state.detach().expand(size, *state.shape[1:]).clone().requires_grad_()
+        following = step(rate, copies, dt)
+        (rows,) = torch.autograd.grad(following, copies, torch.eye(size).to(following).reshape(following.shape))
+    jacobian = rows.reshape(size, size).double().cpu().numpy()
+    if not np.isfinite(jacobian).all():
+        return float("inf")
+    return float(np.abs(np.linalg.eigvals(jacobian)).max())
+
+
+def _arnoldi_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
+    """Arnoldi on the transposed Jacobian, which has the same eigenvalues and needs backward passes only."""
+    with torch.enable_grad():
+        leaf = state.detach().clone().requires_grad_()
+        following = step(rate, leaf, dt)
+
+    def transposed(vector: np.ndarray) -> np.ndarray:
+        cotangent = torch.from_numpy(np.asarray(vector).reshape(following.shape)).to(following)
+        (row,) = torch.autograd.grad(following, leaf, cotangent, retain_graph=True)
+        return row.double().flatten().cpu().numpy()
+
+    size = state.numel()
+    if not np.isfinite(transposed(np.ones(size))).all():
+        return float("inf")
+    operator = LinearOperator((size, size), matvec=transposed, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(size)
+    try:
+        values = eigs(operator, k=1, which="LM", v0=start, tol=1e-4, return_eigenvectors=False)
+    except ArpackNoConvergence as partial:
+        values = partial.eigenvalues
+    return float(np.abs(values).max()) if len(values) else float("nan")

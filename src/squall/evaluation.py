@@ -1,0 +1,356 @@
+"""How well a model predicts: rollouts against the truth, one-step errors, regimes, stability, and what costs nothing.
+
+Every error is a mean of squares unless its name says otherwise. A rollout that leaves the finite numbers is
+diverged: it is counted, and a mean over rollouts of which one diverged is `None`, never a number without it.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from squall._types import PerState, Rate, Trajectories
+from squall.data import Source, Transitions
+from squall.diagnosis import REGIMES, growth_factor, regime_thresholds
+from squall.integrators import Step, euler, increment, rollout
+from squall.training import Score, Validation
+
+__all__ = ["Evaluation", "Physics", "RolloutValidation", "evaluate", "persistence"]
+
+CHUNK_NUMBERS = 2**24
+"""How many numbers of the truth are held at a time."""
+
+GROWTH_STATES = 20
+"""At how many states, spread evenly over the trajectories, the learned step is linearised."""
+
+VRMSE_FLOOR = 1e-7
+"""Added to the variance under the root, as The Well does."""
+
+
+@runtime_checkable
+class Physics(Protocol):
+    """What an evaluation asks of a system; a trajectory without one has no energy."""
+
+    def energy(self, u: Tensor) -> PerState: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found; `to_dict` is what `evaluation.json` holds.
+
+    Attributes:
+        rollout: errors over all steps of the rollouts: `states`, `energy`, `mass`, `vrmse` by field, and
+            `diverged` of `trajectories`; each mean is `None` if a rollout diverged, and its
+            `..._of_finite` is the mean over the others.
+        one_step: squared error of the mean rate over one step: `mean`, `top_1_percent`, `max`.
+        regimes: for each regime of the truth the `share` of points, the one-step `error` and the share of the
+            summed error that falls on it.
+        growth: `median` and `max` over states of the growth factor of the learned step.
+        baselines: the rollout errors of predictions that cost nothing: the first state for ever, and the mean of
+            the truth itself.
+        curves: errors and energies over rollout time, one number per step.
+        rollouts: some of the predictions, for figures.
+    """
+
+    rollout: dict[str, Any]
+    one_step: dict[str, float]
+    regimes: dict[str, dict[str, float]]
+    growth: dict[str, float | None]
+    baselines: dict[str, dict[str, Any]]
+    curves: dict[str, list[Any]]
+    rollouts: "Rollouts" = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the fields themselves, as plain numbers."""
+        return {name: getattr(self, name) for name in asdict(self) if name != "rollouts"}
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Truth and prediction of a few trajectories at some of the times."""
+
+    time: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def evaluate(
+    model: Rate,
+    source: Source,
+    *,
+    step: Step = euler,
+    system: Physics | None = None,
+    scale: Sequence[float] | None = None,
+    keep: int = 2,
+) -> Evaluation:
+    """Roll every trajectory out from its first state and compare.
+
+    States: mean of (û − u)² over trajectories, steps 1…N, channels and points. Energy: mean over trajectories
+    and steps of (H(û) − H(u))². Mass: the same of Σ u ΔV, and channels.
+
+    Args:
+        model: state → rate; with `step=next_state`, state → next state.
+        source: the trajectories of the truth.
+        step: the integrator, also one with substeps.
+        system: its energy is compared; no energy without it.
+        scale: one number per channel by which one-step errors are divided.
+        keep: of how many trajectories the fields are kept.
+
+    Returns:
+        the errors.
+    """
+    with torch.no_grad():
+        tally = _RolloutTally(source, system, keep)
+        for indices, truth in _chunks(source):
+            tally.add(indices, truth, _roll_out(model, step, truth, source.dt))
+        one_step, regimes = _one_step_errors(model, source, step, scale)
+        mean = _mean_state(source)
+        baselines = {
+            "persistence": _baseline(source, system, persistence),
+            "mean state": _baseline(source, system, mean.expand_as),
+        }
+    return Evaluation(
+        rollout=tally.errors(),
+        one_step=one_step,
+        regimes=regimes,
+        growth=_growth(model, source, step),
+        baselines=baselines,
+        curves=tally.curves(),
+        rollouts=tally.rollouts(),
+    )
+
+
+def persistence(truth: Trajectories) -> Trajectories:
+    """The prediction that nothing ever changes: the first state, for ever."""
+    return truth[:, :1].expand_as(truth)
+
+
+@dataclass(frozen=True)
+class RolloutValidation:
+    """Rolls trajectories out during a training; an object to give to `train(validate=...)`.
+
+    Args:
+        source: the validation trajectories.
+        step: the integrator that the model is trained through.
+        states: at how many states the growth factor is taken.
+    """
+
+    source: Source
+    step: Step = euler
+    states: int = 5
+
+    def __call__(self, model: nn.Module) -> Validation:
+        with torch.no_grad():
+            tally = _RolloutTally(self.source, None, keep=0)
+            for indices, truth in _chunks(self.source):
+                tally.add(indices, truth, _roll_out(model, self.step, truth, self.source.dt))
+        errors = tally.errors()
+        growth = _growth(model, self.source, self.step, self.states)
+        error = errors["states_of_finite"]
+        score = Score(errors["diverged"], math.inf if error is None else error)
+        metrics = {
+            "rollout_states": errors["states"],
+            "rollout_states_of_finite": error,
+            "diverged": errors["diverged"],
+            "growth_factor": growth["max"],
+        }
+        return Validation(score, metrics)
+
+
+def _chunks(source: Source) -> Iterator[tuple[list[int], Tensor]]:
+    """The trajectories, as many at a time as memory allows, in float64."""
+    size = (source.steps + 1) * source.channels * math.prod(source.space)
+    count = max(1, CHUNK_NUMBERS // size)
+    for start in range(0, source.trajectories, count):
+        indices = list(range(start, min(start + count, source.trajectories)))
+        yield indices, source.read(indices).double()
+
+
+def _like_model(model: Rate, u: Tensor) -> Tensor:
+    """The state on the device and in the precision of the model; as it is for a bare function."""
+    parameters = getattr(model, "parameters", None)
+    parameter = next(iter(parameters()), None) if callable(parameters) and isinstance(model, nn.Module) else None
+    return u if parameter is None else u.to(parameter)
+
+
+def _roll_out(model: Rate, step: Step, truth: Tensor, dt: float) -> Tensor:
+    first = _like_model(model, truth[:, 0])
+    return rollout(step, model, first, dt, truth.shape[1] - 1).to(truth)
+
+
+def _mean_state(source: Source) -> Tensor:
+    """The mean of the truth over trajectories and times, (channel, *space): no constant predicts it better."""
+    total = torch.zeros(source.shape[2:], dtype=torch.float64)
+    for _, truth in _chunks(source):
+        total += truth.sum((0, 1))
+    return total / (source.trajectories * (source.steps + 1))
+
+
+def _broadcast(per_channel: Sequence[float], like: Tensor) -> Tensor:
+    """One number per channel, against trajectories (batch, time, channel, *space)."""
+    return like.new_tensor(per_channel).reshape(-1, *[1] * (like.dim() - 3))
+
+
+def _cell_volumes(source: Source) -> Tensor:
+    """ΔV of every point, (*space): the product of the spacings, or of the cells' widths where they differ."""
+    widths = [torch.from_numpy(np.gradient(x)) for x in source.coordinates]
+    return functools.reduce(lambda volumes, width: volumes[..., None] * width, widths, torch.ones(()).double())
+
+
+class _RolloutTally:
+    """Gathers the errors of rollouts, chunk by chunk; keeps one number per trajectory and step."""
+
+    def __init__(self, source: Source, system: Physics | None, keep: int) -> None:
+        self.source, self.system, self.keep = source, system, keep
+        self.volumes = _cell_volumes(source)
+        self.states: list[Tensor] = []
+        self.vrmse: list[Tensor] = []
+        self.energies: list[tuple[Tensor, Tensor]] = []
+        self.mass: list[Tensor] = []
+        self.diverged: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, indices: list[int], truth: Tensor, prediction: Tensor) -> None:
+        """One chunk of trajectories, with the state at time 0, (batch, time, channel, *space)."""
+        kept = max(0, min(self.keep - indices[0], len(indices)))
+        if kept:
+            frames = self._frames(truth)
+            self.kept.append((truth[:kept, frames], prediction[:kept, frames]))
+        truth, prediction = truth[:, 1:], prediction[:, 1:]
+        self.diverged.append(~torch.isfinite(prediction).flatten(1).all(1))
+        squared = (prediction - truth).square().flatten(3)
+        self.states.append(squared.mean((2, 3)))
+        variance = truth.flatten(3).var(-1, correction=0)
+        self.vrmse.append((squared.mean(-1) / (variance + VRMSE_FLOOR)).sqrt().mean(1))
+        mass = ((prediction - truth) * self.volumes).flatten(3).sum(-1)
+        self.mass.append(mass.square().mean(-1))
+        if self.system is not None:
+            self.energies.append((_energy(self.system, truth), _energy(self.system, prediction)))
+
+    def _frames(self, truth: Tensor, limit: int = 2**20) -> slice:
+        per_frame = truth[0, 0].numel()
+        count = max(2, min(truth.shape[1], limit // (per_frame * max(1, self.keep))))
+        return slice(None, None, math.ceil(truth.shape[1] / count))
+
+    def errors(self) -> dict[str, Any]:
+        diverged = torch.cat(self.diverged)
+        per_trajectory = {"states": torch.cat(self.states).mean(1), "mass": torch.cat(self.mass).mean(1)}
+        if self.energies:
+            truth, prediction = (torch.cat(part) for part in zip(*self.energies, strict=True))
+            per_trajectory["energy"] = (prediction - truth).square().mean(1)
+        vrmse = torch.cat(self.vrmse)
+        found: dict[str, Any] = {"trajectories": len(diverged), "diverged": int(diverged.sum())}
+        for name, values in per_trajectory.items():
+            found |= _mean(name, values, diverged)
+        found["vrmse"] = {
+            name: _mean("mean", vrmse[:, i], diverged)["mean"] for i, name in enumerate(self.source.fields)
+        }
+        found["per_trajectory"] = {name: _numbers(values, diverged) for name, values in per_trajectory.items()}
+        return found
+
+    def curves(self) -> dict[str, list[Any]]:
+        diverged = torch.cat(self.diverged)
+        states = torch.cat(self.states)
+        time = [self.source.dt * (i + 1) for i in range(states.shape[1])]
+        found: dict[str, list[Any]] = {"time": time, "states": _column_means(states, diverged)}
+        if self.energies:
+            truth, prediction = (torch.cat(part) for part in zip(*self.energies, strict=True))
+            found["energy"] = _column_means((prediction - truth).square(), diverged)
+            found["energy_truth"] = [row.tolist() for row in truth[: self.keep]]
+            found["energy_prediction"] = [
+                [x if math.isfinite(x) else None for x in row.tolist()] for row in prediction[: self.keep]
+            ]
+        return found
+
+    def rollouts(self) -> Rollouts:
+        truth, prediction = (torch.cat(part).float().numpy() for part in zip(*self.kept, strict=True))
+        stride = math.ceil((self.source.steps + 1) / truth.shape[1])
+        return Rollouts(np.arange(0, self.source.steps + 1, stride) * self.source.dt, truth, prediction)
+
+
+def _energy(system: Physics, u: Tensor) -> Tensor:
+    return system.energy(u.flatten(0, 1)).reshape(u.shape[:2])
+
+
+def _mean(name: str, values: Tensor, diverged: Tensor) -> dict[str, float | None]:
+    finite = values[~diverged]
+    mean = finite.mean().item() if len(finite) else None
+    return {name: None if diverged.any() else mean, f"{name}_of_finite": mean}
+
+
+def _numbers(values: Tensor, diverged: Tensor) -> list[float | None]:
+    return [None if bad else x for x, bad in zip(values.tolist(), diverged.tolist(), strict=True)]
+
+
+def _column_means(values: Tensor, diverged: Tensor) -> list[float | None]:
+    """Mean over the trajectories at each step, until the first of them leaves the finite numbers."""
+    return [x if math.isfinite(x) else None for x in values.mean(0).tolist()]
+
+
+def _baseline(source: Source, system: Physics | None, predict: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    tally = _RolloutTally(source, system, keep=0)
+    for indices, truth in _chunks(source):
+        tally.add(indices, truth, predict(truth))
+    errors = tally.errors()
+    return {name: errors[name] for name in ("states", "energy", "mass") if name in errors}
+
+
+def _growth(model: Rate, source: Source, step: Step, states: int = GROWTH_STATES) -> dict[str, float | None]:
+    transitions = Transitions(source)
+    chosen = torch.linspace(0, len(transitions) - 1, min(states, len(transitions))).round().long()
+    u, _ = transitions.fetch(chosen)
+    factors = growth_factor(step, model, _like_model(model, u), source.dt)
+    found = {"median": factors.median().item(), "max": factors.max().item()}
+    return {name: x if math.isfinite(x) else None for name, x in found.items()}
+
+
+def _one_step_errors(
+    model: Rate, source: Source, step: Step, scale: Sequence[float] | None
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Squared errors of the mean rate over one step, over every transition: all, and by regime."""
+    thresholds = regime_thresholds(_some_speeds(source))
+    total = torch.zeros(3, dtype=torch.float64)
+    count = torch.zeros(3, dtype=torch.float64)
+    numbers = source.trajectories * source.steps * source.channels * math.prod(source.space)
+    top = max(1, math.ceil(numbers / 100))
+    largest = torch.zeros(0, dtype=torch.float64)
+    for _, truth in _chunks(source):
+        u, u_next = truth[:, :-1].flatten(0, 1), truth[:, 1:].flatten(0, 1)
+        rate = (u_next - u) / source.dt
+        error = increment(step, model, _like_model(model, u), source.dt).to(rate) - rate
+        if scale is not None:
+            error = error / _broadcast(scale, truth)
+        squared = error.square()
+        regime = thresholds.label(rate.abs()).flatten()
+        total.index_add_(0, regime, squared.flatten())
+        count.index_add_(0, regime, torch.ones_like(squared).flatten())
+        candidates = torch.cat([largest, squared.flatten()])
+        largest = candidates.topk(min(top, len(candidates))).values
+    mean = (total.sum() / count.sum()).item()
+    one_step = {"mean": mean, "top_1_percent": largest.mean().item(), "max": largest.max().item()}
+    regimes = {
+        name: {
+            "share": (count[i] / count.sum()).item(),
+            "error": (total[i] / count[i].clamp(min=1)).item(),
+            "share_of_error": (total[i] / total.sum()).item(),
+        }
+        for i, name in REGIMES.items()
+    }
+    return one_step, regimes
+
+
+def _some_speeds(source: Source, limit: int = 2**22) -> Tensor:
+    """|du/dt| at transitions spread evenly over the source, as many as fit the limit."""
+    per_transition = source.channels * math.prod(source.space)
+    stride = math.ceil(source.trajectories * source.steps * per_transition / limit)
+    speeds = []
+    for indices, truth in _chunks(source):
+        rate = (truth[:, 1:] - truth[:, :-1]).flatten(0, 1) / source.dt
+        offset = -indices[0] * source.steps % stride
+        speeds.append(rate[offset::stride].abs())
+    return torch.cat(speeds)

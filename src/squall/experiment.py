@@ -1,0 +1,190 @@
+"""Names become objects, here and nowhere else: a configuration turns into data, model, integrator and loss."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import squall.data
+from squall import grid
+from squall.config import ConfigError, DataConfig, LossConfig, ModelConfig, RunConfig
+from squall.data import Normalization, Source, Split
+from squall.integrators import INTEGRATORS, Step, next_state
+from squall.losses import (
+    EffectiveFraction,
+    ImbalanceAwareLoss,
+    KLBudget,
+    MeanSquaredError,
+    Relative,
+)
+from squall.models import HNN, NODE
+from squall.models.normalized import Normalized
+from squall.systems import SYSTEMS, System
+
+__all__ = ["Experiment", "build", "integrator", "system_of"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration names, as objects."""
+
+    config: RunConfig
+    split: Split
+    system: System | None
+    normalization: Normalization
+    model: nn.Module
+    step: Step
+    loss: nn.Module
+
+
+def build(config: RunConfig) -> Experiment:
+    """Objects from names: open the data, divide it, make the model, the integrator and the loss.
+
+    Raises:
+        ConfigError: at an unknown name, with the known ones.
+        squall.data.DataError: if the file cannot be used.
+    """
+    source, split = _open(config.data)
+    system = system_of(source)
+    normalization = _normalization(config.data, split.train, system)
+    model = _model(config, source, system, normalization)
+    return Experiment(config, split, system, normalization, model, _step(config), _loss(config.loss))
+
+
+# Data
+
+
+def _open(config: DataConfig) -> tuple[Source, Split]:
+    if not config.path:
+        raise ConfigError(
+            "data.path is not set: name an HDF5 file in The Well's layout, such as one that "
+            "`squall simulate cahn-hilliard --out ch.hdf5` writes"
+        )
+    source = squall.data.load(squall.data.open(config.path), limit_bytes=int(config.memory_gib * 2**30))
+    return source, squall.data.split(source, validation=config.validation, test=config.test)
+
+
+def system_of(source: Source) -> System | None:
+    """The system that a file of ours says it was simulated from; None for all other data."""
+    name = source.provenance.get("system")
+    return SYSTEMS[name].from_parameters(source.parameters) if name in SYSTEMS else None
+
+
+def _normalization(config: DataConfig, training: Source, system: System | None) -> Normalization:
+    if config.normalization == "none" or (config.normalization == "auto" and system is not None):
+        return Normalization.identity(training.channels)
+    return Normalization.fit(training)
+
+
+# Model, integrator, loss
+
+
+def _node(config: ModelConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
+    return NODE(source.channels, config.hidden, dimensions=len(source.space), generator=generator)
+
+
+def _hnn(config: ModelConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
+    if source.channels != 1:
+        raise ConfigError(
+            f"model.name is 'hnn', which takes one scalar field, but the data have {source.channels}: "
+            f"{', '.join(source.fields)}. Use 'node' or a module of your own"
+        )
+    return HNN(_structure(config, source, system), config.hidden, len(source.space), generator=generator)
+
+
+def _structure(config: ModelConfig, source: Source, system: System | None) -> Callable[[Tensor], Tensor]:
+    if config.structure == "auto":
+        if system is not None:
+            return system.structure
+        raise ConfigError(
+            "model.structure is 'auto', but the data name no system of squall: choose 'laplacian' (dissipative) "
+            "or 'central-difference' (conservative)"
+        )
+    if len(source.space) != 1:
+        raise ConfigError(
+            f"model.structure is '{config.structure}', which takes one space axis, got {len(source.space)}"
+        )
+    dx = source.spacing[0]
+    operator = {"laplacian": grid.laplacian, "central-difference": grid.central_difference}[config.structure]
+    return lambda v: operator(v, dx)
+
+
+MODELS: Mapping[str, Callable[[ModelConfig, Source, System | None, torch.Generator], nn.Module]] = MappingProxyType(
+    {"node": _node, "hnn": _hnn}
+)
+"""Models by name; any other name is the import path of a module."""
+
+
+def _model(config: RunConfig, source: Source, system: System | None, normalization: Normalization) -> nn.Module:
+    generator = torch.Generator().manual_seed(config.training.seed)
+    if config.model.name in MODELS:
+        if config.model.predicts != "rate":
+            raise ConfigError(f"model.predicts is 'state', but '{config.model.name}' predicts the rate")
+        model = MODELS[config.model.name](config.model, source, system, generator)
+    else:
+        model = _imported(config.model, config.training.seed)
+    if normalization == Normalization.identity(source.channels):
+        return model
+    return Normalized(model, normalization.mean, normalization.std, predicts=config.model.predicts)
+
+
+def _imported(config: ModelConfig, seed: int) -> nn.Module:
+    """A module of the user's own, by its import path."""
+    module, _, name = config.name.rpartition(".")
+    if not module:
+        raise ConfigError(
+            f"model.name is '{config.name}', but must be one of {', '.join(MODELS)} or the import path of a "
+            "torch.nn.Module, such as my_package.MyModel"
+        )
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.name is '{config.name}', which cannot be imported: {error}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model = kind(**config.arguments)
+        except TypeError as error:
+            raise ConfigError(f"model.arguments do not fit {config.name}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.name is '{config.name}', which makes a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _step(config: RunConfig) -> Step:
+    if config.model.predicts == "state":
+        return next_state
+    return integrator(config.integrator)
+
+
+def integrator(name: str) -> Step:
+    """An integrator by its name.
+
+    Raises:
+        ConfigError: with the known names.
+    """
+    known = [known for known in INTEGRATORS if known != next_state.name]
+    if name not in known:
+        raise ConfigError(f"integrator is '{name}', but must be one of: {', '.join(known)}")
+    return INTEGRATORS[name]
+
+
+def _loss(config: LossConfig) -> nn.Module:
+    if config.name == "mse":
+        return MeanSquaredError()
+    rules = {
+        "temperature": float,
+        "kl_budget": KLBudget,
+        "relative": Relative,
+        "effective_fraction": EffectiveFraction,
+    }
+    chosen = [rule(getattr(config, name)) for name, rule in rules.items() if getattr(config, name) is not None]
+    options: dict[str, Any] = {"temperature": chosen[0]} if chosen else {}
+    try:
+        return ImbalanceAwareLoss(**options, differentiate_weights=config.differentiate_weights)
+    except ValueError as error:
+        raise ConfigError(f"the loss cannot be made: {error}") from error

@@ -1,0 +1,338 @@
+"""The training loop: minibatches of transitions, one loss, Adam, and somebody who watches."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from squall.data import Transitions
+from squall.integrators import Step, euler, increment
+from squall.losses import ImbalanceAwareLoss
+from squall.sampling import Sampler, UniformSampler
+
+__all__ = [
+    "Checkpoint",
+    "Recorder",
+    "Score",
+    "TrainingDiverged",
+    "TrainingResult",
+    "TrainingSettings",
+    "Validation",
+    "train",
+]
+
+Residual = Literal["rate", "state"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how often.
+
+    Args:
+        steps: number of optimiser steps.
+        batch: transitions in a minibatch, over all ranks together.
+        learning_rate: of Adam.
+        residual: what the loss compares: the mean rate over the step, (u' − u)/dt, or the next state u'. The
+            squared error of the rate is 1/dt² times that of the state, and a temperature has its unit.
+        seed: draws the initial weights and the minibatches.
+        log_every: steps between two lines of metrics.
+        validate_every: steps between two rollouts of the validation trajectories; 0 for none.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    steps: int = 10_000
+    batch: int = 200
+    learning_rate: float = 1e-3
+    residual: Residual = "rate"
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "steps": 1,
+            "batch": 1,
+            "log_every": 1,
+            "validate_every": 0,
+            "checkpoint_every": 1,
+            "seed": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"training.{name} is {getattr(self, name)}, but must be at least {least}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"training.learning_rate is {self.learning_rate}, but must be a positive number")
+        if self.residual not in get_args(Residual):
+            raise ValueError(f"training.residual is {self.residual!r}, but must be one of {get_args(Residual)}")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a weight left the finite numbers at `step`."""
+
+    def __init__(self, step: int, what: str) -> None:
+        self.step = step
+        super().__init__(
+            f"training diverged at step {step}: {what}. A smaller learning rate, a higher temperature, float64 "
+            "or normalised data may help"
+        )
+
+
+@dataclass(frozen=True, order=True)
+class Score:
+    """How well a model rolls out: fewer diverged trajectories first, then the smaller error."""
+
+    diverged: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found: the score that selects the best model, and numbers to log."""
+
+    score: Score
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after `step` steps: the weights, and all else that the rest of it depends on."""
+
+    step: int
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Recorder:
+    """Watches a training, and may hand it the checkpoint to go on from. This one does neither."""
+
+    def resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from."""
+        return None
+
+    def stopping(self) -> bool:
+        """Whether to save and stop before the next step."""
+        return False
+
+    def stepped(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def logged(self, metrics: dict[str, Any]) -> None:
+        """A line of metrics."""
+
+    def saved(self, checkpoint: Checkpoint) -> None:
+        """The latest checkpoint."""
+
+    def improved(self, checkpoint: Checkpoint, validation: Validation) -> None:
+        """The checkpoint that rolls out best so far."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained model.
+
+    `model` holds the last weights and `best`, after a validation, those that rolled out best, with the step
+    they come from; `history` is every line of metrics. `finished` is false after a stop that was asked for.
+    """
+
+    model: nn.Module
+    step: int
+    finished: bool
+    history: list[dict[str, Any]]
+    best: Checkpoint | None
+
+
+class _Increment(nn.Module):
+    """The mean rate over one step as one module, so that a wrapper such as DDP sees one forward pass."""
+
+    def __init__(self, model: nn.Module, step: Step, dt: float) -> None:
+        super().__init__()
+        self.model, self.step, self.dt = model, step, dt
+
+    def forward(self, u: Tensor) -> Tensor:
+        return increment(self.step, self._predict, u, self.dt)
+
+    def _predict(self, u: Tensor) -> Tensor:
+        found = self.model(u)
+        if found.shape != u.shape:
+            raise ValueError(
+                f"the model maps states of shape {tuple(u.shape)} to {tuple(found.shape)}, but must keep the shape "
+                "(batch, channel, *space)"
+            )
+        return found
+
+
+def train(
+    model: nn.Module,
+    transitions: Transitions,
+    settings: TrainingSettings | None = None,
+    *,
+    loss: nn.Module | None = None,
+    step: Step = euler,
+    scale: Sequence[float] | None = None,
+    sampler: Sampler | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    validate: Callable[[nn.Module], Validation] | None = None,
+    recorder: Recorder | None = None,
+    fabric: Fabric | None = None,
+) -> TrainingResult:
+    """Train a model on one-step transitions, u' ≈ u + dt Φ(u), with Φ the increment of `step`.
+
+    Args:
+        model: any module from a state to its rate (or, with `step=next_state`, to the next state). It is
+            trained in place.
+        transitions: the training pairs (u, u').
+        settings: steps, minibatch, learning rate, residual, seed and how often to log, validate and save.
+        loss: `loss(prediction, target)`; the imbalance-aware loss with its default budget if left out.
+        step: the integrator that the model is trained through.
+        scale: one number per channel by which residuals are divided before the loss sees them, so that
+            channels of different units weigh alike.
+        sampler: which transitions make the minibatch of a step; uniform if left out.
+        optimizer: over the model's parameters; Adam if left out.
+        validate: called with the model every `settings.validate_every` steps.
+        recorder: told of every step, log line and checkpoint; says where to resume.
+        fabric: device, precision and processes; one process on the CPU if left out.
+
+    Returns:
+        the result, with the trained model in it.
+
+    Raises:
+        TrainingDiverged: if the loss or a weight leaves the finite numbers.
+    """
+    settings = settings or TrainingSettings()
+    recorder = recorder or Recorder()
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    sampler = sampler or UniformSampler(len(transitions), settings.batch, settings.seed)
+    loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
+    if optimizer is None:
+        optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    predict, optimizer = fabric.setup(_Increment(model, step, transitions.dt), optimizer)
+    dtype = next(model.parameters()).dtype
+    trial = _Trial(model, optimizer, loss, recorder)
+
+    with _private_randomness(settings.seed, fabric.device):
+        trial.resume()
+        model.train()
+        started = time.monotonic() - trial.seconds
+        while trial.step < settings.steps and not recorder.stopping():
+            mine = sampler(trial.step)[fabric.global_rank :: fabric.world_size]
+            u, target = _pair(transitions, mine, settings.residual)
+            u, target = u.to(fabric.device, dtype), target.to(fabric.device, dtype)
+            prediction = predict(u)
+            if settings.residual == "state":
+                prediction = u + transitions.dt * prediction
+            value = _loss_value(loss, prediction, target, scale or (1.0,), trial.step + 1)
+
+            optimizer.zero_grad()
+            fabric.backward(value)
+            optimizer.step()
+            trial.step += 1
+            trial.seconds = time.monotonic() - started
+
+            recorder.stepped(trial.step)
+            last = trial.step == settings.steps
+            if last or trial.step % settings.log_every == 0:
+                trial.log({"loss": value.item(), **_report(loss)})
+            if validate and settings.validate_every and (last or trial.step % settings.validate_every == 0):
+                trial.validate(validate)
+            if last or trial.step % settings.checkpoint_every == 0:
+                trial.save()
+
+        finished = trial.step >= settings.steps
+        if not finished:
+            trial.save()
+    model.eval()
+    return TrainingResult(model, trial.step, finished, trial.history, trial.best)
+
+
+@dataclass
+class _Trial:
+    """A training under way: what it has, where it stands, and how that is saved and restored."""
+
+    model: nn.Module
+    optimizer: Any
+    loss: nn.Module
+    recorder: Recorder
+    step: int = 0
+    seconds: float = 0.0
+    score: Score | None = None
+    best: Checkpoint | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        line = {"step": self.step, **metrics, "seconds": round(self.seconds, 3)}
+        self.history.append(line)
+        self.recorder.logged(line)
+
+    def validate(self, validate: Callable[[nn.Module], Validation]) -> None:
+        self.model.eval()
+        found = validate(self.model)
+        self.model.train()
+        self.log({"validation": dict(found.metrics)})
+        if self.score is None or found.score < self.score:
+            self.score = found.score
+            self.best = self.checkpoint()
+            self.recorder.improved(self.best, found)
+
+    def save(self) -> None:
+        self.recorder.saved(self.checkpoint())
+
+    def checkpoint(self) -> Checkpoint:
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "loss": self.loss.state_dict(),
+            "random": torch.get_rng_state(),
+            "seconds": self.seconds,
+            "score": self.score and (self.score.diverged, self.score.error),
+        }
+        return Checkpoint(self.step, weights, state)
+
+    def resume(self) -> None:
+        checkpoint = self.recorder.resume()
+        if checkpoint is None:
+            return
+        self.model.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        self.loss.load_state_dict(checkpoint.state["loss"])
+        torch.set_rng_state(checkpoint.state["random"])
+        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
+        self.score = checkpoint.state["score"] and Score(*checkpoint.state["score"])
+
+
+@contextmanager
+def _private_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """What a model draws (dropout) follows the seed, and the caller's generators are left as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _pair(transitions: Transitions, indices: Tensor, residual: Residual) -> tuple[Tensor, Tensor]:
+    """States and what is to be predicted, in the precision of the data: float32 differences lose digits."""
+    u, u_next = transitions.fetch(indices)
+    return u, (u_next - u) / transitions.dt if residual == "rate" else u_next
+
+
+def _loss_value(loss: nn.Module, prediction: Tensor, target: Tensor, scale: Sequence[float], step: int) -> Tensor:
+    unit = prediction.new_tensor(scale).reshape(-1, *[1] * (prediction.dim() - 2))
+    try:
+        value = loss(prediction / unit, target / unit)
+    except ValueError as error:  # the shapes fit: some number is not finite
+        raise TrainingDiverged(step, str(error)) from error
+    if not torch.isfinite(value):
+        raise TrainingDiverged(step, f"the loss is {value.item()}")
+    return value
+
+
+def _report(loss: nn.Module) -> dict[str, float]:
+    report = getattr(loss, "report", None)
+    return {} if report is None else {name: x for name, x in report().items() if isinstance(x, float)}
