@@ -105,9 +105,7 @@ euler = RungeKutta("euler", order=1, stages=(), weights=(1.0,))
 midpoint = RungeKutta("midpoint", order=2, stages=((0.5,),), weights=(0.0, 1.0))
 """Explicit midpoint (RK2), u' = u + dt f(u + dt/2 f(u))."""
 
-rk4 = RungeKutta(
-    "rk4", order=4, stages=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6)
-)
+rk4 = RungeKutta("rk4", order=4, stages=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
 """The classical method of Runge and Kutta."""
 
 

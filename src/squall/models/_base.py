@@ -81,7 +81,8 @@ class PointNetwork(nn.Module):
         self.last = _linear(hidden, outputs, bias=bias, generator=generator)
 
     def forward(self, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row output"]:
-        return self.last(torch.tanh(self.second(torch.tanh(self.first(rows)))))
+        # in place: no derivative needs what goes into a tanh
+        return self.last(self.second(self.first(rows).tanh_()).tanh_())
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool, generator: torch.Generator | None) -> nn.Linear:

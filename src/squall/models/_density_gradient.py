@@ -88,9 +88,7 @@ class _DensityGradient(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        directions = tuple(
-            torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True)
-        )
+        directions = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True))
         out, transpose = torch.func.vjp(density_gradient, *inputs)
         _, derivative = torch.func.vjp(transpose, torch.zeros_like(out))  # forward mode does not nest; this does
         return derivative(directions)[0], None, None, None
