@@ -126,10 +126,10 @@ class TrajectoryFile(Source):
         return states
 
     def _states(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+        self._open()
         number = np.dtype(str(self.dtype).removeprefix("torch."))
         stored = self._structure.stored
         try:
-            self._open()
             parts = [self._read(field, trajectories.numpy(), starts.numpy(), length) for field in stored]
         except (OSError, LookupError, RuntimeError) as error:
             raise DataError(_damaged(self.path, error)) from error

@@ -77,7 +77,7 @@ class Source(abc.ABC):
         """
         chosen = as_indices(range(self.trajectories) if trajectories is None else trajectories, "trajectories")
         stop = self.shape[1] if stop is None else stop
-        return self.windows(chosen, torch.full_like(chosen, start), stop - start)
+        return self.windows(chosen, torch.full_like(chosen, start), stop - start).contiguous()
 
     def chunks(self, limit_bytes: int = CHUNK_BYTES) -> Iterator[tuple[range, int, int]]:
         """Pieces (trajectories, start, stop) of about `limit_bytes` at most, which together are the whole."""
@@ -212,10 +212,11 @@ class InMemory(Source):
         return self._description
 
     def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
-        rows = (trajectories * self.shape[1] + starts)[:, None] + torch.arange(length)
+        # Time first in memory: all first and all second states of pairs are then contiguous, and not copied again.
+        rows = trajectories * self.shape[1] + starts + torch.arange(length)[:, None]
         flat = self._states.flatten(0, 1)
         picked = flat.index_select(0, rows.flatten().to(flat.device))
-        return picked.unflatten(0, (len(trajectories), length))
+        return picked.unflatten(0, (length, len(trajectories))).transpose(0, 1)
 
 
 class Subset(Source):
