@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,17 +29,18 @@ Stencil = tuple[float, float, float]
 class System(abc.ABC):
     r"""A field u on a ring that follows $u_t = G\, \nabla H(u)$.
 
-    $H$ is the energy and $\nabla H$ its variational derivative, $(\nabla H)_m = \frac{1}{dx} \partial H/\partial u_m$: the
-    sum in H carries a factor dx, which the gradient does not. $G$ is a difference operator: antisymmetric where the energy
-    is conserved, negative semidefinite where it is dissipated. In both cases $\sum G v = 0$, so the mass is conserved.
+    $H$ is the energy and $\nabla H$ its variational derivative,
+    $(\nabla H)_m = \frac{1}{dx} \partial H/\partial u_m$: the sum in H carries a factor dx, which the gradient does
+    not. $G$ is a difference operator: antisymmetric where the energy is conserved, negative semidefinite where it is
+    dissipated. In both cases $\sum G v = 0$, so the mass is conserved.
 
     In time, the discrete variational derivative method takes the place of $\nabla H$ by $\bar\nabla H(u, v)$ between a
     state u and the next one v, made such that
 
     $$\sum_m \bar\nabla H(u, v)_m\, (v - u)_m\, dx = H(v) - H(u), \qquad v - u = dt\, G\, \bar\nabla H(u, v),$$
 
-    so that what the equation conserves or dissipates, the computed states conserve or dissipate exactly, whatever dt is.
-    The scheme is implicit and accurate to second order in dt and dx.
+    so that what the equation conserves or dissipates, the computed states conserve or dissipate exactly, whatever
+    dt is. The scheme is implicit and accurate to second order in dt and dx.
 
     All quantities are dimensionless. The functions of a state u act on the last axis; u may have any leading shape, any
     floating precision and any device, and they are differentiable.
@@ -101,7 +102,7 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def discrete_gradient(self, u: Field, v: Field) -> Field:
-        r"""The discrete variational derivative $\bar\nabla H(u, v)$ between two states; $\bar\nabla H(u, u) = \nabla H(u)$."""
+        r"""The discrete variational derivative $\bar\nabla H(u, v)$; $\bar\nabla H(u, u) = \nabla H(u)$."""
 
     @abc.abstractmethod
     def initial_states(self, n: int, generator: Generator) -> State:
@@ -163,7 +164,7 @@ class System(abc.ABC):
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> "System":
         """The system that has these parameters, each of which must be given.
 
         Raises:
@@ -192,14 +193,15 @@ class System(abc.ABC):
 
     def _jacobian(self, u: Field, v: Field) -> Float[Tensor, "5 *batch points"]:
         """The derivative of the residual with respect to v: bands[s + 2] belongs to the point s to the right."""
-        slope = self._pointwise_slope(u, v)
-        bands = slope.new_zeros(5, *slope.shape)
-        bands[2] = 1.0
         curvature = [self._stiffness / 2 * weight / self.grid.spacing**2 for weight in (1, -2, 1)]
+        linear = [0.0, 0.0, 1.0, 0.0, 0.0]
+        for j, outer in enumerate(self._structure_stencil):
+            for k, inner in enumerate(curvature):
+                linear[j + k] -= self.dt * outer * inner
+        slope = self._pointwise_slope(u, v)
+        bands = torch.stack([torch.full_like(slope, weight) for weight in linear])
         for j, outer in enumerate(self._structure_stencil, start=-1):
             bands[j + 2] -= self.dt * outer * slope.roll(-j, -1)
-            for k, inner in enumerate(curvature, start=-1):
-                bands[j + k + 2] -= self.dt * outer * inner
         return bands
 
     def _check_initial(self, initial: Tensor) -> None:

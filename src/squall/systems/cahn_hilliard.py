@@ -26,15 +26,16 @@ class CahnHilliard(System):
 
     u is the difference in concentration, ±√(a/b) in the pure phases. The mass is conserved and the energy never grows.
 
-    What one sees: from small noise, nothing but decay of the roughness for some tens of steps, then a sudden growth of
-    stripes of width about 2π√(γ/a)·√2 / 2 (the spinodal decomposition), then stripes that stand almost still with
-    boundaries of width √(γ/a), and now and then one that shrinks and vanishes in a moment.
+    What one sees, with the defaults: from small noise, its roughness decays in a few steps; then stripes of width
+    π√(2γ/a) ≈ 0.1 grow by a factor e in 4γ/a² = 20 steps (the spinodal decomposition) until they fill the range
+    between the phases after some 150 steps; then they stand almost still, with boundaries of width √(2γ/a) ≈ 0.03, and
+    now and then one shrinks and vanishes in a moment.
 
     Arguments:
         a: The strength of the separation, dimensionless.
         b: The strength of the saturation, dimensionless.
         gamma: The price of a boundary, γ ≥ 0, dimensionless.
-        points: The number of grid points M, at least 5. A boundary needs about three points: dx < √(γ/a).
+        points: The number of grid points M, at least 5. A boundary needs dx < √(2γ/a).
         width: The circumference of the ring, dimensionless.
         dt: The time step, dimensionless.
 

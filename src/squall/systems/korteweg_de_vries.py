@@ -26,9 +26,9 @@ class KortewegDeVries(System):
 
     u is the height of the water. Mass and energy are conserved.
 
-    What one sees: two humps that run to the left (for β > 0), the higher the faster and the narrower; where one overtakes
-    the other, both come out unchanged but shifted. On the 50 points of the paper a high soliton is only a few points wide:
-    it runs slower than on a fine grid and sheds ripples.
+    What one sees: two humps that run to the left (for β > 0), the higher the faster and the narrower; where one
+    overtakes the other, both come out unchanged but shifted. On the 50 points of the paper a high soliton is only a
+    few points wide: it runs slower than on a fine grid and sheds ripples.
 
     Arguments:
         alpha: The strength of the steepening, dimensionless.
@@ -85,8 +85,8 @@ class KortewegDeVries(System):
         r"""Two solitons of random speed and place, a random half of the states mirrored.
 
         $u = u_{k_1}(x; d_1) + u_{k_2}(x; d_2)$ with $k_1, k_2$ uniform in (0.5, 2), the centers at $d_1$ uniform in
-        (0.2, 0.3) widths and $d_2$ another (0.2, 0.5) widths further. A mirrored pair is not a pair of free solitons going
-        the other way: the faster one may then be in front.
+        (0.2, 0.3) widths and $d_2$ another (0.2, 0.5) widths further. The solitons are those of the infinite line,
+        cut off at the ends of the grid: the slow, wide ones have a small jump there.
 
         Arguments:
             n: The number of states, at least 1.
@@ -109,8 +109,8 @@ class KortewegDeVries(System):
 
         $$u(x, t) = -\tfrac{12 \beta}{\alpha} k^2\, \mathrm{sech}^2\!\left(k (x - x_0 + 4 \beta k^2 t)\right).$$
 
-        Its velocity is $-4 \beta k^2$, to the left for β > 0; its height with the usual α = −6, β = 1 is $2 k^2$. This is
-        the solution on the infinite line; on the ring it holds where the width is many times $1/k$.
+        Its velocity is $-4 \beta k^2$, to the left for β > 0; its height with the usual α = −6, β = 1 is $2 k^2$.
+        This is the solution on the infinite line; on the ring it holds where the width is many times $1/k$.
 
         Arguments:
             x: Coordinates on the line; they are not wrapped around the ring.
@@ -128,22 +128,21 @@ class KortewegDeVries(System):
         """
         if self.alpha == 0 or self.beta == 0:
             raise ValueError(
-                f"alpha is {self.alpha} and beta is {self.beta}; there are no solitons unless both are other than zero. "
-                "Give initial states of your own."
+                f"alpha is {self.alpha} and beta is {self.beta}; solitons need both to be other than zero. "
+                "Change them, or give initial states of your own."
             )
         height = -6 * self.beta / self.alpha * 2 * k**2
         return height / torch.cosh(k * (x - (center - 4 * self.beta * k**2 * t))) ** 2
 
     def _two_solitons(self, generator: Generator, shift: bool) -> Float[Tensor, " points"]:
         x = self.grid.coordinates()
-        k = uniform(generator, 0.5, 2.0, 2)
-        first = uniform(generator, 0.2, 0.3, 1)
-        second = first + uniform(generator, 0.2, 0.5, 1)
-        places = (self.width * torch.cat([first, second])).tolist()
-        u = sum((self.soliton(x, 0.0, *one) for one in zip(k.tolist(), places, strict=True)), torch.zeros_like(x))
-        places_moved = integer(generator, self.points)  # drawn in any case: the next draws depend on it
+        k1, k2 = uniform(generator, 0.5, 2.0, 2).tolist()
+        d1 = uniform(generator, 0.2, 0.3, 1).item()
+        d2 = d1 + uniform(generator, 0.2, 0.5, 1).item()
+        u = self.soliton(x, 0.0, k1, self.width * d1) + self.soliton(x, 0.0, k2, self.width * d2)
+        places = integer(generator, self.points)  # drawn in any case: the draws after it depend on it
         if shift:
-            u = u.roll(places_moved)
+            u = u.roll(places)
         return u.flip(0) if integer(generator, 2) else u
 
     @property
