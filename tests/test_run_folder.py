@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(folder, name, d
     else:
         content[len(content) // 2] ^= 0xFF
         path.write_bytes(content)
-    with pytest.warns(UserWarning, match="last-00000002 is damaged.*the checkpoint before it is used"):
+    with pytest.warns(UserWarning, match=r"last-00000002 is damaged.*the checkpoint before it is used"):
         assert folder.load("last").step == 1
 
 
@@ -62,7 +62,7 @@ def test_no_readable_checkpoint_is_an_error_that_says_what_to_do(folder):
     (folder.path / "checkpoints" / "last-00000001" / "state.pt").write_bytes(b"")
     with (
         pytest.warns(UserWarning, match="damaged"),
-        pytest.raises(CheckpointError, match="Remove .* to train from the start"),
+        pytest.raises(CheckpointError, match=r"Remove .* to train from the start"),
     ):
         folder.load("last")
 
@@ -128,8 +128,8 @@ def test_numbers_that_json_does_not_have_become_null(folder):
 
 
 def test_what_is_no_run_folder_is_said(tmp_path):
-    with pytest.raises(RunFolderError, match="not a run folder: it has no config.yaml"):
+    with pytest.raises(RunFolderError, match=r"not a run folder: it has no config.yaml"):
         RunFolder(tmp_path).read_config()
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="a file of that name is in the way"):
+    with pytest.raises(RunFolderError, match=r"a file of that name is in the way"):
         RunFolder(tmp_path / "file").create()

@@ -1,8 +1,7 @@
 """Imbalance-aware learning for neural models of physical systems."""
 
 from squall import data
-from squall.systems import CahnHilliard, KortewegDeVries, System
-from squall.models import HNN, NODE
+from squall.evaluation import RolloutValidation, evaluate
 from squall.integrators import euler, midpoint, next_state, rk4, rollout, substeps
 from squall.losses import (
     EffectiveFraction,
@@ -14,8 +13,9 @@ from squall.losses import (
     imbalance_aware_loss,
     imbalance_weights,
 )
+from squall.models import HNN, NODE
+from squall.systems import CahnHilliard, KortewegDeVries, System
 from squall.training import TrainingSettings, train
-from squall.evaluation import RolloutValidation, evaluate
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,7 +32,7 @@ from squall.report import (
     write_figures,
 )
 from squall.report.figures import save
-from squall.run_folder import RunFolder, write_beside
+from squall.run_folder import DamagedCheckpointWarning, RunFolder, write_beside
 from squall.runs import evaluate_run, evaluation_suffix, load_run, predict, run
 from squall.simulation import simulate_to_file
 from squall.systems import SYSTEMS, ConvergenceError
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_, **__: console.print(
                 f"[yellow]warning:[/] {message}", highlight=False
             )
+            warnings.simplefilter("always", DamagedCheckpointWarning)
             parsed = parser.parse_args(words)
             command = parsed.subcommand
             return COMMANDS[command](parser.instantiate(parsed)[command], console)
@@ -113,7 +114,7 @@ def _add_systems(parser: ArgumentParser) -> list[str]:
 
 def _train_parser() -> ArgumentParser:
     parser = _new_parser(description="Train a model; the same command resumes what was interrupted.")
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
+    parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
     parser.add_argument(
         "--out",
         type=Path | None,

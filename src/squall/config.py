@@ -169,7 +169,8 @@ def keys(kind: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key of a configuration."""
     found = []
     for name, hint in get_type_hints(kind).items():
-        found += keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        found += keys(hint, f"{prefix}{name}.") if nested else [prefix + name]
     return found
 
 

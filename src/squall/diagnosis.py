@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ __all__ = ["REGIMES", "RegimeThresholds", "growth_factor", "regime_thresholds"]
 
 DENSE_LIMIT = 512
 """Largest state, in numbers, whose Jacobian is formed; larger ones are iterated on."""
+
+ARNOLDI_TOLERANCE: Any = 1e-4
 
 REGIMES: Mapping[int, str] = MappingProxyType({0: "quiet", 1: "active", 2: "extreme"})
 """The generic regimes by |du/dt| of the truth: the lower half, the rest, the top 1 %."""
@@ -103,10 +106,10 @@ def _arnoldi_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
     size = state.numel()
     if not np.isfinite(transposed(np.ones(size))).all():
         return float("inf")
-    operator = LinearOperator((size, size), matvec=transposed, dtype=np.float64)
+    operator: Any = LinearOperator((size, size), matvec=transposed, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     start = np.random.default_rng(0).standard_normal(size)
     try:
-        values = eigs(operator, k=1, which="LM", v0=start, tol=1e-4, return_eigenvectors=False)
+        values = eigs(operator, k=1, which="LM", v0=start, tol=ARNOLDI_TOLERANCE, return_eigenvectors=False)
     except ArpackNoConvergence as partial:
         values = partial.eigenvalues
     return float(np.abs(values).max()) if len(values) else float("nan")

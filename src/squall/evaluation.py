@@ -173,8 +173,7 @@ def _chunks(source: Source) -> Iterator[tuple[list[int], Tensor]]:
 
 def _like_model(model: Rate, u: Tensor) -> Tensor:
     """The state on the device and in the precision of the model; as it is for a bare function."""
-    parameters = getattr(model, "parameters", None)
-    parameter = next(iter(parameters()), None) if callable(parameters) and isinstance(model, nn.Module) else None
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return u if parameter is None else u.to(parameter)
 
 

@@ -70,7 +70,7 @@ def _open(config: DataConfig) -> tuple[Source, Split]:
 
 def system_of(source: Source) -> System | None:
     """The system that a file of ours says it was simulated from; None for all other data."""
-    name = source.provenance.get("system")
+    name = str(source.provenance.get("system"))
     return SYSTEMS[name].from_parameters(source.parameters) if name in SYSTEMS else None
 
 
@@ -109,6 +109,8 @@ def _structure(config: ModelConfig, source: Source, system: System | None) -> Ca
             f"model.structure is '{config.structure}', which takes one space axis, got {len(source.space)}"
         )
     dx = source.spacing[0]
+    if dx is None:
+        raise ConfigError(f"model.structure is '{config.structure}', which takes equally spaced points")
     operator = {"laplacian": grid.laplacian, "central-difference": grid.central_difference}[config.structure]
     return lambda v: operator(v, dx)
 

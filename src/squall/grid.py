@@ -99,7 +99,7 @@ def laplacian(u: Field, dx: float) -> Field:
 
 
 def squared_slope(u: Field, dx: float) -> Field:
-    r"""The mean square of the two slopes, $S(u)_m = \tfrac12\left[((u_{m+1}-u_m)/dx)^2 + ((u_m-u_{m-1})/dx)^2\right]$."""
+    r"""The mean of the squared slopes to both sides, $S(u)_m = [(u_{m+1}-u_m)^2 + (u_m-u_{m-1})^2] / (2\,dx^2)$."""
     return (forward_difference(u, dx) ** 2 + backward_difference(u, dx) ** 2) / 2
 
 

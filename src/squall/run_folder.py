@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from squall.training import Checkpoint
 
-__all__ = ["CheckpointError", "RunFolder", "RunFolderError", "write_beside"]
+__all__ = ["CheckpointError", "DamagedCheckpointWarning", "RunFolder", "RunFolderError", "write_beside"]
 
 Kind = Literal["last", "best"]
 
@@ -41,6 +41,10 @@ KEPT = 2
 
 class RunFolderError(ValueError):
     """A folder that is no run folder, or not the one that is expected."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint is damaged, and the one before it is used."""
 
 
 class CheckpointError(RunFolderError):
@@ -207,7 +211,7 @@ class RunFolder:
             try:
                 return _read_checkpoint(path, step)
             except CheckpointError as error:
-                warnings.warn(f"{error}: the checkpoint before it is used", stacklevel=2)
+                warnings.warn(f"{error}: the checkpoint before it is used", DamagedCheckpointWarning, stacklevel=2)
         if steps:
             raise CheckpointError(
                 f"no '{kind}' checkpoint of {self.path} can be read (damaged: steps {steps}). Remove "

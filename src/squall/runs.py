@@ -17,10 +17,11 @@ from torch import Tensor
 import squall.data
 from squall.config import ConfigError, RunConfig, difference, from_dict, to_dict
 from squall.data import Transitions
-from squall.evaluation import RolloutValidation, Rollouts, evaluate
+from squall.evaluation import Rollouts, RolloutValidation, evaluate
 from squall.experiment import Experiment, build, integrator
 from squall.integrators import Step, rollout, substeps
 from squall.run_folder import CheckpointError, Kind, RunFolder, RunFolderError
+from squall.sampling import UniformSampler
 from squall.training import Checkpoint, Recorder, TrainingDiverged, TrainingResult, Validation, train
 
 __all__ = ["Trained", "evaluate_run", "evaluation_suffix", "load_run", "predict", "run"]
@@ -47,6 +48,8 @@ def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) ->
     folder = RunFolder(path)
     _refuse_other(folder, config)
     experiment = build(config)
+    transitions = Transitions(experiment.split.train)
+    sampler = UniformSampler(len(transitions), config.training.batch, config.training.seed)
     fabric = _fabric(config, folder)
     fabric.launch()
     first = fabric.is_global_zero
@@ -63,8 +66,9 @@ def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) ->
         try:
             return train(
                 experiment.model,
-                Transitions(experiment.split.train),
+                transitions,
                 config.training,
+                sampler=sampler,
                 loss=experiment.loss,
                 step=experiment.step,
                 scale=experiment.normalization.std,
@@ -109,7 +113,7 @@ def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
     loggers = []
     if config.tensorboard:
         try:
-            from lightning_fabric.loggers import TensorBoardLogger
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             loggers.append(TensorBoardLogger(root_dir=folder.path, name="tensorboard", version=""))
         except ImportError as error:

@@ -211,9 +211,11 @@ def train(
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
     if optimizer is None:
         optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
-    predict, optimizer = fabric.setup(_Increment(model, step, transitions.dt), optimizer)
+    predict: Any
+    optimiser: Any
+    predict, optimiser = fabric.setup(_Increment(model, step, transitions.dt), optimizer)
     dtype = next(model.parameters()).dtype
-    trial = _Trial(model, optimizer, loss, recorder)
+    trial = _Trial(model, optimiser, loss, recorder)
 
     with _private_randomness(settings.seed, fabric.device):
         trial.resume()
@@ -228,9 +230,9 @@ def train(
                 prediction = u + transitions.dt * prediction
             value = _loss_value(loss, prediction, target, scale or (1.0,), trial.step + 1)
 
-            optimizer.zero_grad()
+            optimiser.zero_grad()
             fabric.backward(value)
-            optimizer.step()
+            optimiser.step()
             trial.step += 1
             trial.seconds = time.monotonic() - started
 

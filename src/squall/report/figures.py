@@ -93,10 +93,13 @@ def _frames(time: np.ndarray, axes: list[np.ndarray], truth: np.ndarray, predict
     figure = Figure(figsize=(3 * len(chosen), 8), layout="constrained")
     panels = figure.subplots(3, len(chosen), sharex=True, sharey=True, squeeze=False)
     for row, (name, values, limit) in zip(panels, _three(truth, prediction), strict=True):
-        for panel, frame in zip(row, chosen, strict=True):
-            image = _image(panel, (axes[0], axes[1]), values[frame].T, limit, f"{name}, t = {time[frame]:g}")
+        images = [
+            _image(panel, (axes[0], axes[1]), values[frame].T, limit, f"{name}, t = {time[frame]:g}")
+            for panel, frame in zip(row, chosen, strict=True)
+        ]
+        for panel in row:
             panel.set_aspect("equal")
-        figure.colorbar(image, ax=row, shrink=0.8)
+        figure.colorbar(images[0], ax=row, shrink=0.8)
     figure.suptitle(title)
     return figure
 

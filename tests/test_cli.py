@@ -1,0 +1,349 @@
+"""The command as a user meets it: in a process of its own where signals matter, else by `main`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import squall
+from squall.cli import main
+
+SMALL = ["--model.hidden", "8", "--training.batch", "16", "--training.validate_every", "10", "--device.threads", "1"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "ch.hdf5"
+    assert (
+        main(
+            ["simulate", "cahn-hilliard", "--out", str(path), "--trajectories", "6", "--steps", "30", "--points", "12"]
+        )
+        == 0
+    )
+    return path
+
+
+def train(data: Path, out: Path, steps: int = 20, *more: str) -> list[str]:
+    split = ["--data.validation", "1", "--data.test", "2"]
+    words = [
+        "train",
+        "--data.path",
+        str(data),
+        *split,
+        *SMALL,
+        "--training.steps",
+        str(steps),
+        "--out",
+        str(out),
+        *more,
+    ]
+    return words
+
+
+@pytest.fixture(scope="session")
+def runs(data, tmp_path_factory) -> list[Path]:
+    base = tmp_path_factory.mktemp("runs")
+    made = []
+    for loss in ("mse", "imbalance-aware"):
+        for seed in ("0", "1"):
+            out = base / f"{loss}-{seed}"
+            assert main(train(data, out, 20, "--loss.name", loss, "--training.seed", seed)) == 0
+            assert main(["evaluate", str(out)]) == 0
+            made.append(out)
+    return made
+
+
+def test_simulate_writes_what_the_system_gives(data):
+    file = squall.data.open(data)
+    system = squall.CahnHilliard(points=12)
+    expected = system.simulate(system.initial_states(6, np.random.RandomState(0)), 30)
+    assert torch.equal(file.read(range(6)), expected)
+    assert file.parameters["gamma"] == system.gamma
+    assert file.provenance["seed"] == 0
+
+
+def test_a_run_folder_explains_itself(runs):
+    names = {path.name for path in runs[0].iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "evaluation.json", "figures"} <= names
+    found = json.loads((runs[0] / "evaluation.json").read_text())
+    assert found["steps"] == 30
+    best = found["checkpoints"]["best"]
+    assert best["rollout"]["trajectories"] == 2
+    assert {"states", "energy", "mass", "diverged", "vrmse"} <= best["rollout"].keys()
+    figures = {path.name for path in (runs[0] / "figures").iterdir()}
+    assert {"error_growth.png", "energy.png", "rollout_0.png"} <= figures
+
+
+def test_compare_shows_both_losses_with_their_spread(runs, tmp_path, capsys):
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "c")]) == 0
+    out = capsys.readouterr().out
+    assert "mse" in out
+    assert "2 seeds" in out
+    assert (tmp_path / "c" / "comparison.png").stat().st_size > 10_000
+    assert "| rollout: states |" in (tmp_path / "c" / "comparison.md").read_text()
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "c")]) == 2
+
+
+def test_another_integrator_is_evaluated_beside(runs, capsys):
+    before = (runs[0] / "evaluation.json").read_bytes()
+    assert main(["evaluate", str(runs[0]), "--integrator", "rk4", "--substeps", "4"]) == 0
+    assert "4 × rk4" in capsys.readouterr().out
+    assert (runs[0] / "evaluation.json").read_bytes() == before
+    assert json.loads((runs[0] / "evaluation-rk4-4.json").read_text())["integrator"] == "4 × rk4"
+
+
+def test_predict_rolls_out_states_of_ones_own(runs, tmp_path):
+    initial = np.random.default_rng(0).uniform(-0.05, 0.05, (3, 12))
+    np.save(tmp_path / "initial.npy", initial)
+    words = [
+        "predict",
+        str(runs[0]),
+        "--initial",
+        str(tmp_path / "initial.npy"),
+        "--steps",
+        "7",
+        "--out",
+        str(tmp_path / "p.hdf5"),
+    ]
+    assert main(words) == 0
+    found = squall.data.open(tmp_path / "p.hdf5")
+    assert found.shape == (3, 8, 1, 12)
+    np.testing.assert_allclose(found.read(range(3))[:, 0, 0], initial, rtol=1e-6)
+    assert main(words) == 2
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((run / "checkpoints").glob("last-*"))[-1] / "weights.safetensors")
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+def command(words: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "squall.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
+    for _ in range(600):
+        if list(run.glob("checkpoints/last-*")) or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in 30 seconds")
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_command_resumes_to_the_same_bits(data, tmp_path, blow):
+    settings = ("--training.checkpoint_every", "40", "--training.log_every", "15")
+    assert main(train(data, tmp_path / "whole", 1500, *settings)) == 0
+    process = command(train(data, tmp_path / "broken", 1500, *settings))
+    wait_for_checkpoint(tmp_path / "broken", process)
+    process.send_signal(blow)
+    out, _ = process.communicate()
+    assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), out.decode()
+    assert len(lines(tmp_path / "broken")) < len(lines(tmp_path / "whole"))
+    assert main(train(data, tmp_path / "broken", 1500, *settings)) == 0
+    whole, broken = last_weights(tmp_path / "whole"), last_weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "broken")
+
+
+def test_a_finished_run_is_not_trained_again(data, tmp_path, capsys):
+    assert main(train(data, tmp_path / "run")) == 0
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    assert main(train(data, tmp_path / "run")) == 0
+    assert "finished" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_folder_of_another_configuration_is_refused_with_the_difference(data, tmp_path, capsys):
+    assert main(train(data, tmp_path / "run")) == 0
+    assert main(train(data, tmp_path / "run", 30)) == 2
+    assert "training.steps: 20 -> 30" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(train(data, run, 20, "--training.checkpoint_every", "10")) == 0
+    expected = last_weights(run)
+    (run / "checkpoints" / "last-00000020" / "weights.safetensors").write_bytes(b"broken")
+    assert main(train(data, run, 20, "--training.checkpoint_every", "10")) == 0
+    assert "last-00000020 is damaged" in " ".join(capsys.readouterr().err.split())
+    assert all(torch.equal(expected[name], tensor) for name, tensor in last_weights(run).items())
+
+
+def test_a_yaml_file_and_dotted_overrides(data, tmp_path):
+    config = tmp_path / "ch.yaml"
+    config.write_text(
+        f"data: {{path: {data}, validation: 1, test: 2}}\nmodel: {{name: hnn, hidden: 8}}\ntraining: {{steps: 3, batch: 8}}\n"
+    )
+    words = ["train", "--config", str(config), "--training.seed", "4", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "name: hnn" in text
+    assert "seed: 4" in text
+
+
+def test_a_module_of_ones_own_by_its_import_path(data, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Next(torch.nn.Module):\n"
+        "    def __init__(self, points):\n"
+        "        super().__init__()\n"
+        "        self.linear = torch.nn.Linear(points, points)\n"
+        "    def forward(self, u):\n"
+        "        return self.linear(u)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["--model.name", "mine.Next", "--model.arguments", '{"points": 12}', "--model.predicts", "state"]
+    assert main(train(data, tmp_path / "run", 5, *own)) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--integrator", "rk4"]) == 2
+
+
+def test_two_dimensional_data_with_several_fields(tmp_path):
+    generator = np.random.default_rng(0)
+    first = generator.standard_normal((5, 1, 2, 6, 8)) * np.array([1.0, 1e3]).reshape(1, 1, 2, 1, 1) + 50
+    states = first * np.exp(-0.1 * np.arange(9)).reshape(1, -1, 1, 1, 1)
+    squall.data.write(tmp_path / "own.hdf5", states, dt=0.1, fields=["density", "pressure"], lengths=[1.0, 2.0])
+    assert main(train(tmp_path / "own.hdf5", tmp_path / "run", 10)) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["checkpoints"]["best"]["rollout"]["vrmse"].keys() == {"density", "pressure"}
+    assert "energy" not in found["checkpoints"]["best"]["rollout"]
+    weights = last_weights(tmp_path / "run")
+    np.testing.assert_allclose(weights["std"], states[:2].std((0, 1, 3, 4)), rtol=1e-5)
+    assert (tmp_path / "run" / "figures" / "rollout_pressure_0.png").exists()
+
+
+def spoilt(data: Path, tmp_path: Path, how: str) -> Path:
+    path = tmp_path / "spoilt.hdf5"
+    path.write_bytes(data.read_bytes())
+    if how == "truncated":
+        path.write_bytes(data.read_bytes()[:-2000])
+    elif how == "text":
+        path.write_text("no HDF5")
+    else:
+        with h5py.File(path, "r+") as file:
+            if how == "nan":
+                file["t0_fields/u"][3, 5, 2] = np.nan
+            elif how == "group":
+                del file["scalars"]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "truncated"),
+        ("text", "HDF5"),
+        ("nan", "NaN or infinit"),
+        ("group", "scalars"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(data, tmp_path, capsys, how, message):
+    path = spoilt(data, tmp_path, how)
+    assert main(train(path, tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+MISTAKES = [
+    (["train", "--data.path", "nowhere.hdf5"], "nowhere.hdf5"),
+    (["train"], "data.path is not set"),
+    (["train", "--data.path", "{data}", "--training.step", "3"], "did you mean 'training.steps'"),
+    (["train", "--data.path", "{data}", "--loss.temperature", "-1"], "loss.temperature is -1"),
+    (["train", "--data.path", "{data}", "--loss.temperature", ".nan"], "loss.temperature is nan"),
+    (["train", "--data.path", "{data}", "--training.steps", "0"], "training.steps is 0"),
+    (["train", "--data.path", "{data}", "--training.batch", "100000"], "batch is 100000"),
+    (["train", "--data.path", "{data}", "--data.test", "6"], "leave none"),
+    (["train", "--data.path", "{data}", "--model.name", "transformer"], "must be one of node, hnn or the import path"),
+    (["train", "--data.path", "{data}", "--model.name", "no.such.Model"], "cannot be imported"),
+    (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
+    (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    (["train", "--data.path", "{data}", "--device.accelerator", "quantum"], "device"),
+    (["evaluate", "nowhere"], "not a run folder"),
+    (["compare", "nowhere"], "not a run folder"),
+    (["simulate", "cahn-hilliard", "--out", "{data}"], "exists and is not overwritten"),
+    (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--gama", "1"], "did you mean 'gamma'"),
+    (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--points", "2"], "5"),
+    (["simulate", "burgers", "--out", "x.hdf5"], "korteweg-de-vries"),
+    (["simulate", "cahn-hilliard", "--out", "{data}/x.hdf5", "--steps", "1"], "ch.hdf5"),
+    (["simulate", "korteweg-de-vries", "--out", "x.hdf5", "--dt", "10.0", "--steps", "5"], "dt"),
+    (["trian"], "train"),
+    ([], "train"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=lambda value: value if isinstance(value, str) else None)
+def test_a_mistake_gets_a_sentence_and_exit_code_2(data, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    split = (
+        ["--data.validation", "1", "--data.test", "2"] if words[:1] == ["train"] and "--data.test" not in words else []
+    )
+    assert main([word.format(data=data) for word in words] + split) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("*.part"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_dimension_for_the_model(tmp_path, capsys):
+    squall.data.write(tmp_path / "own.hdf5", np.random.default_rng(0).random((4, 3, 2, 6, 6)), dt=1.0)
+    assert main(train(tmp_path / "own.hdf5", tmp_path / "run", 3, "--model.name", "hnn")) == 2
+    assert "takes one scalar field, but the data have 2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(data, tmp_path, capsys):
+    wild = ("--training.learning_rate", "1e30", "--training.checkpoint_every", "1", "--loss.name", "mse")
+    assert main(train(data, tmp_path / "run", 50, *wild)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "training diverged at step" in error
+    assert "The last good checkpoint: " in error
+
+
+def test_a_data_file_that_changed_is_noticed(data, tmp_path, capsys):
+    copy = tmp_path / "copy.hdf5"
+    copy.write_bytes(data.read_bytes())
+    assert main(train(copy, tmp_path / "run")) == 0
+    with h5py.File(copy, "r+") as file:
+        file["t0_fields/u"][0, 0, 0] = 0.01
+    assert main(train(copy, tmp_path / "run")) == 2
+    assert "has changed since" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_processes_train_what_one_trains(data, tmp_path):
+    one = command(train(data, tmp_path / "one", 10, "--device.accelerator", "cpu"))
+    words = ["--device.accelerator", "cpu", "--device.devices", "2", "--device.strategy", "ddp"]
+    two = subprocess.Popen(
+        [Path(sys.executable).parent / "squall", *train(data, tmp_path / "two", 10, *words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    out, _ = two.communicate(timeout=120)
+    assert two.returncode == 0, out.decode()
+    assert one.wait(timeout=120) == 0
+    expected = last_weights(tmp_path / "one")
+    for name, tensor in last_weights(tmp_path / "two").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
