@@ -8,7 +8,7 @@ __all__ = ["in_backward", "is_traced", "is_transformed"]
 
 def is_transformed() -> bool:
     """Inside torch.func.vmap, grad, jvp and kin."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_traced(tensor: Tensor) -> bool:

@@ -1,82 +1,100 @@
 """Where the weight went: the numbers of the last call, kept as small tensors until somebody asks."""
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from squall.losses.fused import Solution
 from squall.losses.weights import Weighed
 
 __all__ = ["Account"]
 
-SAMPLE = 1 << 16
-"""Points kept for the share of the top 1 %; exact below, a strided sample above."""
+SAMPLE = 1 << 17
+"""Points kept for the share of the top 1 %; exact up to here, a sample above."""
 TOP = 0.01
 
 
 @dataclass(frozen=True)
 class Account:
-    """Scalars (float64 tensors on the device) and a sample of (weight, measure share, error)."""
+    """Numbers, plain or as scalar tensors on the device, and a sample of points."""
 
-    temperature: Tensor
-    effective_fraction: Tensor
-    kl: Tensor
-    max_weight: Tensor
-    mean_error: Tensor
-    max_error: Tensor
-    loss: Tensor
-    sample: tuple[Tensor, Tensor, Tensor]
+    scalars: Callable[[], Mapping[str, Tensor | float]]
+    sample: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    """Gives (weight, share of the measure, error) of a sample of points."""
 
     @classmethod
     @torch.no_grad()
-    def of(cls, weighed: Weighed, errors: Tensor) -> "Account":
+    def of_weights(cls, weighed: Weighed, errors: Tensor) -> "Account":
         """The account of weights w (group, point) against their measure p."""
-        population, weights = weighed.population, weighed.weights.detach()
-        reduce_all = _reduce_all(population.sharding)
-        errors = errors.detach()
+        population, weights, errors = weighed.population, weighed.weights.detach(), errors.detach()
+        within, across, _ = population.sharding
         uniform = (population.share / population.mass).unsqueeze(1).to(weights.dtype)
         measure = uniform.expand_as(weights) if population.measure is None else uniform * population.measure
         ratio = torch.where(measure > 0, weights / measure, 0)
-        kl = torch.xlogy(weights, ratio)
 
         def total(values: Tensor) -> Tensor:
-            return reduce_all(values.sum(dtype=torch.float64), "sum")
+            return across(within(values.sum(dtype=torch.float64), "sum"), "sum")
 
-        thin = max(1, weights.numel() // SAMPLE)
-        return cls(
-            temperature=(population.scale / weighed.sharpness).median(),
-            effective_fraction=1 / total(weights * ratio),
-            kl=total(kl),
-            max_weight=reduce_all(weights.amax(), "max"),
-            mean_error=total(measure * errors),
-            max_error=reduce_all(population.top.amax(), "max"),
-            loss=total(weights * errors),
-            sample=tuple(t.reshape(-1)[::thin].clone() for t in (weights, measure, errors)),  # type: ignore[arg-type]
-        )
+        def largest(values: Tensor) -> Tensor:
+            return across(within(values.amax(), "max"), "max")
+
+        def thinned(values: Tensor) -> Tensor:
+            return values.reshape(-1)[:: stride(values)].clone()
+
+        sample = thinned(weights), thinned(measure), thinned(errors)
+        scalars = {
+            "temperature": (population.scale / weighed.sharpness).median(),
+            "effective_fraction": 1 / total(weights * ratio),
+            "kl": total(torch.xlogy(weights, ratio)).clamp(min=0),
+            "max_weight": largest(weights),
+            "mean_error": total(measure * errors),
+            "max_error": largest(population.top),
+            "loss": total(weights * errors),
+        }
+        return cls(lambda: scalars, lambda: sample)
+
+    @classmethod
+    def of_solution(cls, solution: Solution, sample: Tensor) -> "Account":
+        """The account of a fused pass, with errors of some points."""
+        return cls(partial(_scalars, solution, sample), partial(_weighed, solution, sample))
 
     def numbers(self) -> dict[str, float]:
-        return {
-            "temperature": float(self.temperature),
-            "effective_fraction": float(self.effective_fraction),
-            "kl": max(0.0, float(self.kl)),
-            "max_weight": float(self.max_weight),
-            "top_share": self._top_share(),
-            "mean_error": float(self.mean_error),
-            "max_error": float(self.max_error),
-            "loss": float(self.loss),
-        }
+        """Everything as plain numbers."""
+        return {name: float(value) for name, value in self.scalars().items()} | {"top_share": self._top_share()}
 
     def _top_share(self) -> float:
         """Weight of the TOP share of the measure with the largest errors."""
-        weights, measure, errors = (t.double() for t in self.sample)
+        weights, measure, errors = (values.double() for values in self.sample())
         order = errors.argsort(descending=True)
-        before = measure[order].cumsum(0) - measure[order]
-        taken = ((TOP * measure.sum() - before) / measure[order].clamp(min=1e-300)).clamp(0, 1)
-        return float((weights[order] * taken).sum() / weights.sum())
+        measure, weights = measure[order], weights[order]
+        before = measure.cumsum(0) - measure
+        taken = ((TOP * measure.sum() - before) / measure.clamp(min=1e-300)).clamp(0, 1)
+        return float((weights * taken).sum() / weights.sum())
 
 
-def _reduce_all(sharding):  # type: ignore[no-untyped-def]
-    def reduce(value: Tensor, operation: str) -> Tensor:
-        return sharding.across(sharding.within(value, operation), operation)
+def _weighed(solution: Solution, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    errors = sample.double()
+    weights = (solution.beta * errors - solution.log_total).exp()
+    return weights, torch.full_like(weights, 1 / solution.count), errors
 
-    return reduce
+
+def _scalars(solution: Solution, sample: Tensor) -> dict[str, float]:
+    weights, _, errors = _weighed(solution, sample)
+    return {
+        "temperature": 1 / solution.beta if solution.beta else math.inf,
+        "effective_fraction": min(1.0, float(weights.sum() ** 2 / weights.square().sum()) / len(weights)),
+        "kl": solution.kl,
+        "max_weight": solution.max_weight,
+        "mean_error": float(errors.mean()),
+        "max_error": solution.largest,
+        "loss": solution.value,
+    }
+
+
+def stride(values: Tensor) -> int:
+    """Every how many points one is kept for the sample."""
+    return max(1, values.numel() // SAMPLE)

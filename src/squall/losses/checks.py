@@ -83,9 +83,7 @@ def _check_over(values: Tensor, over: str) -> None:
             f"over={over!r} needs tensors of shape (batch, channel, *space); got shape {tuple(values.shape)}"
         )
     if values.numel() == 0:
-        raise ValueError(
-            f"the tensors are empty (shape {tuple(values.shape)}): there is nothing to take a mean over"
-        )
+        raise ValueError(f"the tensors are empty (shape {tuple(values.shape)}): there is nothing to take a mean over")
 
 
 def _check_floating(name: str, values: Tensor) -> None:
@@ -99,9 +97,7 @@ def _check_broadcast(name: str, values: Tensor, like: Tensor) -> None:
     except RuntimeError:
         matches = False
     if not matches:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}, which does not broadcast to {tuple(like.shape)}"
-        )
+        raise ValueError(f"{name} has shape {tuple(values.shape)}, which does not broadcast to {tuple(like.shape)}")
 
 
 def _check_measure(measure: Tensor) -> None:

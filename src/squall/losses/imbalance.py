@@ -1,6 +1,7 @@
 """The imbalance-aware loss: a mean in which a point counts the more, the worse it is predicted."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from squall.losses._tracing import in_backward, is_transformed
 from squall.losses.account import Account
 from squall.losses.checks import check_finite, check_pair, combined_measure
-from squall.losses.errors import PointwiseError, as_error
+from squall.losses.errors import PointwiseError, as_error, squared_error
+from squall.losses.fused import FusedLoss, Passes, passes_for, solve
 from squall.losses.population import ALONE
-from squall.losses.temperature import DEFAULT_TEMPERATURE, Temperature, as_rule
+from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
 from squall.losses.weights import Over, Weighed, Weighing, from_groups, to_groups
 
 __all__ = ["ImbalanceAwareLoss", "imbalance_aware_loss"]
@@ -72,9 +74,7 @@ class ImbalanceAwareLoss(nn.Module):
             raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
         self.error, self.reduction = as_error(error), reduction
         self.over: Over = over
-        self.weighing = Weighing(
-            as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights
-        )
+        self.weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64))
         self._account: Account | None = None
@@ -98,6 +98,10 @@ class ImbalanceAwareLoss(nn.Module):
             TypeError: tensors that are not floating point.
         """
         prediction, target = check_pair(prediction, target, self.over)
+        if self._plain and mask is None and measure is None and (passes := passes_for(prediction, target)):
+            value = self._fused(passes, prediction, target)
+            if value is not None:
+                return value
         total = combined_measure(mask, measure, prediction)
         if mask is not None:  # replaced before the error, or 0 · NaN would be the gradient
             prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
@@ -117,17 +121,36 @@ class ImbalanceAwareLoss(nn.Module):
             return from_groups(weighted, errors.shape, self.over)
         return weighted.sum(dtype=torch.float64).to(errors.dtype)
 
+    @property
+    def _plain(self) -> bool:
+        """Whether the fused passes know this loss."""
+        return self.error is squared_error and self.over == "all" and self.reduction == "mean" and self.weighing.plain
+
+    def _fused(self, passes: Passes, prediction: Tensor, target: Tensor) -> Tensor | None:
+        """The loss by the fused passes, None where they decline."""
+        rule, softness = self.weighing.at(self.step)
+        solution = solve(passes, rule, float(softness), math.exp(self.log_inverse_temperature.item()))
+        if solution is None:
+            return None
+        self._account = Account.of_solution(solution, passes.sample())
+        if self.training and not in_backward():
+            self._advance(math.log(solution.beta) if solution.beta else math.nan)
+        return cast(Tensor, FusedLoss.apply(prediction, target, passes, solution))
+
     def _remember(self, weighed: Weighed, grouped: Tensor) -> None:
         """Keep the account of this call, and in training mode move on: the step, the solver's start."""
         if is_transformed():
             return
-        self._account = Account.of(weighed, grouped)
-        if not self.training or in_backward():
-            return
-        self.step.add_(1)
-        if weighed.sharpness.shape[0] == 1:
-            population = weighed.population
-            self.log_inverse_temperature.copy_((weighed.sharpness / population.scale).log().squeeze(0))
+        self._account = Account.of_weights(weighed, grouped)
+        if self.training and not in_backward():
+            inverse = (weighed.sharpness / weighed.population.scale).log()
+            self._advance(inverse.squeeze(0) if len(inverse) == 1 else math.nan)
+
+    def _advance(self, log_inverse_temperature: Tensor | float) -> None:
+        """Move on to the next step: count it, and start its solver where this one ended."""
+        if isinstance(self.weighing.rule, Schedule):
+            self.step.add_(1)
+        self.log_inverse_temperature.fill_(log_inverse_temperature)
 
     def report(self) -> dict[str, float]:
         """What the last call did: plain numbers to log; computed now, not during the training step.

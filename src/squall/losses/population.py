@@ -12,12 +12,14 @@ precision (float32 at least); sums run in float64, since a float32 sum over 5·1
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["ALONE", "Population", "Reduce", "Sharding", "Tilt"]
+__all__ = ["ALONE", "Number", "Population", "Reduce", "Sharding", "Tilt"]
+
+Number = Any  # Tensor | float: arithmetic on both
 
 Reduce = Callable[[Tensor, str], Tensor]
 """(tensor, "sum" | "max") → the tensor reduced over all ranks that share the groups."""
@@ -43,13 +45,16 @@ ALONE = Sharding()
 
 
 class Tilt(NamedTuple):
-    """Moments of the distribution tilted with sharpness b; each of shape (group,), float64, dimensionless."""
+    """Moments of the distribution tilted with sharpness b; each of shape (group,), float64, dimensionless.
 
-    log_partition: Tensor
+    Plain numbers where the sums came from a fused pass.
+    """
+
+    log_partition: Number
     """A = log Σ p_i exp(b y_i)."""
-    mean: Tensor
+    mean: Number
     """E_w y = dA/db."""
-    variance: Tensor
+    variance: Number
     """Var_w y = d²A/db²."""
 
 

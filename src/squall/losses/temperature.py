@@ -12,16 +12,17 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced
-from squall.losses.population import Population
+from squall.losses.population import Number, Population, Tilt
 
 __all__ = [
     "DEFAULT_TEMPERATURE",
+    "Budget",
     "EffectiveFraction",
     "Fixed",
     "KLBudget",
@@ -99,12 +100,28 @@ class Relative(TemperatureRule):
 class Spread(NamedTuple):
     """A divergence from uniform and its derivative with respect to log b, each (group,)."""
 
-    divergence: Tensor
-    slope: Tensor
+    divergence: Number
+    slope: Number
+
+
+class Budget(TemperatureRule):
+    """A rule by which a divergence D(w‖p) of the weights from uniform is given, and T is solved for."""
+
+    @property
+    @abc.abstractmethod
+    def budget(self) -> float:
+        """The divergence, in nats."""
+
+    @abc.abstractmethod
+    def spread(self, sharpness: Number, tilt: Callable[[Any], Tilt]) -> Spread:
+        """The divergence and its slope at a sharpness, from the moments at any sharpness."""
+
+    def sharpness(self, population: Population, start: Tensor, softness: Tensor | float = 1.0) -> Tensor:
+        return solve_budget(population, self, softness * self.budget, start)
 
 
 @dataclass(frozen=True)
-class KLBudget(TemperatureRule):
+class KLBudget(Budget):
     """T such that KL(w‖p) = ρ: the worst case over all weightings within ρ of the mean.
 
         max {Σ w_i l_i : KL(w‖p) ≤ ρ} = min_T  T log Σ p_i exp(l_i/T) + T ρ
@@ -124,16 +141,17 @@ class KLBudget(TemperatureRule):
         if not 0 < self.rho < math.inf:
             raise ValueError(f"KLBudget: rho must be positive and finite, got {self.rho}; ∞ is temperature=0")
 
-    def sharpness(self, population: Population, start: Tensor, softness: Tensor | float = 1.0) -> Tensor:
-        def spread(sharpness: Tensor) -> Spread:
-            tilt = population.tilt(sharpness)
-            return Spread(sharpness * tilt.mean - tilt.log_partition, sharpness.square() * tilt.variance)
+    @property
+    def budget(self) -> float:
+        return self.rho
 
-        return solve_budget(population, spread, softness * self.rho, start)
+    def spread(self, sharpness: Number, tilt: Callable[[Any], Tilt]) -> Spread:
+        log_partition, mean, variance = tilt(sharpness)
+        return Spread(sharpness * mean - log_partition, sharpness * sharpness * variance)
 
 
 @dataclass(frozen=True)
-class EffectiveFraction(TemperatureRule):
+class EffectiveFraction(Budget):
     """T such that the effective sample size 1/Σw² is the fraction f of the points.
 
     With a measure: 1/Σ(w²/p) = f, which is log(1/f) = A(2β) − 2A(β) for A(β) = log Σ p exp(β l).
@@ -150,23 +168,22 @@ class EffectiveFraction(TemperatureRule):
                 f"EffectiveFraction: fraction must be in (0, 1), got {self.fraction}; 1 is temperature=inf"
             )
 
-    def sharpness(self, population: Population, start: Tensor, softness: Tensor | float = 1.0) -> Tensor:
-        def spread(sharpness: Tensor) -> Spread:
-            once, twice = population.tilt(sharpness), population.tilt(2 * sharpness)
-            divergence = twice.log_partition - 2 * once.log_partition
-            return Spread(divergence, 2 * sharpness * (twice.mean - once.mean))
+    @property
+    def budget(self) -> float:
+        return -math.log(self.fraction)
 
-        return solve_budget(population, spread, softness * -math.log(self.fraction), start)
+    def spread(self, sharpness: Number, tilt: Callable[[Any], Tilt]) -> Spread:
+        once, twice = tilt(sharpness), tilt(2 * sharpness)
+        divergence = twice.log_partition - 2 * once.log_partition
+        return Spread(divergence, 2 * sharpness * (twice.mean - once.mean))
 
 
-def solve_budget(
-    population: Population, spread: Callable[[Tensor], Spread], budget: Tensor | float, start: Tensor
-) -> Tensor:
+def solve_budget(population: Population, rule: Budget, budget: Tensor | float, start: Tensor) -> Tensor:
     """b with divergence(b) = budget for every group, by Newton's method on log divergence over log b.
 
     The divergence grows like b² for small b and saturates for large b, so the logarithms are nearly linear;
     a step that leaves the bracket is replaced by its middle. Where the budget exceeds what ties at the
-    maximum allow, the answer is ∞ (and a warning); where all errors are equal, every b weighs alike and it is 0.
+    maximum allow, the answer is ∞ (and a warning); where all errors are equal it is 0, since every b weighs alike.
     """
     top_share = population.tied_share()
     budget = torch.as_tensor(budget, dtype=torch.float64, device=top_share.device).expand_as(top_share)
@@ -177,7 +194,7 @@ def solve_budget(
     low, high = torch.full_like(b, 1e-14), torch.full_like(b, LARGEST_SHARPNESS * 1e3)
     active = feasible & (budget > 0) & (variance > 0)
     for _ in range(TRACED_ITERATIONS if is_traced(population.errors) else MOST_ITERATIONS):
-        divergence, slope = spread(b)
+        divergence, slope = (torch.as_tensor(x) for x in rule.spread(b, population.tilt))
         over = divergence > budget
         low, high = torch.where(over, low, b), torch.where(over, b, high)
         missing = budget.clamp(min=1e-300).log() - divergence.clamp(min=1e-300).log()
@@ -192,12 +209,24 @@ def solve_budget(
     if not is_traced(population.errors) and bool(unmet.any()):
         warnings.warn(
             f"the temperature budget {float(budget.max()):.3g} cannot be met in {int(unmet.sum())} of "
-            f"{len(unmet)} groups: too few points, or too many tied at the largest error; the largest error takes all the "
+            f"{len(unmet)} groups: too few points, or too many tied at the largest error, which takes all the "
             f"weight there. Use a smaller budget or larger groups.",
             RuntimeWarning,
             stacklevel=2,
         )
     return torch.where(unmet, math.inf, torch.where(active, b, 0.0))
+
+
+def newton_step(divergence: float, slope: float, budget: float, low: float, high: float) -> float:
+    """The factor on b of the next Newton step (as in `solve_budget`), for plain numbers within a bracket.
+
+    Args:
+        divergence, slope: at the present b, positive.
+        budget: the divergence wanted.
+        low, high: the bracket, as factors of the present b; low < 1 < high.
+    """
+    factor = math.exp(min(2.0, max(-2.0, math.log(budget / divergence) * divergence / slope)))
+    return factor if low < factor < high else math.sqrt(low * high)
 
 
 @dataclass(frozen=True)
@@ -219,9 +248,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.begin < 0:
-            raise ValueError(
-                f"Schedule: steps and begin must not be negative, got {self.steps} and {self.begin}"
-            )
+            raise ValueError(f"Schedule: steps and begin must not be negative, got {self.steps} and {self.begin}")
         _ = self.final
 
     @property

@@ -67,8 +67,15 @@ class Weighing:
             raise ValueError("trim=1 drops every point; it must be below 1")
 
     @property
-    def guarded(self) -> bool:
-        return self.cap is not None or max(self.mean_share, self.trim, self.winsorize) > 0
+    def plain(self) -> bool:
+        """Nothing but the rule."""
+        return self.cap is None and not (self.mean_share or self.trim or self.winsorize or self.differentiate)
+
+    def at(self, step: Tensor | None) -> tuple[TemperatureRule, Tensor | float]:
+        """The rule at a step, and how much of it applies."""
+        if not isinstance(self.rule, Schedule):
+            return self.rule, 1.0
+        return self.rule.final, self.rule.softness(torch.zeros((), dtype=torch.int64) if step is None else step)
 
     def weigh(
         self,
@@ -105,16 +112,12 @@ class Weighing:
         weights = ratio * (uniform if measure is None else uniform * measure)
         return Weighed(weights, sharpness, population)
 
-    def _sharpness(
-        self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None
-    ) -> Tensor:
+    def _sharpness(self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None) -> Tensor:
         start = torch.full_like(population.scale, math.nan)
         if log_inverse_temperature is not None and start.shape[0] == 1:
             start = log_inverse_temperature.exp() * population.scale
-        if isinstance(self.rule, Schedule):
-            step = torch.zeros((), dtype=torch.int64, device=start.device) if step is None else step
-            return self.rule.final.sharpness(population, start, self.rule.softness(step))
-        return self.rule.sharpness(population, start)
+        rule, softness = self.at(step)
+        return rule.sharpness(population, start, softness)
 
     def _without_extremes(
         self, errors: Tensor, measure: Tensor | None, sharding: Sharding

@@ -1,0 +1,175 @@
+"""The loss as two passes over the data and one write, for plain squared errors over everything.
+
+Forward: one pass sums what the value needs and, for a budget, what the temperature needs; warm, the pass at
+the temperature of the step before is enough. Backward: one pass writes the gradient. Each pass reads 2n
+numbers and the backward writes n: 5n, where `mse_loss` moves 7n (it writes and reads back the squares).
+
+The passes are in `fused_cpu` and `fused_triton`; what cannot be computed well here is declined (None), and
+the eager formula takes over.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from squall.losses._tracing import is_traced
+from squall.losses.fused_cpu import cpu_passes
+from squall.losses.sums import Sums
+from squall.losses.temperature import Budget, Fixed, Relative, TemperatureRule, newton_step
+
+__all__ = ["FusedLoss", "Passes", "Solution", "passes_for", "solve"]
+
+MOST_SWEEPS = 40
+SHARPEST_BUDGET = 1e3
+"""Largest b = max l / T at which float32 sums resolve a budget."""
+SERIES_ERROR = 2e-7
+"""Relative error of the value up to which the temperature is moved without another pass."""
+
+
+@runtime_checkable
+class Passes(Protocol):
+    """Passes over one batch; see `fused_cpu`."""
+
+    count: int
+
+    def largest_and_mean(self) -> tuple[float, float]: ...
+    def sweep(self, beta: float, moments: int) -> Sums: ...
+    def gradient(self, beta: float, offset: float, sign: float) -> Tensor: ...
+    def sample(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The weights w_i = exp(β l_i − log_total) of n points, with their value Σ w l and max l."""
+
+    count: int
+    beta: float
+    log_total: float
+    """log Σ exp(β l)."""
+    value: float
+    largest: float
+
+    @property
+    def kl(self) -> float:
+        """KL(w‖1/n), in nats."""
+        return max(0.0, self.beta * self.value - self.log_total + math.log(self.count))
+
+    @property
+    def max_weight(self) -> float:
+        return math.exp(self.beta * self.largest - self.log_total)
+
+
+def passes_for(prediction: Tensor, target: Tensor) -> Passes | None:
+    """The passes over these tensors, None where the eager formula has to do."""
+    if is_traced(prediction) or not (prediction.is_contiguous() and target.is_contiguous()):
+        return None
+    if prediction.device.type == "cpu" and target.device.type == "cpu":
+        return cpu_passes(prediction.detach(), target.detach())
+    return None
+
+
+def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -> Solution | None:
+    """The temperature that the rule asks for, with all sums at it; None to decline.
+
+    Args:
+        passes: over the batch.
+        rule: what temperature to take.
+        softness: how much of the rule applies, in [0, 1].
+        beta: β of the step before, NaN where there is none; only a budget uses it.
+    """
+    if isinstance(rule, Budget) and softness > 0:
+        if not 0 < beta < math.inf:
+            mean = passes.largest_and_mean()[1]
+            beta = 1 / (4 * mean) if mean > 0 else math.nan
+        return _solve_budget(passes, rule, softness * rule.budget, beta)
+    if isinstance(rule, Fixed) and rule.temperature > 0:
+        beta = softness / rule.temperature
+    elif isinstance(rule, Relative):
+        mean = passes.largest_and_mean()[1]
+        beta = softness / (rule.tau * mean) if mean > 0 else math.nan
+    else:
+        beta = math.nan if softness > 0 else 0.0
+    if beta == 0:
+        largest, mean = passes.largest_and_mean()
+        uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest)
+        return uniform if math.isfinite(largest) else None
+    if not 1e-30 < beta < 1e30:
+        return None
+    sums = passes.sweep(beta, moments=1)
+    if not 1e-6 < sums.top < 1e30:
+        return None
+    value = sums.first / sums.zeroth / beta
+    return Solution(sums.count, beta, sums.top + math.log(sums.zeroth), value, sums.top / beta)
+
+
+def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
+    """Newton's method on log β, a pass per step; the last, small step is taken on the series of the sums."""
+    low, high = 0.0, math.inf
+    for _ in range(MOST_SWEEPS):
+        if not 1e-30 < beta < 1e30:
+            return None
+        sums = passes.sweep(beta, moments=3)
+        if not 1e-6 < sums.top < SHARPEST_BUDGET:
+            return None
+        divergence, slope = rule.spread(1.0, sums.tilt)
+        if not (divergence > 0 and slope > 0):
+            return None
+        low, high = (low, beta) if divergence > budget else (beta, high)
+        ratio = newton_step(divergence, slope, budget, max(low / beta, 1e-3), min(high / beta, 1e3))
+        if _series_reaches(sums, ratio):
+            divergence, slope = rule.spread(ratio, sums.tilt)
+            ratio *= newton_step(divergence, slope, budget, 0.5, 2.0)
+            log_partition, mean, _ = sums.tilt(ratio)
+            return Solution(
+                sums.count, beta * ratio, log_partition + math.log(sums.count), mean / beta, sums.top / beta
+            )
+        beta *= ratio
+    return None
+
+
+def _series_reaches(sums: Sums, ratio: float) -> bool:
+    """Whether the error of Taylor's series at ratio · β is negligible.
+
+    The first term left out of the mean is κ₄ h³/6; distributions with the heavy tails of squared errors have
+    κ₄ ≈ 1.5 κ₃²/κ₂ (exactly so for Gaussian residuals).
+    """
+    mean, variance, third = sums.cumulants
+    h = abs(ratio - 1)
+    return h < 0.05 and h**3 * third**2 < 4 * SERIES_ERROR * variance * mean
+
+
+class FusedLoss(torch.autograd.Function):
+    """Σ w l with the weights of a solution, detached; the gradient is 2 w (prediction − target)."""
+
+    @staticmethod
+    def forward(ctx, prediction: Tensor, target: Tensor, passes: Passes, solution: Solution) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(prediction, target)
+        ctx.passes, ctx.solution = passes, solution
+        return torch.tensor(solution.value, dtype=prediction.dtype, device=prediction.device)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        prediction, target = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for
+            result = _differentiable_gradient(prediction, target, ctx.solution, gradient)
+        else:
+            result = _gradient(ctx.passes, ctx.solution, gradient.item())
+        to_prediction, to_target = ctx.needs_input_grad[:2]
+        return (result if to_prediction else None), (-result if to_target else None), None, None
+
+
+def _gradient(passes: Passes, solution: Solution, factor: float) -> Tensor:
+    """factor · 2 w (prediction − target)."""
+    size = 2 * abs(factor)
+    if 0 < size < math.inf:
+        return passes.gradient(solution.beta, solution.log_total - math.log(size), math.copysign(1, factor))
+    return passes.gradient(solution.beta, solution.log_total, 1).mul_(factor)
+
+
+def _differentiable_gradient(prediction: Tensor, target: Tensor, solution: Solution, gradient: Tensor) -> Tensor:
+    difference = prediction - target
+    weights = (solution.beta * difference.detach().square() - solution.log_total).exp()
+    return 2 * gradient * weights * difference

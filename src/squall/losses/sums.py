@@ -1,0 +1,72 @@
+"""What one pass over the points says about the tilted distribution near an inverse temperature."""
+
+import math
+import operator
+from dataclasses import dataclass
+
+from squall.losses.population import Tilt
+
+__all__ = ["Sums"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over points of z = β l and e = exp(z − top), dimensionless.
+
+    Args:
+        count: n, number of points.
+        top: max z.
+        zeroth, first: Σ e, Σ z e.
+        second, third: Σ z² e, Σ z³ e.
+        squares, squares_first, squares_second: Σ e², Σ z e², Σ z² e². NaN, like those before, where not asked for.
+    """
+
+    count: int
+    top: float
+    zeroth: float
+    first: float
+    second: float = math.nan
+    third: float = math.nan
+    squares: float = math.nan
+    squares_first: float = math.nan
+    squares_second: float = math.nan
+
+    @classmethod
+    def merged(cls, parts: list["Sums"]) -> "Sums":
+        """The sums of all parts together, each shifted to the common top."""
+        if len(parts) == 1:
+            return parts[0]
+        top = max(part.top for part in parts)
+        shifts = [math.exp(part.top - top) for part in parts]
+        once = list(zip(*((p.zeroth, p.first, p.second, p.third) for p in parts), strict=True))
+        twice = list(zip(*((p.squares, p.squares_first, p.squares_second) for p in parts), strict=True))
+        return cls(
+            sum(part.count for part in parts),
+            top,
+            *(math.fsum(map(operator.mul, terms, shifts)) for terms in once),
+            *(math.fsum(t * s * s for t, s in zip(terms, shifts, strict=True)) for terms in twice),
+        )
+
+    @property
+    def cumulants(self) -> tuple[float, float, float]:
+        """Mean, variance and third central moment of z under the weights: β^k dᵏA/dβᵏ, k = 1, 2, 3."""
+        mean, second, third = (s / self.zeroth for s in (self.first, self.second, self.third))
+        return mean, second - mean**2, third - 3 * mean * second + 2 * mean**3
+
+    def tilt(self, ratio: float) -> Tilt:
+        """The moments of z at the inverse temperature ratio · β, by Taylor's series around β, or around 2 β.
+
+        With κ_k the cumulants at β and h = ratio − 1: log Σ p e^(ratio z) = A + κ₁ h + κ₂ h²/2 + κ₃ h³/6.
+        """
+        if ratio < 1.5:
+            first, second, third = self.cumulants
+            log_partition, h = self.top + math.log(self.zeroth / self.count), ratio - 1
+        else:
+            first = self.squares_first / self.squares
+            second, third = self.squares_second / self.squares - first**2, 0.0
+            log_partition, h = 2 * self.top + math.log(self.squares / self.count), ratio - 2
+        return Tilt(
+            log_partition + h * (first + h * (second / 2 + h * third / 6)),
+            first + h * (second + h * third / 2),
+            second + h * third,
+        )

@@ -1,0 +1,110 @@
+"""The fused passes against float64, against the eager formula, and through autograd."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, imbalance
+from squall.losses.fused_cpu import SMALL
+
+from . import oracle
+
+RULES = [0.5, 3.0, 100.0, math.inf, Relative(4.0), KLBudget(0.05), KLBudget(0.3), KLBudget(2.0), EffectiveFraction(0.4)]
+
+
+def batch(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, generator=generator).requires_grad_(), torch.randn(n, generator=generator)
+
+
+def relative(value: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("n", [3, 1000, SMALL + 1, 3 * SMALL + 17])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_value_and_gradient_are_those_of_float64(n, rule):
+    prediction, target = batch(n)
+    loss = ImbalanceAwareLoss(rule)
+    for _ in range(2):  # cold, then warm
+        prediction.grad = None
+        value = loss(prediction, target)
+        assert "Fused" in type(value.grad_fn).__name__ or n == 3
+        value.backward()
+        expected, gradient = oracle.loss(prediction.detach().numpy(), target.numpy(), 1 / loss.report()["temperature"])
+        assert value.item() == pytest.approx(expected, rel=1e-6)
+        assert relative(prediction.grad.numpy(), gradient) < 2e-6
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.3, 1.5])
+@pytest.mark.parametrize("n", [1000, SMALL + 1])
+def test_budget_is_met_by_float64_count_on_moving_batches(n, rho):
+    loss = ImbalanceAwareLoss(KLBudget(rho))
+    for seed in range(4):
+        prediction, target = batch(n, seed)
+        loss(prediction * (1 + 0.1 * seed), target)
+        errors = (prediction * (1 + 0.1 * seed) - target).detach().numpy() ** 2
+        assert oracle.kl(oracle.weights(errors, 1 / loss.report()["temperature"])) == pytest.approx(rho, rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [1000, SMALL + 1])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_fused_and_eager_agree(monkeypatch, n, rule):
+    results = []
+    for passes in (imbalance.passes_for, lambda *_: None):
+        monkeypatch.setattr(imbalance, "passes_for", passes)
+        prediction, target = batch(n)
+        loss = ImbalanceAwareLoss(rule)
+        value = loss(prediction, target)
+        value.backward()
+        report = loss.report()
+        results.append((value.item(), prediction.grad.numpy(), report))
+    (fused, fused_gradient, fused_report), (eager, eager_gradient, eager_report) = results
+    assert fused == pytest.approx(eager, rel=5e-6)
+    assert relative(fused_gradient, eager_gradient) < 2e-5
+    assert fused_report.keys() == eager_report.keys()
+    for name in ("temperature", "kl", "max_weight", "mean_error", "max_error", "loss"):
+        assert fused_report[name] == pytest.approx(eager_report[name], rel=2e-2 if name == "mean_error" else 1e-4)
+
+
+@pytest.mark.parametrize("factor", [3.0, -2.0, 0.0])
+@pytest.mark.parametrize("rule", [2.0, math.inf, KLBudget()], ids=str)
+@pytest.mark.parametrize("n", [100, SMALL + 1])
+def test_backward_scales_repeats_and_reaches_the_target(n, rule, factor):
+    prediction, target = batch(n)
+    target.requires_grad_()
+    value = ImbalanceAwareLoss(rule)(prediction, target)
+    once = torch.autograd.grad(value, (prediction, target), retain_graph=True)
+    scaled = torch.autograd.grad(factor * value, (prediction, target))
+    for a, b in zip(once, scaled, strict=True):
+        torch.testing.assert_close(b, factor * a, rtol=2e-5, atol=1e-12)
+    torch.testing.assert_close(once[0], -once[1])
+
+
+def test_second_derivative_holds_the_weights_fixed():
+    prediction, target = (x.double().detach() for x in batch(50))
+    prediction.requires_grad_()
+    (gradient,) = torch.autograd.grad(ImbalanceAwareLoss(2.0)(prediction, target), prediction, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), prediction)
+    expected = 2 * oracle.weights((prediction - target).detach().numpy() ** 2, 0.5)
+    np.testing.assert_allclose(second.numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_no_scale_overflows(scale):
+    prediction, target = batch(1000)
+    reference = ImbalanceAwareLoss()(prediction, target).item()
+    assert ImbalanceAwareLoss()(prediction * scale, target * scale).item() == pytest.approx(
+        reference * scale**2, rel=1e-5
+    )
+
+
+def test_changing_the_prediction_in_place_before_backward_is_refused():
+    prediction, target = batch(100)
+    moved = prediction * 1
+    value = ImbalanceAwareLoss()(moved, target)
+    moved.detach().add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
