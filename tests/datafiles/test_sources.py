@@ -1,5 +1,6 @@
 """Trajectories in memory and in a file answer alike; parts, splits and pairs are what indices say."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -183,8 +184,6 @@ def test_data_loader_workers_read_for_themselves(path, states):
 
 
 def test_closing_gives_the_descriptor_back(path):
-    import os
-
     def descriptors():
         return len(os.listdir("/proc/self/fd"))
 
@@ -217,7 +216,7 @@ def test_larger_than_memory(tmp_path):
             return next(int(line.split()[1]) for line in open(f"/proc/self/{file}") if line.startswith(key))
 
         base = status("status", "VmSize:") * 1024
-        limit = base + 80 * 2**20
+        limit = base + 100 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         shape = (20, 512, 2, 32, 32)  # 160 MiB
         with squall.data.create(sys.argv[1], shape, dt=0.1) as file:
@@ -249,6 +248,7 @@ def test_larger_than_memory(tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
+        env=os.environ | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"},  # address space that nobody uses
     )
     assert result.returncode == 0, result.stderr
     assert "the whole does not fit" in result.stdout
