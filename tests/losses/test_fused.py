@@ -23,7 +23,7 @@ def relative(value: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("n", [3, 1000, SMALL + 1, 3 * SMALL + 17])
+@pytest.mark.parametrize("n", [20, 1000, SMALL + 1, 3 * SMALL + 17])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_value_and_gradient_are_those_of_float64(n, rule):
     prediction, target = batch(n)
@@ -31,11 +31,13 @@ def test_value_and_gradient_are_those_of_float64(n, rule):
     for _ in range(2):  # cold, then warm
         prediction.grad = None
         value = loss(prediction, target)
-        assert "Fused" in type(value.grad_fn).__name__ or n == 3
+        assert "Fused" in type(value.grad_fn).__name__
         value.backward()
         expected, gradient = oracle.loss(prediction.detach().numpy(), target.numpy(), 1 / loss.report()["temperature"])
-        assert value.item() == pytest.approx(expected, rel=1e-6)
-        assert relative(prediction.grad.numpy(), gradient) < 2e-6
+        report = loss.report()
+        sharpness = report["max_error"] / report["temperature"]  # an exponent b carries a rounding of b · 2⁻²⁴
+        assert value.item() == pytest.approx(expected, rel=1e-6 * max(1, sharpness / 10))
+        assert relative(prediction.grad.numpy(), gradient) < 1e-6 * max(1, sharpness / 10)
 
 
 @pytest.mark.parametrize("rho", [0.01, 0.3, 1.5])

@@ -1,9 +1,7 @@
-"""Where the weight went: the numbers of the last call, kept as small tensors until somebody asks."""
+"""Where the weight went: the numbers of the last call, computed when somebody asks."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,90 +9,85 @@ from torch import Tensor
 from squall.losses.fused import Solution
 from squall.losses.weights import Weighed
 
-__all__ = ["Account"]
+__all__ = ["FusedAccount", "WeighedAccount", "account_of"]
 
 SAMPLE = 1 << 17
 """Points kept for the share of the top 1 %; exact up to here, a sample above."""
 TOP = 0.01
 
 
-@dataclass(frozen=True)
-class Account:
-    """Numbers, plain or as scalar tensors on the device, and a sample of points."""
+class WeighedAccount(NamedTuple):
+    """The account of weights made by the eager formula: scalars on the device, and a sample of points."""
 
-    scalars: Callable[[], Mapping[str, Tensor | float]]
-    sample: Callable[[], tuple[Tensor, Tensor, Tensor]]
-    """Gives (weight, share of the measure, error) of a sample of points."""
-
-    @classmethod
-    @torch.no_grad()
-    def of_weights(cls, weighed: Weighed, errors: Tensor) -> "Account":
-        """The account of weights w (group, point) against their measure p."""
-        population, weights, errors = weighed.population, weighed.weights.detach(), errors.detach()
-        within, across, _ = population.sharding
-        uniform = (population.share / population.mass).unsqueeze(1).to(weights.dtype)
-        measure = uniform.expand_as(weights) if population.measure is None else uniform * population.measure
-        ratio = torch.where(measure > 0, weights / measure, 0)
-
-        def total(values: Tensor) -> Tensor:
-            return across(within(values.sum(dtype=torch.float64), "sum"), "sum")
-
-        def largest(values: Tensor) -> Tensor:
-            return across(within(values.amax(), "max"), "max")
-
-        def thinned(values: Tensor) -> Tensor:
-            return values.reshape(-1)[:: stride(values)].clone()
-
-        sample = thinned(weights), thinned(measure), thinned(errors)
-        scalars = {
-            "temperature": (population.scale / weighed.sharpness).median(),
-            "effective_fraction": 1 / total(weights * ratio),
-            "kl": total(torch.xlogy(weights, ratio)).clamp(min=0),
-            "max_weight": largest(weights),
-            "mean_error": total(measure * errors),
-            "max_error": largest(population.top),
-            "loss": total(weights * errors),
-        }
-        return cls(lambda: scalars, lambda: sample)
-
-    @classmethod
-    def of_solution(cls, solution: Solution, sample: Tensor) -> "Account":
-        """The account of a fused pass, with errors of some points."""
-        return cls(partial(_scalars, solution, sample), partial(_weighed, solution, sample))
+    scalars: dict[str, Tensor]
+    weights: Tensor
+    measure: Tensor
+    """Share of the measure."""
+    errors: Tensor
 
     def numbers(self) -> dict[str, float]:
         """Everything as plain numbers."""
-        return {name: float(value) for name, value in self.scalars().items()} | {"top_share": self._top_share()}
-
-    def _top_share(self) -> float:
-        """Weight of the TOP share of the measure with the largest errors."""
-        weights, measure, errors = (values.double() for values in self.sample())
-        order = errors.argsort(descending=True)
-        measure, weights = measure[order], weights[order]
-        before = measure.cumsum(0) - measure
-        taken = ((TOP * measure.sum() - before) / measure.clamp(min=1e-300)).clamp(0, 1)
-        return float((weights * taken).sum() / weights.sum())
+        numbers = {name: float(value) for name, value in self.scalars.items()}
+        return numbers | {"top_share": top_share(self.weights, self.measure, self.errors)}
 
 
-def _weighed(solution: Solution, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    errors = sample.double()
-    weights = (solution.beta * errors - solution.log_total).exp()
-    return weights, torch.full_like(weights, 1 / solution.count), errors
+class FusedAccount(NamedTuple):
+    """The account of the fused passes: the solution, and errors of a sample of points of this process."""
+
+    solution: Solution
+    errors: Tensor
+
+    def numbers(self) -> dict[str, float]:
+        """Everything as plain numbers; those in the second group are of the sample."""
+        solution, errors = self.solution, self.errors.double()
+        weights = (solution.beta * errors - solution.log_total).exp()
+        return {
+            "temperature": 1 / solution.beta if solution.beta else math.inf,
+            "kl": solution.kl,
+            "max_weight": solution.max_weight,
+            "max_error": solution.largest,
+            "loss": solution.value,
+        } | {
+            "mean_error": float(errors.mean()),
+            "effective_fraction": min(1.0, float(weights.sum() ** 2 / weights.square().sum()) / len(weights)),
+            "top_share": top_share(weights, torch.ones_like(weights), errors),
+        }
 
 
-def _scalars(solution: Solution, sample: Tensor) -> dict[str, float]:
-    weights, _, errors = _weighed(solution, sample)
-    return {
-        "temperature": 1 / solution.beta if solution.beta else math.inf,
-        "effective_fraction": min(1.0, float(weights.sum() ** 2 / weights.square().sum()) / len(weights)),
-        "kl": solution.kl,
-        "max_weight": solution.max_weight,
-        "mean_error": float(errors.mean()),
-        "max_error": solution.largest,
-        "loss": solution.value,
+@torch.no_grad()
+def account_of(weighed: Weighed, errors: Tensor) -> WeighedAccount:
+    """The account of weights w (group, point) against their measure p."""
+    population, weights, errors = weighed.population, weighed.weights.detach(), errors.detach()
+    within, across, _ = population.sharding
+    uniform = (population.share / population.mass).unsqueeze(1).to(weights.dtype)
+    measure = uniform.expand_as(weights) if population.measure is None else uniform * population.measure
+    ratio = torch.where(measure > 0, weights / measure, 0)
+    summands = weights * ratio, torch.xlogy(weights, ratio), measure * errors, weights * errors
+    sums = torch.stack([summand.sum(dtype=torch.float64) for summand in summands])
+    largest = torch.stack([weights.amax() if weights.numel() else weights.sum(), population.top.amax()])
+    concentration, kl, mean, loss = across(within(sums, "sum"), "sum").unbind()
+    max_weight, max_error = across(within(largest, "max"), "max").unbind()
+    scalars = {
+        "temperature": (population.scale / weighed.sharpness).median(),
+        "effective_fraction": 1 / concentration,
+        "kl": kl.clamp(min=0),
+        "max_weight": max_weight,
+        "mean_error": mean,
+        "max_error": max_error,
+        "loss": loss,
     }
+    return WeighedAccount(scalars, _thinned(weights), _thinned(measure), _thinned(errors))
 
 
-def stride(values: Tensor) -> int:
-    """Every how many points one is kept for the sample."""
-    return max(1, values.numel() // SAMPLE)
+def top_share(weights: Tensor, measure: Tensor, errors: Tensor) -> float:
+    """Weight of the TOP share of the measure with the largest errors, in the weight of all of them."""
+    weights, measure, errors = weights.double(), measure.double(), errors.double()
+    order = errors.argsort(descending=True)
+    measure, weights = measure[order], weights[order]
+    before = measure.cumsum(0) - measure
+    taken = ((TOP * measure.sum() - before) / measure.clamp(min=1e-300)).clamp(0, 1)
+    return float((weights * taken).sum() / weights.sum())
+
+
+def _thinned(values: Tensor) -> Tensor:
+    return values.reshape(-1)[:: max(1, values.numel() // SAMPLE)].clone()

@@ -2,17 +2,24 @@
 
 import math
 
-from squall.losses.errors import PointwiseError
-from squall.losses.imbalance import ImbalanceAwareLoss
+from torch import Tensor, nn
+
+from squall.losses.account import FusedAccount, WeighedAccount
+from squall.losses.distributed import Group
+from squall.losses.errors import PointwiseError, as_error
+from squall.losses.imbalance import Recipe
+from squall.losses.temperature import Fixed
+from squall.losses.weights import Weighing
 
 __all__ = ["MeanSquaredError"]
 
 
-class MeanSquaredError(ImbalanceAwareLoss):
+class MeanSquaredError(nn.Module):
     """loss = Σ p_i l_i, every point weighed alike: the limit T → ∞ with the same call, checks and report.
 
     Args:
-        error: l: "squared", "absolute", "huber", or a callable.
+        error: l: "squared", "absolute", "huber", or a callable (prediction, target) → tensor ≥ 0.
+        group: which processes share the batch, as for `ImbalanceAwareLoss`.
 
     Example:
         >>> import torch
@@ -20,5 +27,19 @@ class MeanSquaredError(ImbalanceAwareLoss):
         tensor(2.5000)
     """
 
-    def __init__(self, error: str | PointwiseError = "squared") -> None:
-        super().__init__(math.inf, error)
+    def __init__(self, error: str | PointwiseError = "squared", *, group: Group = "world") -> None:
+        super().__init__()
+        self.recipe = Recipe(Weighing(Fixed(math.inf)), as_error(error), group=group)
+        self._account: FusedAccount | WeighedAccount | None = None
+
+    def forward(
+        self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
+    ) -> Tensor:
+        """The mean error; arguments and errors as for `ImbalanceAwareLoss`."""
+        evaluated = self.recipe.evaluate(prediction, target, mask, measure)
+        self._account = evaluated.account
+        return evaluated.value
+
+    def report(self) -> dict[str, float]:
+        """The numbers of the last call, as for `ImbalanceAwareLoss`."""
+        return {} if self._account is None else self._account.numbers()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from squall.losses._tracing import is_traced
 
-__all__ = ["check_errors", "check_finite", "check_pair", "combined_measure"]
+__all__ = ["check_any", "check_errors", "check_finite", "check_not_empty", "check_pair", "combined_measure"]
 
 
 def check_errors(errors: Tensor, over: str) -> Tensor:
@@ -15,7 +15,7 @@ def check_errors(errors: Tensor, over: str) -> Tensor:
     return _at_least_float32(errors)
 
 
-def check_pair(prediction: Tensor, target: Tensor, over: str) -> tuple[Tensor, Tensor]:
+def check_pair(prediction: Tensor, target: Tensor, over: str, *, may_be_empty: bool = False) -> tuple[Tensor, Tensor]:
     """Prediction and target in one precision, float32 or better."""
     if prediction.shape != target.shape:
         raise ValueError(
@@ -25,6 +25,10 @@ def check_pair(prediction: Tensor, target: Tensor, over: str) -> tuple[Tensor, T
     _check_floating("prediction", prediction)
     _check_floating("target", target)
     _check_over(prediction, over)
+    if not may_be_empty:
+        check_not_empty(prediction)
+    if prediction.dtype == target.dtype == torch.float32:
+        return prediction, target
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return prediction.to(dtype), target.to(dtype)
 
@@ -43,21 +47,26 @@ def combined_measure(mask: Tensor | None, measure: Tensor | None, like: Tensor) 
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be boolean (True: counts), got {mask.dtype}; weights go into measure")
         total = torch.where(mask, total, 0)
-    total = total.expand(like.shape)
-    if not is_traced(like) and not bool((total > 0).any()):
-        cause = "mask is False" if measure is None else "mask and measure leave no point: all are False or 0"
-        raise ValueError(f"{cause} everywhere: there is nothing to take a mean over; skip this batch")
-    return total
+    return total.expand(like.shape)
 
 
-def check_finite(top: Tensor, errors: Tensor, prediction: Tensor, target: Tensor) -> None:
+def check_any(total: Tensor) -> None:
+    """Raise where no point is left, given Σμ of every group."""
+    if not is_traced(total) and not bool((total > 0).any()):
+        raise ValueError(
+            "no point is left: mask is False or measure is 0 everywhere, so there is nothing to take a mean over; "
+            "skip this batch"
+        )
+
+
+def check_finite(errors: Tensor, prediction: Tensor, target: Tensor) -> None:
     """Raise where an error is NaN or infinite, with the count and the first index of the culprits.
 
     Args:
-        top: the largest errors; NaN or infinite exactly when some error is.
-        errors: the pointwise errors; prediction, target: what they came from, masked points replaced.
+        errors: the pointwise errors.
+        prediction, target: what they came from, masked points replaced.
     """
-    if is_traced(top) or bool(top.isfinite().all()):
+    if errors.numel() == 0 or is_traced(errors) or bool(errors.detach().amax().isfinite()):
         return
     for name, values in (("prediction", prediction), ("target", target)):
         if not bool(values.isfinite().all()):
@@ -82,6 +91,10 @@ def _check_over(values: Tensor, over: str) -> None:
         raise ValueError(
             f"over={over!r} needs tensors of shape (batch, channel, *space); got shape {tuple(values.shape)}"
         )
+
+
+def check_not_empty(values: Tensor) -> None:
+    """Raise where there is no element at all."""
     if values.numel() == 0:
         raise ValueError(f"the tensors are empty (shape {tuple(values.shape)}): there is nothing to take a mean over")
 

@@ -1,21 +1,142 @@
 """The imbalance-aware loss: a mean in which a point counts the more, the worse it is predicted."""
 
 import math
-from typing import cast
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from squall.losses._tracing import in_backward, is_transformed
-from squall.losses.account import Account
+from squall.losses.account import FusedAccount, WeighedAccount, account_of
 from squall.losses.checks import check_finite, check_pair, combined_measure
+from squall.losses.distributed import Group, ShardedPasses, globally, process_group, sharding_of, together
 from squall.losses.errors import PointwiseError, as_error, squared_error
 from squall.losses.fused import FusedLoss, Passes, passes_for, solve
-from squall.losses.population import ALONE
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
-from squall.losses.weights import Over, Weighed, Weighing, from_groups, to_groups
+from squall.losses.weights import Over, Weighing, from_groups, to_groups
 
-__all__ = ["ImbalanceAwareLoss", "imbalance_aware_loss"]
+__all__ = ["Evaluated", "ImbalanceAwareLoss", "Points", "Recipe", "imbalance_aware_loss"]
+
+Reduction = Literal["mean", "none"]
+
+
+class Evaluated(NamedTuple):
+    """A loss, and what may be asked about it or is a start for the next one."""
+
+    value: Tensor
+    account: FusedAccount | WeighedAccount | None
+    log_inverse_temperature: Tensor | float
+    """log β, a scalar; NaN where there is not one finite temperature."""
+
+
+class Points(NamedTuple):
+    """The errors and their measure, each (group, point)."""
+
+    errors: Tensor
+    measure: Tensor | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The loss as a pure function; `ImbalanceAwareLoss` documents the fields."""
+
+    weighing: Weighing
+    error: PointwiseError = squared_error
+    over: Over = "all"
+    group: Group = "world"
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("mean", "none"):
+            raise ValueError(f"reduction must be 'mean' or 'none', got {self.reduction!r}")
+
+    def evaluate(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        measure: Tensor | None = None,
+        step: Tensor | None = None,
+        log_inverse_temperature: Tensor | None = None,
+    ) -> Evaluated:
+        """The loss; `step` and `log_inverse_temperature` (scalars) are what remains of the calls before."""
+        group = process_group(self.group)
+        prediction, target = together(
+            partial(check_pair, prediction, target, self.over, may_be_empty=group is not None),
+            prediction.device,
+            group,
+        )
+        if self._plain and mask is None and measure is None:
+            passes = passes_for(prediction, target)
+            if group is not None:
+                passes = ShardedPasses.of(passes, group, prediction.device)
+            if passes is not None:
+                fused = self._fused(passes, prediction, target, step, log_inverse_temperature)
+                if fused is not None:
+                    return fused
+        points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
+        return self._eager(points, prediction.shape, step, log_inverse_temperature)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the fused passes know this loss."""
+        return self.error is squared_error and self.over == "all" and self.reduction == "mean" and self.weighing.plain
+
+    def _fused(
+        self,
+        passes: Passes,
+        prediction: Tensor,
+        target: Tensor,
+        step: Tensor | None,
+        log_inverse_temperature: Tensor | None,
+    ) -> Evaluated | None:
+        """By the fused passes, None where they decline."""
+        rule, softness = self.weighing.at(step)
+        warm = math.nan if log_inverse_temperature is None else math.exp(log_inverse_temperature.item())
+        solution = solve(passes, rule, float(softness), warm)
+        if solution is None:
+            return None
+        value = cast(Tensor, FusedLoss.apply(prediction, target, passes, solution))
+        log_beta = math.log(solution.beta) if solution.beta else math.nan
+        return Evaluated(value, FusedAccount(solution, passes.sample()), log_beta)
+
+    def points(self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None) -> Points:
+        """The pointwise errors in groups, with their measure."""
+        total = combined_measure(mask, measure, prediction)
+        if mask is not None:  # replaced before the error, or 0 · NaN would be the gradient
+            prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
+        errors = self.error(prediction, target)
+        if errors.shape != prediction.shape:
+            raise ValueError(
+                f"error must keep the shape {tuple(prediction.shape)}, it returned {tuple(errors.shape)}; "
+                f"leave the mean to the loss (reduction='none')"
+            )
+        check_finite(errors, prediction, target)
+        return Points(to_groups(errors, self.over), None if total is None else to_groups(total, self.over))
+
+    def _eager(
+        self, points: Points, shape: torch.Size, step: Tensor | None, log_inverse_temperature: Tensor | None
+    ) -> Evaluated:
+        """By the formula, operator by operator: the reference, and what every transform can trace."""
+        errors = points.errors
+        sharding = sharding_of(self.over, process_group(self.group))
+        weighed = self.weighing.weigh(
+            errors,
+            points.measure,
+            sharding=sharding,
+            log_inverse_temperature=log_inverse_temperature,
+            step=step,
+        )
+        account = None if is_transformed() or torch.compiler.is_exporting() else account_of(weighed, errors)
+        inverse = (weighed.sharpness / weighed.population.scale).log()
+        log_beta = inverse.squeeze(0) if len(inverse) == 1 else math.nan
+        weighted = weighed.weights * errors
+        if self.reduction == "none":
+            return Evaluated(from_groups(weighted, shape, self.over), account, log_beta)
+        value = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
+        return Evaluated(value, account, log_beta)
 
 
 class ImbalanceAwareLoss(nn.Module):
@@ -37,6 +158,7 @@ class ImbalanceAwareLoss(nn.Module):
         trim: fraction of the points, largest errors first, that gets no weight at all (suspected outliers).
         winsorize: fraction of the points that is weighed like the largest of the rest.
         differentiate_weights: let the gradient flow through w (T stays a constant).
+        group: which processes share the batch: "world" (all, where torch.distributed runs), a group, or None.
         reduction: "mean" for the loss, "none" for the map w_i l_i, whose sum is the loss.
 
     Shape:
@@ -67,17 +189,15 @@ class ImbalanceAwareLoss(nn.Module):
         trim: float = 0.0,
         winsorize: float = 0.0,
         differentiate_weights: bool = False,
-        reduction: str = "mean",
+        group: Group = "world",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-        self.error, self.reduction = as_error(error), reduction
-        self.over: Over = over
-        self.weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+        weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+        self.recipe = Recipe(weighing, as_error(error), over, group, reduction)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64))
-        self._account: Account | None = None
+        self._account: FusedAccount | WeighedAccount | None = None
 
     def forward(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
@@ -97,60 +217,35 @@ class ImbalanceAwareLoss(nn.Module):
             ValueError: shapes that do not match, nothing to average, NaN or infinity where it counts.
             TypeError: tensors that are not floating point.
         """
-        prediction, target = check_pair(prediction, target, self.over)
-        if self._plain and mask is None and measure is None and (passes := passes_for(prediction, target)):
-            value = self._fused(passes, prediction, target)
-            if value is not None:
-                return value
-        total = combined_measure(mask, measure, prediction)
-        if mask is not None:  # replaced before the error, or 0 · NaN would be the gradient
-            prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
-        errors = self.error(prediction, target)
-        check_finite(errors.detach().amax(), errors, prediction, target)
-        grouped = to_groups(errors, self.over)
-        weighed = self.weighing.weigh(
-            grouped,
-            None if total is None else to_groups(total, self.over),
-            sharding=ALONE,
-            log_inverse_temperature=self.log_inverse_temperature,
-            step=self.step,
-        )
-        self._remember(weighed, grouped)
-        weighted = weighed.weights * grouped
-        if self.reduction == "none":
-            return from_groups(weighted, errors.shape, self.over)
-        return weighted.sum(dtype=torch.float64).to(errors.dtype)
+        evaluated = self.recipe.evaluate(prediction, target, mask, measure, self.step, self.log_inverse_temperature)
+        if not is_transformed():
+            self._account = evaluated.account
+            if self.training and not in_backward():
+                self._advance(evaluated.log_inverse_temperature)
+        return evaluated.value
 
-    @property
-    def _plain(self) -> bool:
-        """Whether the fused passes know this loss."""
-        return self.error is squared_error and self.over == "all" and self.reduction == "mean" and self.weighing.plain
-
-    def _fused(self, passes: Passes, prediction: Tensor, target: Tensor) -> Tensor | None:
-        """The loss by the fused passes, None where they decline."""
-        rule, softness = self.weighing.at(self.step)
-        solution = solve(passes, rule, float(softness), math.exp(self.log_inverse_temperature.item()))
-        if solution is None:
-            return None
-        self._account = Account.of_solution(solution, passes.sample())
-        if self.training and not in_backward():
-            self._advance(math.log(solution.beta) if solution.beta else math.nan)
-        return cast(Tensor, FusedLoss.apply(prediction, target, passes, solution))
-
-    def _remember(self, weighed: Weighed, grouped: Tensor) -> None:
-        """Keep the account of this call, and in training mode move on: the step, the solver's start."""
-        if is_transformed():
-            return
-        self._account = Account.of_weights(weighed, grouped)
-        if self.training and not in_backward():
-            inverse = (weighed.sharpness / weighed.population.scale).log()
-            self._advance(inverse.squeeze(0) if len(inverse) == 1 else math.nan)
-
+    @torch.no_grad()
     def _advance(self, log_inverse_temperature: Tensor | float) -> None:
         """Move on to the next step: count it, and start its solver where this one ended."""
-        if isinstance(self.weighing.rule, Schedule):
+        if isinstance(self.recipe.weighing.rule, Schedule):
             self.step.add_(1)
         self.log_inverse_temperature.fill_(log_inverse_temperature)
+
+    @torch.no_grad()
+    def weights(
+        self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
+    ) -> Tensor:
+        """The weights of a batch, of its shape, summing to 1: to look at; nothing is remembered of it.
+
+        Args:
+            prediction, target, mask, measure: as in the call of the loss.
+        """
+        recipe = self.recipe
+        prediction, target = check_pair(prediction, target, recipe.over)
+        points = recipe.points(prediction, target, mask, measure)
+        sharding = sharding_of(recipe.over, process_group(recipe.group))
+        weighed = recipe.weighing.weigh(*points, sharding=sharding, step=self.step)
+        return from_groups(weighed.weights, prediction.shape, recipe.over)
 
     def report(self) -> dict[str, float]:
         """What the last call did: plain numbers to log; computed now, not during the training step.
@@ -163,7 +258,7 @@ class ImbalanceAwareLoss(nn.Module):
         return {} if self._account is None else self._account.numbers()
 
     def extra_repr(self) -> str:
-        return f"temperature={self.weighing.rule}, over={self.over!r}"
+        return f"temperature={self.recipe.weighing.rule}, over={self.recipe.over!r}"
 
 
 def imbalance_aware_loss(
@@ -180,7 +275,8 @@ def imbalance_aware_loss(
     trim: float = 0.0,
     winsorize: float = 0.0,
     differentiate_weights: bool = False,
-    reduction: str = "mean",
+    group: Group = "world",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """`ImbalanceAwareLoss` as a function, without memory: the solver of a budget starts anew in every call.
 
@@ -188,15 +284,6 @@ def imbalance_aware_loss(
         >>> imbalance_aware_loss(torch.tensor([0.0, 1.0]), torch.zeros(2), float("inf"))
         tensor(0.5000)
     """
-    loss = ImbalanceAwareLoss(
-        temperature,
-        error,
-        over,
-        cap=cap,
-        mean_share=mean_share,
-        trim=trim,
-        winsorize=winsorize,
-        differentiate_weights=differentiate_weights,
-        reduction=reduction,
-    )
-    return loss(prediction, target, mask=mask, measure=measure)
+    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+    recipe = Recipe(weighing, as_error(error), over, group, reduction)
+    return recipe.evaluate(prediction, target, mask, measure).value

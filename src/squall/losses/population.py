@@ -101,10 +101,15 @@ class Population:
         """Share of each group in the measure of everything, shape (group,), float64."""
         return self.total / self.sharding.across(self.total.sum(), "sum")
 
+    def expectations(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """E_p of several `values` (group, point) in each group, float64: the measure-weighted means."""
+        weighted = [v if self.measure is None else v * self.measure for v in values]
+        sums = torch.stack([v.sum(1, dtype=torch.float64) for v in weighted])
+        return tuple((self.sharding.within(sums, "sum") / self.mass).unbind())
+
     def expectation(self, values: Tensor) -> Tensor:
-        """E_p of `values` (group, point) in each group, float64: the measure-weighted mean."""
-        weighted = values if self.measure is None else values * self.measure
-        return self.sharding.within(weighted.sum(1, dtype=torch.float64), "sum") / self.mass
+        """E_p of `values` (group, point) in each group, float64."""
+        return self.expectations(values)[0]
 
     def mean(self) -> Tensor:
         """Mean error of each group, in the unit of the errors."""
@@ -122,9 +127,8 @@ class Population:
     def tilt(self, sharpness: Tensor) -> Tilt:
         """Moments at sharpness b (group,), float64: one pass over the points."""
         density = self.density(sharpness)
-        partition = self.expectation(density)
+        first = density * self.below
+        partition, mean, second = self.expectations(density, first, first * self.below)
         partition = torch.where(partition > 0, partition, 1)
-        density = density * self.below
-        mean = self.expectation(density) / partition
-        second = self.expectation(density * self.below) / partition
+        mean, second = mean / partition, second / partition
         return Tilt(partition.log(), mean, (second - mean.square()).clamp(min=0))

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from squall.losses.population import Tilt
 
@@ -31,12 +31,22 @@ class Sums:
     squares_first: float = math.nan
     squares_second: float = math.nan
 
+    def numbers(self) -> list[float]:
+        """All fields as floats, to send to another process."""
+        return [float(number) for number in astuple(self)]
+
+    @classmethod
+    def of_numbers(cls, numbers: list[float]) -> "Sums":
+        """The inverse of `numbers`."""
+        return cls(int(numbers[0]), *numbers[1:])
+
     @classmethod
     def merged(cls, parts: list["Sums"]) -> "Sums":
         """The sums of all parts together, each shifted to the common top."""
         if len(parts) == 1:
             return parts[0]
-        top = max(part.top for part in parts)
+        tops = [part.top for part in parts]
+        top = max(tops) if all(map(math.isfinite, tops)) else math.nan
         shifts = [math.exp(part.top - top) for part in parts]
         once = list(zip(*((p.zeroth, p.first, p.second, p.third) for p in parts), strict=True))
         twice = list(zip(*((p.squares, p.squares_first, p.squares_second) for p in parts), strict=True))

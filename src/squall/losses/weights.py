@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure
 from squall.losses.population import ALONE, Population, Sharding
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, TemperatureRule, as_rule
 
@@ -99,6 +100,7 @@ class Weighing:
             errors = errors.detach()
         errors, measure = self._without_extremes(errors, measure, sharding)
         population = Population(errors, measure, sharding)
+        check_any(population.total)
         with torch.no_grad():
             sharpness = self._sharpness(population, log_inverse_temperature, step)
         density = population.density(sharpness)
@@ -192,13 +194,13 @@ def imbalance_weights(
         >>> imbalance_weights(torch.tensor([1.0, 3.0, 3.0]), temperature=0)
         tensor([0.0000, 0.5000, 0.5000])
     """
-    from squall.losses.checks import check_errors, combined_measure
-
     weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize)
     errors = check_errors(errors, over)
+    check_not_empty(errors)
     total = combined_measure(mask, measure, errors)
     grouped = None if total is None else to_groups(total, over)
     if mask is not None:
         errors = torch.where(mask, errors, 0)
+    check_finite(errors, errors, errors)
     weighed = weighing.weigh(to_groups(errors, over), grouped)
     return from_groups(weighed.weights, errors.shape, over)

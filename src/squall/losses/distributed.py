@@ -1,0 +1,112 @@
+"""The batch spread over processes: weights are global, and N processes give the gradient of one.
+
+Every process holds some of the points (not necessarily equally many, possibly none). The sums that the weights
+need are completed over all of them in float64; each process then differentiates its own points only, times the
+number of processes, because DistributedDataParallel takes the mean of the gradients. The value returned is
+that of the whole batch, the same everywhere.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from squall.losses.fused import Passes
+from squall.losses.population import ALONE, Sharding, here
+from squall.losses.sums import Sums
+
+__all__ = ["Group", "ShardedPasses", "globally", "process_group", "sharding_of", "together"]
+
+T = TypeVar("T")
+
+Group = Literal["world"] | distributed.ProcessGroup | None
+"""Which processes share a batch: all of them where torch.distributed runs, a group of them, or none."""
+
+
+def process_group(group: Group) -> distributed.ProcessGroup | None:
+    """The processes that share the batch; None where this one is alone."""
+    if group is None or torch.compiler.is_exporting() or not distributed.is_initialized():
+        return None
+    chosen = distributed.group.WORLD if isinstance(group, str) else group
+    return chosen if chosen is not None and distributed.get_world_size(chosen) > 1 else None
+
+
+def sharding_of(over: str, group: distributed.ProcessGroup | None) -> Sharding:
+    """How the sums of the groups are completed. Samples are whole, everything else is spread over processes."""
+    if group is None:
+        return ALONE
+
+    def reduce(value: Tensor, operation: str) -> Tensor:
+        result = value.detach().clone()
+        operator = distributed.ReduceOp.MAX if operation == "max" else distributed.ReduceOp.SUM
+        distributed.all_reduce(result, operator, group=group)
+        return result
+
+    world = distributed.get_world_size(group)
+    return Sharding(here, reduce, world) if over == "sample" else Sharding(reduce, here, world)
+
+
+def agreed(able: bool, device: torch.device, group: distributed.ProcessGroup) -> bool:
+    """Whether all processes are able."""
+    unable = torch.tensor(float(not able), device=device)
+    distributed.all_reduce(unable, distributed.ReduceOp.MAX, group=group)
+    return unable.item() == 0
+
+
+def together(prepare: Callable[[], T], device: torch.device, group: distributed.ProcessGroup | None) -> T:
+    """What `prepare` returns, once no process has refused its part; a refusal is an error on all of them."""
+    if group is None:
+        return prepare()
+    try:
+        result = prepare()
+    except (ValueError, TypeError):
+        agreed(False, device, group)
+        raise
+    if not agreed(True, device, group):
+        raise RuntimeError("another process refused its part of the batch; its own message says why")
+    return result
+
+
+def globally(local: Tensor, sharding: Sharding) -> Tensor:
+    """The value of the whole batch, with this process's part of the gradient times the number of processes."""
+    if sharding.world == 1:
+        return local
+    total = sharding.across(sharding.within(local, "sum"), "sum")
+    return sharding.world * local + (total - sharding.world * local).detach()
+
+
+class ShardedPasses:
+    """The fused passes over a batch of which this process holds a part: sums are gathered and merged."""
+
+    def __init__(self, passes: Passes, group: distributed.ProcessGroup, device: torch.device) -> None:
+        self.passes, self.group, self.device = passes, group, device
+        self.world = distributed.get_world_size(group)
+        self.count = int(sum(count for (count,) in self._gathered([float(passes.count)])))
+
+    @classmethod
+    def of(cls, passes: Passes | None, group: distributed.ProcessGroup, device: torch.device) -> "ShardedPasses | None":
+        """The passes over all parts; None where some process has none over its part."""
+        able = agreed(passes is not None and passes.count > 0, device, group)
+        return cls(passes, group, device) if able and passes is not None else None
+
+    def _gathered(self, numbers: list[float]) -> list[list[float]]:
+        mine = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        everyone = [torch.empty_like(mine) for _ in range(self.world)]
+        distributed.all_gather(everyone, mine, group=self.group)
+        return [numbers.tolist() for numbers in everyone]
+
+    def largest_and_mean(self) -> tuple[float, float]:
+        largest, mean = self.passes.largest_and_mean()
+        parts = self._gathered([largest, mean * self.passes.count])
+        return max(part[0] for part in parts), sum(part[1] for part in parts) / self.count
+
+    def sweep(self, beta: float, moments: int) -> Sums:
+        mine = self.passes.sweep(beta, moments)
+        return Sums.merged([Sums.of_numbers(part) for part in self._gathered(mine.numbers())])
+
+    def gradient(self, beta: float, offset: float, sign: float) -> Tensor:
+        return self.passes.gradient(beta, offset, sign).mul_(self.world)
+
+    def sample(self) -> Tensor:
+        return self.passes.sample()
