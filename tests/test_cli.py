@@ -33,20 +33,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def train(data: Path, out: Path, steps: int = 20, *more: str) -> list[str]:
-    split = ["--data.validation", "1", "--data.test", "2"]
-    words = [
-        "train",
-        "--data.path",
-        str(data),
-        *split,
-        *SMALL,
-        "--training.steps",
-        str(steps),
-        "--out",
-        str(out),
-        *more,
-    ]
-    return words
+    split = ["--data.path", str(data), "--data.validation", "1", "--data.test", "2"]
+    return ["train", *split, *SMALL, "--training.steps", str(steps), "--out", str(out), *more]
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +110,8 @@ def test_predict_rolls_out_states_of_ones_own(runs, tmp_path):
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(sorted((run / "checkpoints").glob("last-*"))[-1] / "weights.safetensors")
+    path = sorted((run / "checkpoints").glob("last-*"))[-1] / "weights.safetensors"
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}  # not a map of the file
 
 
 def lines(run: Path) -> list[dict[str, object]]:
@@ -136,6 +125,10 @@ def command(words: list[str]) -> subprocess.Popen:
     )
 
 
+def finished(words: list[str]) -> bool:
+    return subprocess.run([sys.executable, "-m", "squall.cli", *words], capture_output=True).returncode == 0
+
+
 def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
     for _ in range(600):
         if list(run.glob("checkpoints/last-*")) or process.poll() is not None:
@@ -146,15 +139,15 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_command_resumes_to_the_same_bits(data, tmp_path, blow):
-    settings = ("--training.checkpoint_every", "40", "--training.log_every", "15")
-    assert main(train(data, tmp_path / "whole", 1500, *settings)) == 0
+    settings = ("--training.checkpoint_every", "40", "--training.log_every", "15", "--training.validate_every", "100")
+    assert finished(train(data, tmp_path / "whole", 1500, *settings))
     process = command(train(data, tmp_path / "broken", 1500, *settings))
     wait_for_checkpoint(tmp_path / "broken", process)
     process.send_signal(blow)
     out, _ = process.communicate()
     assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), out.decode()
     assert len(lines(tmp_path / "broken")) < len(lines(tmp_path / "whole"))
-    assert main(train(data, tmp_path / "broken", 1500, *settings)) == 0
+    assert finished(train(data, tmp_path / "broken", 1500, *settings))
     whole, broken = last_weights(tmp_path / "whole"), last_weights(tmp_path / "broken")
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     assert lines(tmp_path / "whole") == lines(tmp_path / "broken")
@@ -296,10 +289,8 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "message"), MISTAKES, ids=lambda value: value if isinstance(value, str) else None)
 def test_a_mistake_gets_a_sentence_and_exit_code_2(data, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    split = (
-        ["--data.validation", "1", "--data.test", "2"] if words[:1] == ["train"] and "--data.test" not in words else []
-    )
-    assert main([word.format(data=data) for word in words] + split) == 2
+    small = ["--data.validation", "1", "--data.test", "2", "--training.batch", "16"] if words[:1] == ["train"] else []
+    assert main([*words[:1], *small, *(word.format(data=data) for word in words[1:])]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert message in error
     assert "Traceback" not in error
@@ -333,7 +324,7 @@ def test_a_data_file_that_changed_is_noticed(data, tmp_path, capsys):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_train_what_one_trains(data, tmp_path):
-    one = command(train(data, tmp_path / "one", 10, "--device.accelerator", "cpu"))
+    assert finished(train(data, tmp_path / "one", 10, "--device.accelerator", "cpu"))
     words = ["--device.accelerator", "cpu", "--device.devices", "2", "--device.strategy", "ddp"]
     two = subprocess.Popen(
         [Path(sys.executable).parent / "squall", *train(data, tmp_path / "two", 10, *words)],
@@ -343,7 +334,6 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
     )
     out, _ = two.communicate(timeout=120)
     assert two.returncode == 0, out.decode()
-    assert one.wait(timeout=120) == 0
     expected = last_weights(tmp_path / "one")
     for name, tensor in last_weights(tmp_path / "two").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)

@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: console.print(
-                f"[yellow]warning:[/] {message}", highlight=False
-            )
+            warnings.showwarning = lambda message, *_, **__: _say(console, f"warning: {message}", "yellow")
             warnings.simplefilter("always", DamagedCheckpointWarning)
             parsed = parser.parse_args(words)
             command = parsed.subcommand
@@ -60,11 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError) as error:
         known_here = known.get(words[0], []) if words else []
         text = "\n".join([explain(str(error), known_here), *getattr(error, "__notes__", [])])
-        console.print(f"squall: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"squall: {text}", "red")
         return USER_MISTAKE
     except KeyboardInterrupt:
         console.print("squall: interrupted", style="red")
         return INTERRUPTED
+
+
+def _say(console: Console, text: str, style: str) -> None:
+    """Print as it is: no markup, and no line broken inside a path."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 # The parser: one sub-command each, and the keys it knows, to name the nearest of a misspelt one
@@ -301,6 +304,7 @@ def _predict(arguments: Namespace, console: Console) -> int:
         dt=training.dt,
         fields=training.fields,
         coordinates=training.coordinates,
+        boundary=["open" if end == "mixed" else end for end in training.boundary],
         name=f"{training.name}-prediction",
         provenance={
             "run": str(arguments.run),

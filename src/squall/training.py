@@ -1,5 +1,6 @@
 """The training loop: minibatches of transitions, one loss, Adam, and somebody who watches."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -290,8 +291,8 @@ class _Trial:
             if not torch.isfinite(tensor).all():
                 raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
         state = {
-            "optimizer": self.optimizer.state_dict(),
-            "loss": self.loss.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "loss": copy.deepcopy(self.loss.state_dict()),
             "random": torch.get_rng_state(),
             "seconds": self.seconds,
             "score": self.score and (self.score.diverged, self.score.error),
