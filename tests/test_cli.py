@@ -298,6 +298,15 @@ def test_a_mistake_gets_a_sentence_and_exit_code_2(data, tmp_path, monkeypatch, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_metrics_go_to_tensorboard_too(data, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main(train(data, tmp_path / "run", 20, "--tensorboard", "true", "--training.log_every", "10")) == 0
+    found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    assert {"loss", "temperature", "validation/rollout_states"} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Scalars("loss")] == [10, 20]
+
+
 def test_wrong_dimension_for_the_model(tmp_path, capsys):
     squall.data.write(tmp_path / "own.hdf5", np.random.default_rng(0).random((4, 3, 2, 6, 6)), dt=1.0)
     assert main(train(tmp_path / "own.hdf5", tmp_path / "run", 3, "--model.name", "hnn")) == 2

@@ -1,0 +1,47 @@
+"""The pages' own commands and programs run as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from squall.cli import main
+from squall.config import from_dict
+
+ROOT = Path(__file__).parents[1]
+TRAINING = (ROOT / "docs" / "training.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("program", blocks(TRAINING, "python") + blocks(README, "python"), ids=lambda text: text[:20])
+def test_a_program_runs(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "page", "exec"), {})
+
+
+def test_the_configuration_of_the_page_is_one():
+    (page,) = blocks(TRAINING, "yaml")
+    assert from_dict(yaml.safe_load(page)).loss.temperature == 0.1
+
+
+@pytest.mark.parametrize("page", [TRAINING, README], ids=["training", "readme"])
+def test_the_commands_of_the_page_are_understood(page, tmp_path, monkeypatch):
+    """They run in their order, on small sizes."""
+    monkeypatch.chdir(tmp_path)
+    for text in blocks(TRAINING, "yaml"):
+        (tmp_path / "ch.yaml").write_text(text)
+    small = {
+        "simulate": ["--trajectories", "18", "--steps", "12", "--points", "8"],
+        "train": ["--training.steps", "2", "--training.batch", "4", "--model.hidden", "4"],
+    }
+    commands = [line for text in blocks(page, "sh") for line in text.replace("\\\n", " ").splitlines()]
+    ours = [shlex.split(line, comments=True) for line in commands if line.startswith("squall ")]
+    assert ours
+    for _, command, *words in ours:
+        assert main([command, *words, *small.get(command, [])]) == 0, (command, words)
