@@ -184,7 +184,9 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(data, tmp_path,
 def test_a_yaml_file_and_dotted_overrides(data, tmp_path):
     config = tmp_path / "ch.yaml"
     config.write_text(
-        f"data: {{path: {data}, validation: 1, test: 2}}\nmodel: {{name: hnn, hidden: 8}}\ntraining: {{steps: 3, batch: 8}}\n"
+        f"data: {{path: {data}, validation: 1, test: 2}}\n"
+        "model: {name: hnn, hidden: 8}\n"
+        "training: {steps: 3, batch: 8}\n"
     )
     words = ["train", "--config", str(config), "--training.seed", "4", "--out", str(tmp_path / "run")]
     assert main(words) == 0

@@ -122,6 +122,15 @@ def test_a_folder_has_one_writer(folder):
         pass
 
 
+def test_what_a_kill_left_half_written_is_swept(folder):
+    folder.save("last", checkpoint(1))
+    (folder.path / "checkpoints" / ".last-00000002.part").mkdir()
+    (folder.path / ".config.yaml.123.part").write_text("half")
+    with folder.locked():
+        assert not list(folder.path.rglob("*.part"))
+    assert folder.load("last").step == 1
+
+
 def test_numbers_that_json_does_not_have_become_null(folder):
     folder.write_json("a.json", {"a": [1.0, float("inf")], "b": {"c": float("nan")}})
     assert json.loads((folder.path / "a.json").read_text()) == {"a": [1.0, None], "b": {"c": None}}

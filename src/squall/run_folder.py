@@ -75,7 +75,7 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder and its parents."""
         try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except (NotADirectoryError, FileExistsError) as error:
             raise RunFolderError(f"{self.path} cannot be a run folder: a file of that name is in the way") from error
 
@@ -98,7 +98,13 @@ class RunFolder:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
                 raise RunFolderError(f"another process is writing into {self.path}: wait for it, or stop it") from None
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
     # Text files
 

@@ -85,7 +85,7 @@ def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) ->
 def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
     """A folder belongs to one configuration and one data set."""
     if not folder.has("config.yaml"):
-        if folder.path.is_dir() and any(path.name != ".lock" for path in folder.path.iterdir()):
+        if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
             raise RunFolderError(f"{folder.path} is not empty and no run folder: choose another folder")
         return
     lines = difference(folder.read_config(), to_dict(config))
@@ -147,6 +147,8 @@ def _threads(count: int) -> Iterator[None]:
 def _describe(folder: RunFolder, experiment: Experiment, fabric: Fabric) -> None:
     """What is needed to understand the run years later."""
     config = experiment.config
+    if not folder.has("config.yaml"):
+        folder.write_config(to_dict(config))
     packages = ("squall", "torch", "numpy", "scipy", "h5py", "lightning-fabric")
     environment = {
         "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
@@ -162,8 +164,6 @@ def _describe(folder: RunFolder, experiment: Experiment, fabric: Fabric) -> None
     }
     if not folder.has("environment.json"):
         folder.write_json("environment.json", environment)
-    if not folder.has("config.yaml"):
-        folder.write_config(to_dict(config))
 
 
 def _fingerprint(path: str) -> dict[str, Any]:
