@@ -89,8 +89,9 @@ class _DensityGradient(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         directions = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True))
-        out, transpose = torch.func.vjp(density_gradient, *inputs)
-        _, derivative = torch.func.vjp(transpose, torch.zeros_like(out))  # forward mode does not nest; this does
+        out, transpose = torch.func.vjp(density_gradient, *inputs)[:2]
+        # Forward mode does not nest; the transpose of the transpose is the same derivative.
+        derivative = torch.func.vjp(transpose, torch.zeros_like(out))[1]
         return derivative(directions)[0], None, None, None
 
     @staticmethod
