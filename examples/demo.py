@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from squall.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
-from squall.report import Comparison, compare, comparison_figure, comparison_table, write_figures
+from squall.report import Comparison, Group, compare, comparison_figure, comparison_table, write_figures
 from squall.report.figures import save
 from squall.run_folder import RunFolder
 from squall.runs import evaluate_run, run
@@ -38,7 +38,7 @@ SYSTEMS: dict[str, tuple[System, str]] = {
 }
 LOSSES = {"mse": LossConfig("mse"), "imbalance-aware": LossConfig("imbalance-aware")}
 SEEDS = (0, 1)
-STEPS = 3000
+STEPS = 4000
 HIDDEN = 64
 
 
@@ -67,14 +67,19 @@ def main() -> None:
 
     sentences = []
     for name, jobs in runs.items():
-        comparison = compare([folder for _, folder in jobs])
+        folders = [folder for _, folder in jobs]
         console.rule(name)
-        console.print(comparison_table(comparison))
-        picture = save(comparison_figure(comparison), options.out / f"{slug(name)}-comparison.png")
-        console.print("pictures:", picture, *(folder / "figures" for _, folder in jobs), sep="\n  ", highlight=False)
-        sentences.append(verdict(name, comparison))
+        for checkpoint in ("best", "last"):
+            comparison = compare(folders, checkpoint)
+            console.print(comparison_table(comparison))
+            save(comparison_figure(comparison), options.out / f"{slug(name)}-{checkpoint}.png")
+            sentences.append(verdict(name, comparison))
+    console.rule("pictures")
+    for path in sorted(options.out.glob("*.png")) + sorted(options.out.glob("*/figures")):
+        print(path)
     console.rule("who won")
-    console.print(" ".join(sentences), highlight=False)
+    for sentence in sentences:
+        console.print(sentence, highlight=False)
 
 
 def slug(name: str) -> str:
@@ -132,19 +137,23 @@ def steps_done(folder: Path) -> int:
 
 
 def verdict(name: str, comparison: Comparison) -> str:
-    """One sentence from the numbers alone: the median over the seeds, whoever it favours."""
+    """One sentence from the numbers alone, whoever it favours: medians over the seeds, lower error wins."""
     groups = {group.label.split(",")[0]: group for group in comparison.groups}
     parts = []
     for metric in ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme"):
-        spreads = {label: group.spread(metric) for label, group in groups.items()}
-        medians = {label: spread.median for label, spread in spreads.items() if spread is not None}
-        ours, theirs = medians["imbalance-aware"], medians["mse"]
+        ours, theirs = (_median(groups[label], metric) for label in ("imbalance-aware", "mse"))
         if ours is None or theirs is None:
-            parts.append(f"{metric} has no median (diverged)")
-            continue
-        winner, ratio = ("imbalance-aware", theirs / ours) if ours < theirs else ("mse", ours / theirs)
-        parts.append(f"{metric} {winner} by {ratio:.2f} ×")
-    return f"{name}, median of {len(SEEDS)} seeds, lower error wins: {'; '.join(parts)}."
+            parts.append(f"{metric}: diverged")
+        elif ours < theirs:
+            parts.append(f"{metric}: imbalance-aware, {theirs / ours:.2f} times lower")
+        else:
+            parts.append(f"{metric}: mse, {ours / theirs:.2f} times lower")
+    return f"{name}, {comparison.checkpoint} weights, {len(SEEDS)} seeds: {'; '.join(parts)}."
+
+
+def _median(group: Group, metric: str) -> float | None:
+    spread = group.spread(metric)
+    return None if spread is None else spread.median
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Comparison:
 
     groups: tuple[Group, ...]
     baselines: dict[str, dict[str, float]]
-    about: dict[str, Any]
+    checkpoint: Kind
 
 
 def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Comparison:
@@ -111,7 +111,7 @@ def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Compariso
             )
         about = test
         evaluations.append(checkpoints.get(checkpoint) or next(iter(checkpoints.values())))
-    return Comparison(_grouped(configs, evaluations), evaluations[0]["baselines"], about)
+    return Comparison(_grouped(configs, evaluations), evaluations[0]["baselines"], checkpoint)
 
 
 def _grouped(configs: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> tuple[Group, ...]:

@@ -170,7 +170,8 @@ def comparison_figure(comparison: Comparison) -> Figure:
     _baseline_lines(growth, comparison.baselines)
     growth.set(xlabel="rollout time t", ylabel="mean squared error of the states", title="rollout", yscale="log")
     growth.legend(fontsize=8)
-    _regime_bars(regimes, comparison.groups)
+    _regime_ranges(regimes, comparison.groups)
+    figure.suptitle(f"{comparison.checkpoint} weights, median and range over seeds", fontsize=10)
     return figure
 
 
@@ -184,20 +185,22 @@ def _growth_band(panel: Axes, group: Group, colour: str) -> None:
     panel.fill_between(time, curves.min(axis=0), top, color=colour, alpha=0.2, linewidth=0)
 
 
-def _regime_bars(panel: Axes, groups: Sequence[Group]) -> None:
+def _regime_ranges(panel: Axes, groups: Sequence[Group]) -> None:
+    """Median and range over the seeds of the one-step error, by regime."""
     names = ("quiet", "active", "extreme")
-    width = 0.8 / len(groups)
     for i, (colour, group) in enumerate(zip(COLOURS, groups, strict=False)):
         spreads = [group.spread(f"one step: {name}") or Spread(()) for name in names]
-        middle = np.array([spread.median or np.nan for spread in spreads])
-        ends = np.array([[x or np.nan for x in spread.range] for spread in spreads]).T
-        places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
-        panel.bar(places, middle, width * 0.9, color=colour, label=group.label)
-        panel.errorbar(places, middle, [middle - ends[0], ends[1] - middle], fmt="none", ecolor="black", capsize=3)
-    panel.set_xticks(range(len(names)), [f"{name}" for name in names])
+        middle = _curve([spread.median for spread in spreads])
+        low, high = _curve([spread.range[0] for spread in spreads]), _curve([spread.range[1] for spread in spreads])
+        places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * 0.15
+        panel.errorbar(
+            places, middle, [middle - low, high - middle], fmt="o", color=colour, capsize=4, label=group.label
+        )
+    panel.set_xticks(range(len(names)), names)
+    panel.set_xlim(-0.5, len(names) - 0.5)
     panel.set(
         yscale="log",
-        xlabel="regime of the truth, by |du/dt|",
+        xlabel="regime of the truth: lower half of |du/dt|, the rest, top 1 %",
         ylabel="squared error of the rate",
         title="one step",
     )

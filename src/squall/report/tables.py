@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from squall.report.comparison import METRICS, Comparison, Spread
+from squall.report.comparison import METRICS, Comparison, Group, Spread
 
 __all__ = ["comparison_table", "evaluation_table", "markdown", "number"]
 
@@ -51,12 +51,12 @@ def _cell(values: Any, path: tuple[str, ...]) -> str:
 def comparison_table(comparison: Comparison) -> Table:
     """One column per group, median [smallest, largest] over its seeds; the best median in bold."""
     table = Table(
-        title="median [smallest, largest] over seeds",
+        title=f"{_weights(comparison)}: median \\[smallest, largest] over seeds",
         caption="mean squared errors; one step: of the rate (u' − u)/dt; smaller is better, the best in bold",
     )
     table.add_column("")
     for group in comparison.groups:
-        table.add_column(f"{group.label}\n{len(group.seeds)} seeds", justify="right")
+        table.add_column(f"{group.label}\n{_seeds(group)}", justify="right")
     for name in comparison.baselines:
         table.add_column(name, justify="right")
     for row in _rows(comparison):
@@ -66,13 +66,24 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown table."""
-    names = [f"{group.label} ({len(group.seeds)} seeds)" for group in comparison.groups]
+    names = [f"{group.label} ({_seeds(group)})" for group in comparison.groups]
     lines = [["", *names, *comparison.baselines], ["---"] * (1 + len(names) + len(comparison.baselines))]
     lines += [
         [cell.replace("[bold]", "**").replace("[/bold]", "**").replace("\\[", "[") for cell in row]
         for row in _rows(comparison)
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _weights(comparison: Comparison) -> str:
+    """Which weights are compared, in words."""
+    return {"best": "weights that roll out best on the validation trajectories", "last": "last weights"}[
+        comparison.checkpoint
+    ]
+
+
+def _seeds(group: Group) -> str:
+    return "1 seed" if len(group.seeds) == 1 else f"{len(group.seeds)} seeds"
 
 
 def _rows(comparison: Comparison) -> list[list[str]]:
