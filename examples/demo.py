@@ -7,6 +7,7 @@ where the first stopped, and prints the comparison again once all is there.
 """
 
 import argparse
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -65,25 +66,24 @@ def main() -> None:
         }
         train_all([job for jobs in runs.values() for job in jobs], progress)
 
-    sentences = []
+    comparisons = []
     for name, jobs in runs.items():
         folders = [folder for _, folder in jobs]
         console.rule(name)
         for checkpoint in ("best", "last"):
             comparison = compare(folders, checkpoint)
+            comparisons.append((f"{name} ({checkpoint} weights)", comparison))
             console.print(comparison_table(comparison))
             save(comparison_figure(comparison), options.out / f"{slug(name)}-{checkpoint}.png")
-            sentences.append(verdict(name, comparison))
     console.rule("pictures")
     for path in sorted(options.out.glob("*.png")) + sorted(options.out.glob("*/figures")):
         print(path)
     console.rule("who won")
-    for sentence in sentences:
-        console.print(sentence, highlight=False)
+    console.print(verdict(comparisons), highlight=False)
 
 
 def slug(name: str) -> str:
-    return name.lower()
+    return name.lower().replace(" ", "-")
 
 
 def progress_bar(console: Console) -> Progress:
@@ -136,19 +136,23 @@ def steps_done(folder: Path) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-def verdict(name: str, comparison: Comparison) -> str:
-    """One sentence from the numbers alone, whoever it favours: medians over the seeds, lower error wins."""
-    groups = {group.label.split(",")[0]: group for group in comparison.groups}
-    parts = []
-    for metric in ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme"):
-        ours, theirs = (_median(groups[label], metric) for label in ("imbalance-aware", "mse"))
-        if ours is None or theirs is None:
-            parts.append(f"{metric}: diverged")
-        elif ours < theirs:
-            parts.append(f"{metric}: imbalance-aware, {theirs / ours:.2f} times lower")
-        else:
-            parts.append(f"{metric}: mse, {ours / theirs:.2f} times lower")
-    return f"{name}, {comparison.checkpoint} weights, {len(SEEDS)} seeds: {'; '.join(parts)}."
+def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
+    """One sentence from the numbers alone, whoever it favours."""
+    rollouts, lost = [], []
+    for name, comparison in comparisons:
+        groups = {group.label.split(",")[0]: group for group in comparison.groups}
+        for metric in ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme"):
+            ours, theirs = (_median(groups[label], metric) for label in ("imbalance-aware", "mse"))
+            ratio = math.nan if ours is None or theirs is None else theirs / ours
+            if metric == "rollout: states":
+                rollouts.append(f"{ratio:.2f} on {name}")
+            if not ratio > 1:
+                lost.append(f"{metric} on {name} ({1 / ratio:.2f})")
+    return (
+        f"Median of {len(SEEDS)} seeds: training on the mean squared error, the rollout error of the states is, "
+        f"in units of that of the imbalance-aware loss {', '.join(rollouts)}; the mean squared error was better, by the "
+        f"factor given, in {'; '.join(lost) or 'none of rollout states, rollout energy, one-step mean and one-step extremes'}."
+    )
 
 
 def _median(group: Group, metric: str) -> float | None:

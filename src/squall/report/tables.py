@@ -15,7 +15,8 @@ def number(value: float | None) -> str:
         return "diverged"
     if isinstance(value, int):
         return str(value)
-    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{rounded:.2e}"
 
 
 def evaluation_table(found: dict[str, Any]) -> Table:
@@ -51,28 +52,36 @@ def _cell(values: Any, path: tuple[str, ...]) -> str:
 def comparison_table(comparison: Comparison) -> Table:
     """One column per group, median [smallest, largest] over its seeds; the best median in bold."""
     table = Table(
-        title=f"{_weights(comparison)}: median \\[smallest, largest] over seeds",
-        caption="mean squared errors; one step: of the rate (u' − u)/dt; smaller is better, the best in bold",
+        title=f"{_weights(comparison)}:\nmedian \\[smallest, largest] over seeds",
+        caption="Mean squared errors; one step: of the rate (u' − u)/dt. Smaller is better, the best in bold.\n"
+        + "\n".join(_free(name, values) for name, values in comparison.baselines.items()),
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for group in comparison.groups:
         table.add_column(f"{group.label}\n{_seeds(group)}", justify="right")
-    for name in comparison.baselines:
-        table.add_column(name, justify="right")
     for row in _rows(comparison):
         table.add_row(*row)
     return table
 
 
+def _free(name: str, values: dict[str, float]) -> str:
+    """What a prediction that costs nothing reaches, in words."""
+    errors = ", ".join(f"{metric} {number(values[metric])}" for metric in ("states", "energy") if metric in values)
+    return f"For nothing, by {name}: {errors}."
+
+
 def markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown table."""
     names = [f"{group.label} ({_seeds(group)})" for group in comparison.groups]
-    lines = [["", *names, *comparison.baselines], ["---"] * (1 + len(names) + len(comparison.baselines))]
-    lines += [
-        [cell.replace("[bold]", "**").replace("[/bold]", "**").replace("\\[", "[") for cell in row]
-        for row in _rows(comparison)
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    rows = [[_unmarked(cell) for cell in row] for row in _rows(comparison)]
+    lines = [["", *names], ["---"] * (1 + len(names)), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([table, *(_free(name, values) for name, values in comparison.baselines.items())]) + "\n"
+
+
+def _unmarked(cell: str) -> str:
+    """Rich's markup as Markdown."""
+    return cell.replace("[bold]", "**").replace("[/bold]", "**").replace("\\[", "[")
 
 
 def _weights(comparison: Comparison) -> str:
@@ -88,17 +97,14 @@ def _seeds(group: Group) -> str:
 
 def _rows(comparison: Comparison) -> list[list[str]]:
     rows = []
-    for label, path in METRICS.items():
+    for label in METRICS:
         spreads = [group.spread(label) for group in comparison.groups]
         if not any(spreads):
             continue
         medians = [spread.median for spread in spreads if spread is not None and spread.median is not None]
         best = min(medians, default=None) if len(set(medians)) > 1 else None
         cells = [_spread_cell(spread, best) for spread in spreads]
-        baselines = [
-            _cell(values, path[1:]) if path[0] == "rollout" else "" for values in comparison.baselines.values()
-        ]
-        rows.append([label, *cells, *baselines])
+        rows.append([label, *cells])
     return rows
 
 
@@ -108,7 +114,7 @@ def _spread_cell(spread: Spread | None, best: float | None) -> str:
     median = number(spread.median)
     if best is not None and spread.median == best:
         median = f"[bold]{median}[/bold]"
-    if len(spread.values) == 1:
-        return median
     low, high = spread.range
+    if low == high:
+        return median
     return f"{median} \\[{number(low)}, {number(high)}]"
