@@ -1,5 +1,7 @@
 """Losses that weigh every point by how badly it is predicted."""
 
+from squall.losses.account import weight_shares
+from squall.losses.accumulate import Accumulation, LaggedAccumulation
 from squall.losses.baselines import MeanSquaredError
 from squall.losses.errors import Huber, absolute_error, squared_error
 from squall.losses.imbalance import ImbalanceAwareLoss, imbalance_aware_loss
@@ -7,11 +9,13 @@ from squall.losses.temperature import EffectiveFraction, Fixed, KLBudget, Relati
 from squall.losses.weights import imbalance_weights
 
 __all__ = [
+    "Accumulation",
     "EffectiveFraction",
     "Fixed",
     "Huber",
     "ImbalanceAwareLoss",
     "KLBudget",
+    "LaggedAccumulation",
     "MeanSquaredError",
     "Relative",
     "Schedule",
@@ -19,4 +23,5 @@ __all__ = [
     "imbalance_aware_loss",
     "imbalance_weights",
     "squared_error",
+    "weight_shares",
 ]

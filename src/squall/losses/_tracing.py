@@ -7,7 +7,9 @@ __all__ = ["in_backward", "is_traced", "is_transformed"]
 
 
 def is_transformed() -> bool:
-    """Inside torch.func.vmap, grad, jvp and kin."""
+    """Inside torch.func.vmap, grad, jvp and kin (as far as Python can tell: not while compiling)."""
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,7 +1,8 @@
 """Where the weight went: the numbers of the last call, computed when somebody asks."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from squall.losses.fused import Solution
 from squall.losses.weights import Weighed
 
-__all__ = ["FusedAccount", "WeighedAccount", "account_of"]
+__all__ = ["FusedAccount", "WeighedAccount", "account_of", "weight_shares"]
 
 SAMPLE = 1 << 17
 """Points kept for the share of the top 1 %; exact up to here, a sample above."""
@@ -64,7 +65,7 @@ def account_of(weighed: Weighed, errors: Tensor) -> WeighedAccount:
     ratio = torch.where(measure > 0, weights / measure, 0)
     summands = weights * ratio, torch.xlogy(weights, ratio), measure * errors, weights * errors
     sums = torch.stack([summand.sum(dtype=torch.float64) for summand in summands])
-    largest = torch.stack([weights.amax() if weights.numel() else weights.sum(), population.top.amax()])
+    largest = torch.stack([_amax(weights), _amax(population.top)])
     concentration, kl, mean, loss = across(within(sums, "sum"), "sum").unbind()
     max_weight, max_error = across(within(largest, "max"), "max").unbind()
     scalars = {
@@ -89,5 +90,41 @@ def top_share(weights: Tensor, measure: Tensor, errors: Tensor) -> float:
     return float((weights * taken).sum() / weights.sum())
 
 
+def _amax(values: Tensor) -> Tensor:
+    """The largest value, 0 where there is none."""
+    return values.amax() if values.numel() else values.new_zeros(())
+
+
 def _thinned(values: Tensor) -> Tensor:
     return values.reshape(-1)[:: max(1, values.numel() // SAMPLE)].clone()
+
+
+def weight_shares(
+    weights: Tensor, labels: Tensor | Literal["channel"], names: Sequence[str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Where the weight goes: the share of each class of points in the weight, and in the points.
+
+    Args:
+        weights: w, as `ImbalanceAwareLoss.weights` or `imbalance_weights` gives them, shape (batch, channel, *space).
+        labels: the class of every point, integers from 0, broadcastable; or "channel".
+        names: of the classes; the numbers otherwise.
+
+    Returns:
+        For every class `weight` and `points` (each sums to 1 over the classes) and `ratio`, their quotient: how
+        much more a point of the class counts than in the mean.
+
+    Example:
+        >>> shares = weight_shares(torch.tensor([0.1, 0.1, 0.8]), torch.tensor([0, 0, 1]), ["calm", "violent"])
+        >>> round(shares["violent"]["ratio"], 3)
+        2.4
+    """
+    if isinstance(labels, str):
+        labels = torch.arange(weights.shape[1], device=weights.device).view(-1, *[1] * (weights.dim() - 2))
+    classes = labels.broadcast_to(weights.shape).reshape(-1)
+    weight = torch.bincount(classes, weights.reshape(-1).double())
+    points = torch.bincount(classes).double() / classes.numel()
+    weight = weight / weight.sum()
+    return {
+        names[k] if names else str(k): {"weight": w, "points": p, "ratio": w / p if p else math.nan}
+        for k, (w, p) in enumerate(zip(weight.tolist(), points.tolist(), strict=True))
+    }

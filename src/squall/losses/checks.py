@@ -50,9 +50,9 @@ def combined_measure(mask: Tensor | None, measure: Tensor | None, like: Tensor) 
     return total.expand(like.shape)
 
 
-def check_any(total: Tensor) -> None:
-    """Raise where no point is left, given Σμ of every group."""
-    if not is_traced(total) and not bool((total > 0).any()):
+def check_any(everything: Tensor) -> None:
+    """Raise where no point is left, given Σμ over everything."""
+    if not is_traced(everything) and not bool(everything > 0):
         raise ValueError(
             "no point is left: mask is False or measure is 0 everywhere, so there is nothing to take a mean over; "
             "skip this batch"

@@ -25,7 +25,7 @@ __all__ = ["FusedLoss", "Passes", "Solution", "passes_for", "solve"]
 MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
-SERIES_ERROR = 2e-7
+SERIES_ERROR = 2e-8
 """Relative error of the value up to which the temperature is moved without another pass."""
 
 
@@ -95,7 +95,7 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
     if beta == 0:
         largest, mean = passes.largest_and_mean()
         uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest)
-        return uniform if math.isfinite(largest) else None
+        return uniform if math.isfinite(largest + mean) else None
     if not 1e-30 < beta < 1e30:
         return None
     sums = passes.sweep(beta, moments=1)

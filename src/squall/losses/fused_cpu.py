@@ -34,14 +34,17 @@ class SmallPasses:
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.shape, self.count = prediction.shape, prediction.numel()
-        self.difference = np.subtract(prediction.numpy(), target.numpy()).reshape(-1)
-        self.errors = self.difference * self.difference
+        with np.errstate(all="ignore"):  # overflow and NaN show in the sums, where they are answered
+            self.difference = np.subtract(prediction.numpy(), target.numpy()).reshape(-1)
+            self.errors = self.difference * self.difference
         self.kept: tuple[float, float, np.ndarray] | None = None
 
+    @np.errstate(all="ignore")
     def largest_and_mean(self) -> tuple[float, float]:
         """max l and mean l."""
         return float(self.errors.max()), float(self.errors.sum()) / self.count
 
+    @np.errstate(all="ignore")
     def sweep(self, beta: float, moments: int) -> Sums:
         """Sums over z = β l, e = exp(z − max z): `moments` of e (1 or 3), see `Sums`."""
         z = self.errors * (beta / LN2)
@@ -60,6 +63,7 @@ class SmallPasses:
             self.count, LN2 * top, zeroth, first, second, third, squares, LN2 * squares_first, LN2**2 * squares_second
         )
 
+    @np.errstate(all="ignore")
     def gradient(self, beta: float, offset: float, sign: float) -> Tensor:
         """sign · (prediction − target) · exp(β l − offset), a new tensor."""
         if self.kept is not None and self.kept[0] == beta:

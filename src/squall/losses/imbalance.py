@@ -15,7 +15,7 @@ from squall.losses.distributed import Group, ShardedPasses, globally, process_gr
 from squall.losses.errors import PointwiseError, as_error, squared_error
 from squall.losses.fused import FusedLoss, Passes, passes_for, solve
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
-from squall.losses.weights import Over, Weighing, from_groups, to_groups
+from squall.losses.weights import Over, Weighed, Weighing, from_groups, to_groups
 
 __all__ = ["Evaluated", "ImbalanceAwareLoss", "Points", "Recipe", "imbalance_aware_loss"]
 
@@ -77,7 +77,10 @@ class Recipe:
                 if fused is not None:
                     return fused
         points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
-        return self._eager(points, prediction.shape, step, log_inverse_temperature)
+        evaluated, _ = self.weigh(points, step, log_inverse_temperature)
+        if self.reduction == "mean":
+            return evaluated
+        return evaluated._replace(value=from_groups(evaluated.value, prediction.shape, self.over))
 
     @property
     def _plain(self) -> bool:
@@ -116,12 +119,15 @@ class Recipe:
         check_finite(errors, prediction, target)
         return Points(to_groups(errors, self.over), None if total is None else to_groups(total, self.over))
 
-    def _eager(
-        self, points: Points, shape: torch.Size, step: Tensor | None, log_inverse_temperature: Tensor | None
-    ) -> Evaluated:
-        """By the formula, operator by operator: the reference, and what every transform can trace."""
+    def weigh(
+        self, points: Points, step: Tensor | None, log_inverse_temperature: Tensor | None
+    ) -> tuple[Evaluated, Weighed]:
+        """The loss by the formula, operator by operator (the reference, and what every transform can trace), with
+        the weights that it used."""
         errors = points.errors
         sharding = sharding_of(self.over, process_group(self.group))
+        if self.weighing.differentiate and sharding.world > 1:
+            raise ValueError("differentiate_weights needs the whole batch on one process: pass group=None")
         weighed = self.weighing.weigh(
             errors,
             points.measure,
@@ -133,10 +139,9 @@ class Recipe:
         inverse = (weighed.sharpness / weighed.population.scale).log()
         log_beta = inverse.squeeze(0) if len(inverse) == 1 else math.nan
         weighted = weighed.weights * errors
-        if self.reduction == "none":
-            return Evaluated(from_groups(weighted, shape, self.over), account, log_beta)
-        value = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
-        return Evaluated(value, account, log_beta)
+        if self.reduction == "mean":
+            weighted = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
+        return Evaluated(weighted, account, log_beta), weighed
 
 
 class ImbalanceAwareLoss(nn.Module):
@@ -217,19 +222,35 @@ class ImbalanceAwareLoss(nn.Module):
             ValueError: shapes that do not match, nothing to average, NaN or infinity where it counts.
             TypeError: tensors that are not floating point.
         """
-        evaluated = self.recipe.evaluate(prediction, target, mask, measure, self.step, self.log_inverse_temperature)
+        evaluated = self.recipe.evaluate(
+            prediction, target, mask, measure, self._step_of_call(), self.log_inverse_temperature
+        )
         if not is_transformed():
             self._account = evaluated.account
             if self.training and not in_backward():
-                self._advance(evaluated.log_inverse_temperature)
+                self.advance(evaluated.log_inverse_temperature)
         return evaluated.value
 
+    def _step_of_call(self) -> Tensor:
+        """The step; of the call before, where activation checkpointing computes that one again."""
+        scheduled = isinstance(self.recipe.weighing.rule, Schedule)
+        return self.step - 1 if scheduled and self.training and in_backward() else self.step
+
     @torch.no_grad()
-    def _advance(self, log_inverse_temperature: Tensor | float) -> None:
+    def advance(self, log_inverse_temperature: Tensor | float) -> None:
         """Move on to the next step: count it, and start its solver where this one ended."""
         if isinstance(self.recipe.weighing.rule, Schedule):
             self.step.add_(1)
         self.log_inverse_temperature.fill_(log_inverse_temperature)
+
+    @torch.no_grad()
+    def weigh(self, points: Points) -> Tensor:
+        """The weights (group, point) of the errors of a whole batch, which then counts as a call of the loss."""
+        evaluated, weighed = self.recipe.weigh(points, self.step, self.log_inverse_temperature)
+        self._account = evaluated.account
+        if self.training:
+            self.advance(evaluated.log_inverse_temperature)
+        return weighed.weights
 
     @torch.no_grad()
     def weights(

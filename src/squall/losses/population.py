@@ -79,6 +79,8 @@ class Population:
         """l_max, or 1 where every error is zero: b = β · scale."""
         self.total = reduce(self._local_total(), "sum")
         """Σμ, shape (group,), float64."""
+        self.everything = sharding.across(self.total.sum(), "sum")
+        """Σμ over all groups."""
 
     def _local_top(self) -> Tensor:
         if self.errors.shape[1] == 0:
@@ -99,7 +101,7 @@ class Population:
     @property
     def share(self) -> Tensor:
         """Share of each group in the measure of everything, shape (group,), float64."""
-        return self.total / self.sharding.across(self.total.sum(), "sum")
+        return self.total / self.everything
 
     def expectations(self, *values: Tensor) -> tuple[Tensor, ...]:
         """E_p of several `values` (group, point) in each group, float64: the measure-weighted means."""
@@ -121,8 +123,10 @@ class Population:
 
     def density(self, sharpness: Tensor) -> Tensor:
         """exp(b y), shape (group, point): 1 at the largest error, for b = 0 … ∞ included."""
-        exponent = sharpness.to(self.below.dtype).unsqueeze(1) * self.below
-        return torch.where(self.below < 0, exponent, 0).exp()  # ∞ · 0 at the maximum would be NaN
+        sharpness = sharpness.to(self.below.dtype).unsqueeze(1)
+        infinite = sharpness.isinf()  # ∞ · 0 at the maximum would be NaN
+        density = (torch.where(infinite, 0, sharpness) * self.below).exp()
+        return torch.where(infinite, (self.below == 0).to(density.dtype), density)
 
     def tilt(self, sharpness: Tensor) -> Tilt:
         """Moments at sharpness b (group,), float64: one pass over the points."""

@@ -35,7 +35,7 @@ __all__ = [
 
 TOLERANCE = 1e-7
 """Relative accuracy to which a budget is met."""
-TRACED_ITERATIONS, MOST_ITERATIONS = 24, 100
+TRACED_ITERATIONS, MOST_ITERATIONS = 16, 100
 LARGEST_SHARPNESS = 1e12
 
 

@@ -25,8 +25,8 @@ def to_groups(values: Tensor, over: Over) -> Tensor:
     if over == "all":
         return values.reshape(1, -1)
     if over == "sample":
-        return values.reshape(values.shape[0], -1)
-    return values.movedim(1, 0).reshape(values.shape[1], -1)
+        return values.reshape(values.shape[0], math.prod(values.shape[1:]))
+    return values.movedim(1, 0).reshape(values.shape[1], values.shape[0] * math.prod(values.shape[2:]))
 
 
 def from_groups(values: Tensor, shape: torch.Size, over: Over) -> Tensor:
@@ -100,7 +100,7 @@ class Weighing:
             errors = errors.detach()
         errors, measure = self._without_extremes(errors, measure, sharding)
         population = Population(errors, measure, sharding)
-        check_any(population.total)
+        check_any(population.everything)
         with torch.no_grad():
             sharpness = self._sharpness(population, log_inverse_temperature, step)
         density = population.density(sharpness)
@@ -154,10 +154,14 @@ def _capped(ratio: Tensor, cap: float, population: Population) -> Tensor:
     raised = torch.ones_like(population.mass)
     for _ in range(WATER_FILLINGS):
         full = (ratio * raised.unsqueeze(1).to(ratio.dtype) >= cap).to(ratio.dtype)
-        full_share = population.expectation(full)
-        free = population.expectation(ratio * (1 - full))
-        raised = torch.where(free > 0, (1 - cap * full_share).clamp(min=0) / free.clamp(min=1e-300), raised)
-    return (ratio * raised.unsqueeze(1).to(ratio.dtype)).clamp(max=cap)
+        full_share, free = population.expectations(full, ratio * (1 - full))
+        raised = torch.where(free > 1e-30, (1 - cap * full_share).clamp(min=0) / free.clamp(min=1e-30), raised)
+    filled = (ratio * raised.unsqueeze(1).to(ratio.dtype)).clamp(max=cap)
+    # Nothing to be in proportion to (temperature 0): the rest goes evenly to the points below the cap.
+    full = (filled >= cap).to(ratio.dtype)
+    full_share, total = population.expectations(full, filled)
+    rest = (1 - total) / (1 - full_share).clamp(min=1e-30)
+    return filled + (1 - full) * rest.unsqueeze(1).to(ratio.dtype)
 
 
 def imbalance_weights(

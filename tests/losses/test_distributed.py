@@ -1,0 +1,93 @@
+"""Two and three gloo processes against one."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+# What every process runs: its rank's uneven shard of one batch, against the whole batch computed alone.
+SCRIPT = """
+    import sys
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+    from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative
+    import squall.losses.imbalance as imbalance
+
+    torch.set_num_threads(1)
+    rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 13, 3, 8, generator=generator, dtype=torch.float64)
+    y[0] *= 10
+    bounds = [0, 7, 13] if world == 2 else [0, 9, 9, 13]  # one process of three has nothing
+    mine = slice(bounds[rank], bounds[rank + 1])
+
+    def model():
+        torch.manual_seed(1)
+        return torch.nn.Linear(8, 8, dtype=torch.float64)
+
+    def gradient(module):
+        return torch.cat([p.grad.reshape(-1) for p in module.parameters()])
+
+    fused = imbalance.passes_for
+    for passes in (fused, lambda *_: None):
+        imbalance.passes_for = passes
+        for over in ("all", "sample", "channel"):
+            for kwargs in ({"temperature": 30.0}, {"temperature": 0.0}, {"temperature": float("inf")}, {},
+                           {"temperature": Relative(4.0)}, {"temperature": EffectiveFraction(0.5)},
+                           {"cap": 3.0}, {"trim": 0.05}, {"mean_share": 0.2}):
+                alone = ImbalanceAwareLoss(over=over, group=None, **kwargs)
+                sharded = ImbalanceAwareLoss(over=over, **kwargs)
+                whole = model()
+                expected = alone(whole(x), y)
+                expected.backward()
+                parallel = DistributedDataParallel(model())
+                for _ in range(2):
+                    parallel.zero_grad()
+                    value = sharded(parallel(x[mine]), y[mine])
+                    value.backward()
+                torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+                torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
+                for name in ("kl", "max_weight", "max_error", "loss"):
+                    torch.testing.assert_close(sharded.report()[name], alone.report()[name], rtol=1e-4, atol=1e-9)
+    mask = torch.zeros(13, 1, 8, dtype=torch.bool)
+    mask[:4] = True  # all False on the last process
+    value = ImbalanceAwareLoss()(x[mine], y[mine], mask=mask[mine])
+    torch.testing.assert_close(value, ImbalanceAwareLoss(group=None)(x, y, mask=mask), rtol=1e-6, atol=0)
+    broken = x.clone()
+    broken[0, 0, 0] = float("nan")
+    try:
+        ImbalanceAwareLoss()(broken[mine], y[mine])
+    except ValueError as error:
+        assert rank == 0 and "non-finite" in str(error)
+    except RuntimeError as error:
+        assert rank > 0 and "another process refused" in str(error)
+    else:
+        raise AssertionError("not refused")
+    print("equal")
+    distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_give_the_value_and_gradient_of_one(world, tmp_path: Path):
+    script = tmp_path / "rank.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", script, str(rank), str(world), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(world)
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    for out, err in outputs:
+        assert out.strip().endswith("equal"), "\n".join(err for _, err in outputs)
