@@ -148,10 +148,11 @@ def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
                 rollouts.append(f"{ratio:.2f} on {name}")
             if not ratio > 1:
                 lost.append(f"{metric} on {name} ({1 / ratio:.2f})")
+    nowhere = "none of rollout states, rollout energy, one-step mean and one-step extremes"
     return (
-        f"Median of {len(SEEDS)} seeds: training on the mean squared error, the rollout error of the states is, "
-        f"in units of that of the imbalance-aware loss {', '.join(rollouts)}; the mean squared error was better, by the "
-        f"factor given, in {'; '.join(lost) or 'none of rollout states, rollout energy, one-step mean and one-step extremes'}."
+        f"Median of {len(SEEDS)} seeds: training on the mean squared error, the rollout error of the states is, in "
+        f"units of that of the imbalance-aware loss, {', '.join(rollouts)}; the mean squared error was better, by "
+        f"the factor given, in {'; '.join(lost) or nowhere}."
     )
 
 

@@ -323,6 +323,34 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(data, tmp_p
     assert "The last good checkpoint: " in error
 
 
+def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(data, tmp_path):
+    """A limit on the size of files stands for the disk."""
+    words = train(data, tmp_path / "run", 40, "--training.checkpoint_every", "10", "--training.log_every", "1")
+    program = (
+        "import resource, signal, sys\n"
+        "from squall.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert "The disk is full: nothing was lost" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert finished(words)
+    assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+@pytest.mark.parametrize("model", ["node", "hnn"])
+def test_other_precisions(data, tmp_path, precision, model):
+    words = train(data, tmp_path / "run", 10, "--device.precision", precision, "--model.name", model)
+    assert main(words) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    kinds = {tensor.dtype for tensor in last_weights(tmp_path / "run").values()}
+    assert kinds == {torch.float64 if precision == "64-true" else torch.float32}
+
+
 def test_a_data_file_that_changed_is_noticed(data, tmp_path, capsys):
     copy = tmp_path / "copy.hdf5"
     copy.write_bytes(data.read_bytes())

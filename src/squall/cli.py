@@ -1,5 +1,6 @@
 """The `squall` command: simulate, train, evaluate, compare, predict."""
 
+import errno
 import signal
 import sys
 import warnings
@@ -57,12 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return COMMANDS[command](parser.instantiate(parsed)[command], console)
     except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError) as error:
         known_here = known.get(words[0], []) if words else []
-        text = "\n".join([explain(str(error), known_here), *getattr(error, "__notes__", [])])
+        text = "\n".join([explain(str(error), known_here), *getattr(error, "__notes__", []), *_advice(error)])
         _say(console, f"squall: {text}", "red")
         return USER_MISTAKE
     except KeyboardInterrupt:
         console.print("squall: interrupted", style="red")
         return INTERRUPTED
+
+
+def _advice(error: Exception) -> list[str]:
+    """What to do about a disk that is full; what is on it already is whole."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return ["The disk is full: nothing was lost. Make room and give the same command again"] if full else []
 
 
 def _say(console: Console, text: str, style: str) -> None:

@@ -13,6 +13,7 @@ Every file is written beside and renamed into place, so that a kill leaves the o
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -24,8 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from squall.training import Checkpoint
 
@@ -184,15 +184,15 @@ class RunFolder:
         temporary = target.with_name(f".{target.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        # Turned into bytes first: a full disk is then an OSError, which torch.save and safetensors hide.
+        contents = {WEIGHTS: save(checkpoint.weights), STATE: _state_bytes(checkpoint.state)}
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        contents[CHECKSUMS] = json.dumps(checksums).encode()
         try:
-            save_file({name: x.contiguous() for name, x in checkpoint.weights.items()}, temporary / WEIGHTS)
-            torch.save(checkpoint.state, temporary / STATE)
-            checksums = {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)}
-            (temporary / CHECKSUMS).write_text(json.dumps(checksums))
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            raise OSError(errno.EIO, f"cannot write the checkpoint ({error})", str(target)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for step in self.checkpoint_steps(kind)[KEPT:]:
@@ -238,6 +238,12 @@ def _read_checkpoint(path: Path, step: int) -> Checkpoint:
     if damaged:
         raise CheckpointError(f"the checkpoint {path} is damaged ({damaged[0]} does not match its checksum)")
     return Checkpoint(step, load_file(path / WEIGHTS), torch.load(path / STATE, weights_only=True))
+
+
+def _state_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def _sha256(path: Path) -> str:

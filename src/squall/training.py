@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from squall.data import Transitions
@@ -27,6 +26,11 @@ __all__ = [
     "Validation",
     "train",
 ]
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+else:  # importing it takes as long as importing torch, and who comes for the loss alone does not need it
+    Fabric = Any
 
 Residual = Literal["rate", "state"]
 
@@ -207,7 +211,7 @@ def train(
     """
     settings = settings or TrainingSettings()
     recorder = recorder or Recorder()
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or _one_process()
     sampler = sampler or UniformSampler(len(transitions), settings.batch, settings.seed)
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
     if optimizer is None:
@@ -309,6 +313,12 @@ class _Trial:
         torch.set_rng_state(checkpoint.state["random"])
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
         self.score = checkpoint.state["score"] and Score(*checkpoint.state["score"])
+
+
+def _one_process() -> Fabric:
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator="cpu", devices=1)
 
 
 @contextmanager
