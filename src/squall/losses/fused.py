@@ -8,6 +8,7 @@ The passes are in `fused_cpu` and `fused_triton`; what cannot be computed well h
 the eager formula takes over.
 """
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -22,6 +23,7 @@ from squall.losses.temperature import Budget, Fixed, Relative, TemperatureRule, 
 
 __all__ = ["FusedLoss", "Passes", "Solution", "passes_for", "solve"]
 
+_TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
@@ -68,6 +70,10 @@ def passes_for(prediction: Tensor, target: Tensor) -> Passes | None:
         return None
     if prediction.device.type == "cpu" and target.device.type == "cpu":
         return cpu_passes(prediction.detach(), target.detach())
+    if prediction.is_cuda and prediction.device == target.device and prediction.dtype == torch.float32 and _TRITON:
+        from squall.losses.fused_triton import TritonPasses
+
+        return TritonPasses(prediction.detach(), target.detach())
     return None
 
 
