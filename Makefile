@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test format clean
+.PHONY: demo test docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out demo
@@ -15,12 +15,16 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pyright
 	$(BIN)/python -m pytest
 
+docs: $(VENV)/.installed
+	$(INSTALL) -e '.[docs]'
+	$(BIN)/python -m sphinx -q -b html docs docs/_build
+
 format: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "squall needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
