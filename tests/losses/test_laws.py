@@ -1,5 +1,6 @@
 """What holds for every batch."""
 
+import itertools
 import math
 
 import numpy as np
@@ -99,9 +100,9 @@ def test_order_does_not_matter(seed, rule, guard):
 def test_value_grows_as_the_temperature_falls(seed):
     e = normal(seed, 100)
     values = [float(imbalance_aware_loss(e, torch.zeros_like(e), t)) for t in (math.inf, 30.0, 3.0, 0.3, 0.0)]
-    assert values == sorted(values)
+    assert all(b >= a * (1 - 1e-9) for a, b in itertools.pairwise(values))
     values = [float(imbalance_aware_loss(e, torch.zeros_like(e), KLBudget(r))) for r in (0.01, 0.1, 0.5, 2.0)]
-    assert values == sorted(values)
+    assert all(b >= a * (1 - 1e-9) for a, b in itertools.pairwise(values))
 
 
 @settings(deadline=None, max_examples=30)

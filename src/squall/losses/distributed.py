@@ -105,8 +105,8 @@ class ShardedPasses:
         mine = self.passes.sweep(beta, moments)
         return Sums.merged([Sums.of_numbers(part) for part in self._gathered(mine.numbers())])
 
-    def gradient(self, beta: float, offset: float, sign: float) -> Tensor:
-        return self.passes.gradient(beta, offset, sign).mul_(self.world)
+    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+        return self.passes.gradient(beta, top, self.world * factor)
 
     def sample(self) -> Tensor:
         return self.passes.sample()

@@ -19,7 +19,7 @@ from torch import Tensor
 from squall.losses._tracing import is_traced
 from squall.losses.fused_cpu import cpu_passes
 from squall.losses.sums import Sums
-from squall.losses.temperature import Budget, Fixed, Relative, TemperatureRule, newton_step
+from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
 
 __all__ = ["FusedLoss", "Passes", "Solution", "passes_for", "solve"]
 
@@ -39,7 +39,7 @@ class Passes(Protocol):
 
     def largest_and_mean(self) -> tuple[float, float]: ...
     def sweep(self, beta: float, moments: int) -> Sums: ...
-    def gradient(self, beta: float, offset: float, sign: float) -> Tensor: ...
+    def gradient(self, beta: float, top: float, factor: float) -> Tensor: ...
     def sample(self) -> Tensor: ...
 
 
@@ -63,13 +63,20 @@ class Solution:
     def max_weight(self) -> float:
         return math.exp(self.beta * self.largest - self.log_total)
 
+    def gradient_arguments(self, factor: float) -> tuple[float, float, float]:
+        """What `Passes.gradient` needs for factor · 2 w (prediction − target)."""
+        top = self.beta * self.largest
+        return self.beta, top, 2 * factor * math.exp(top - self.log_total)
+
 
 def passes_for(prediction: Tensor, target: Tensor) -> Passes | None:
     """The passes over these tensors, None where the eager formula has to do."""
     if is_traced(prediction) or not (prediction.is_contiguous() and target.is_contiguous()):
         return None
     if prediction.device.type == "cpu" and target.device.type == "cpu":
-        return cpu_passes(prediction.detach(), target.detach())
+        return cpu_passes(
+            prediction.detach(), target.detach(), keep=torch.is_grad_enabled() and prediction.requires_grad
+        )
     if prediction.is_cuda and prediction.device == target.device and prediction.dtype == torch.float32 and _TRITON:
         from squall.losses.fused_triton import TritonPasses
 
@@ -117,7 +124,7 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> S
     for _ in range(MOST_SWEEPS):
         if not 1e-30 < beta < 1e30:
             return None
-        sums = passes.sweep(beta, moments=3)
+        sums = passes.sweep(beta, moments=3 if isinstance(rule, KLBudget) else 4)
         if not 1e-6 < sums.top < SHARPEST_BUDGET:
             return None
         divergence, slope = rule.spread(1.0, sums.tilt)
@@ -162,17 +169,9 @@ class FusedLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for
             result = _differentiable_gradient(prediction, target, ctx.solution, gradient)
         else:
-            result = _gradient(ctx.passes, ctx.solution, gradient.item())
+            result = ctx.passes.gradient(*ctx.solution.gradient_arguments(gradient.item()))
         to_prediction, to_target = ctx.needs_input_grad[:2]
         return (result if to_prediction else None), (-result if to_target else None), None, None
-
-
-def _gradient(passes: Passes, solution: Solution, factor: float) -> Tensor:
-    """factor · 2 w (prediction − target)."""
-    size = 2 * abs(factor)
-    if 0 < size < math.inf:
-        return passes.gradient(solution.beta, solution.log_total - math.log(size), math.copysign(1, factor))
-    return passes.gradient(solution.beta, solution.log_total, 1).mul_(factor)
 
 
 def _differentiable_gradient(prediction: Tensor, target: Tensor, solution: Solution, gradient: Tensor) -> Tensor:

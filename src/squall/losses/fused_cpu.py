@@ -18,10 +18,10 @@ from squall.losses.sums import Sums
 
 __all__ = ["BlockPasses", "SmallPasses", "cpu_passes"]
 
-SMALL = 1 << 17
+SMALL = 1 << 16
 """Largest batch that runs in the calling thread."""
-BLOCK = 1 << 16
-"""Elements per block and thread: three blocks of float32 take 0.8 MB, less than the L2 cache of a core."""
+BLOCK = 1 << 17
+"""Elements per block and thread: three blocks of float32 take 1.5 MB, the L2 cache of a core."""
 LN2 = math.log(2)
 
 
@@ -46,37 +46,40 @@ class SmallPasses:
 
     @np.errstate(all="ignore")
     def sweep(self, beta: float, moments: int) -> Sums:
-        """Sums over z = β l, e = exp(z − max z): `moments` of e (1 or 3), see `Sums`."""
+        """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
         z = self.errors * (beta / LN2)
         top = float(z.max())
         e = z - top
         np.exp2(e, out=e)
         self.kept = beta, LN2 * top, e
-        zeroth, first = float(e.sum()), LN2 * float(np.dot(z, e))
+        f = z * e
+        zeroth, first = float(e.sum()), LN2 * float(f.sum())  # not by a dot product, whose sums lose digits
         if moments == 1:
             return Sums(self.count, LN2 * top, zeroth, first)
-        f = z * e
-        squares, squares_first, squares_second = (float(np.dot(a, b)) for a, b in ((e, e), (e, f), (f, f)))
         second = LN2**2 * float(np.dot(f, z))
         third = LN2**3 * float(np.dot(f, np.multiply(z, z, out=z)))
+        if moments == 3:
+            return Sums(self.count, LN2 * top, zeroth, first, second, third)
+        squares, squares_first, squares_second = (float(np.dot(a, b)) for a, b in ((e, e), (e, f), (f, f)))
         return Sums(
             self.count, LN2 * top, zeroth, first, second, third, squares, LN2 * squares_first, LN2**2 * squares_second
         )
 
     @np.errstate(all="ignore")
-    def gradient(self, beta: float, offset: float, sign: float) -> Tensor:
-        """sign · (prediction − target) · exp(β l − offset), a new tensor."""
+    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+        """factor · (prediction − target) · exp(β l − top), a new tensor."""
         if self.kept is not None and self.kept[0] == beta:
-            _, top, e = self.kept
+            _, kept_top, e = self.kept
             out = self.difference * e
-            out *= sign * math.exp(top - offset)
+            factor *= math.exp(kept_top - top)
         else:
+            shift = float(np.float32(top / LN2))
+            factor *= math.exp(LN2 * shift - top)
             out = self.errors * (beta / LN2)
-            out -= offset / LN2
+            out -= shift
             np.exp2(out, out=out)
             out *= self.difference
-            if sign < 0:
-                np.negative(out, out=out)
+        out *= factor
         return torch.from_numpy(out).view(self.shape)
 
     def sample(self) -> Tensor:
@@ -87,9 +90,10 @@ class SmallPasses:
 class BlockPasses:
     """A batch of any size, by blocks, each operator shared by the threads of torch."""
 
-    def __init__(self, prediction: Tensor, target: Tensor) -> None:
-        self.prediction, self.target = prediction, target
+    def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
+        self.prediction, self.target, self.keep = prediction, target, keep
         self.count = prediction.numel()
+        self.kept: tuple[float, list[float], Tensor] | None = None
 
     def _blocks(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         size = BLOCK * torch.get_num_threads()
@@ -106,15 +110,17 @@ class BlockPasses:
         for p, t in self._blocks(self.prediction, self.target):
             d = torch.sub(p, t, out=difference[: p.numel()])
             largest.append(torch.linalg.vector_norm(d, torch.inf).item() ** 2)
-            total += torch.dot(d, d).item()
+            total += d.mul_(d).sum().item()
         return max(largest) if math.isfinite(total) else math.nan, total / self.count
 
     def sweep(self, beta: float, moments: int) -> Sums:
-        """Sums over z = β l, e = exp(z − max z): `moments` of e (1 or 3), see `Sums`."""
+        """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
         difference, errors, density = self._scratch(3)
         nothing = torch.zeros((), dtype=difference.dtype)
-        parts = []
-        for p, t in self._blocks(self.prediction, self.target):
+        parts: list[Sums] = []
+        keep = self.keep and moments == 1
+        kept = torch.empty_like(self.prediction) if keep else self.prediction
+        for p, t, out in self._blocks(self.prediction, self.target, kept):
             size = p.numel()
             d, z, e = difference[:size], errors[:size], density[:size]
             torch.sub(p, t, out=d)
@@ -123,39 +129,63 @@ class BlockPasses:
             torch.sub(z, top, out=e).exp2_()
             zeroth = e.sum().item()
             if moments == 1:
-                parts.append(Sums(size, LN2 * top, zeroth, LN2 * torch.dot(z, e).item()))
+                if keep:
+                    torch.mul(d, e, out=out)
+                parts.append(Sums(size, LN2 * top, zeroth, LN2 * z.mul_(e).sum().item()))
                 continue
             f = torch.mul(z, e, out=d)
             first, second = LN2 * f.sum().item(), LN2**2 * torch.dot(f, z).item()
-            squares, squares_first = torch.dot(e, e).item(), LN2 * torch.dot(f, e).item()
-            squares_second = LN2**2 * torch.dot(f, f).item()
+            squares = squares_first = squares_second = math.nan
+            if moments == 4:
+                squares, squares_first = torch.dot(e, e).item(), LN2 * torch.dot(f, e).item()
+                squares_second = LN2**2 * torch.dot(f, f).item()
             third = LN2**3 * torch.dot(f, torch.mul(z, z, out=e)).item()
             parts.append(Sums(size, LN2 * top, zeroth, first, second, third, squares, squares_first, squares_second))
+        if keep:
+            self.kept = beta, [part.top for part in parts], kept
         return Sums.merged(parts)
 
-    def gradient(self, beta: float, offset: float, sign: float) -> Tensor:
-        """sign · (prediction − target) · exp(β l − offset), a new tensor."""
+    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+        """factor · (prediction − target) · exp(β l − top), a new tensor."""
+        if self.kept is not None and self.kept[0] == beta:
+            kept, self.kept = self.kept, None
+            return self._scaled(kept, top, factor)
         gradient = torch.empty_like(self.prediction)
-        prediction, target = (self.prediction, self.target) if sign > 0 else (self.target, self.prediction)
         if beta == 0:
-            return torch.sub(prediction, target, out=gradient).mul_(math.exp(-offset))
+            return torch.sub(self.prediction, self.target, out=gradient).mul_(factor * math.exp(-top))
         difference, density = self._scratch(2)
-        constant = torch.tensor(-offset / LN2, dtype=gradient.dtype)
-        for p, t, out in self._blocks(prediction, target, gradient):
+        nothing = torch.zeros((), dtype=gradient.dtype)
+        shift = torch.tensor(-top / LN2, dtype=gradient.dtype)
+        factor *= math.exp(-LN2 * shift.item() - top)  # what rounding the shift took away
+        for p, t, out in self._blocks(self.prediction, self.target, gradient):
             d, e = difference[: p.numel()], density[: p.numel()]
             torch.sub(p, t, out=d)
-            torch.addcmul(constant, d, d, value=beta / LN2, out=e).exp2_()
-            torch.mul(d, e, out=out)
+            torch.addcmul(shift, d, d, value=beta / LN2, out=e).exp2_()
+            torch.addcmul(nothing, d, e, value=factor, out=out)
+        return gradient
+
+    def _scaled(self, kept: tuple[float, list[float], Tensor], top: float, factor: float) -> Tensor:
+        """What the sweep left, each block brought to the common scale, in place: it is given away."""
+        _, tops, gradient = kept
+        for block_top, (block,) in zip(tops, self._blocks(gradient), strict=True):
+            block.mul_(factor * math.exp(block_top - top))
         return gradient
 
     def sample(self) -> Tensor:
         """Errors of points all over the batch, in runs of one cache line."""
-        runs, length = 4096, 16
+        runs, length = 1024, 16
         step = self.count // runs
         p, t = (x.as_strided((runs, length), (step, 1)) for x in (self.prediction, self.target))
         return (p - t).square().view(-1)
 
 
-def cpu_passes(prediction: Tensor, target: Tensor) -> SmallPasses | BlockPasses:
-    """The passes that suit the size of the batch."""
-    return (SmallPasses if prediction.numel() <= SMALL else BlockPasses)(prediction, target)
+def cpu_passes(prediction: Tensor, target: Tensor, keep: bool) -> SmallPasses | BlockPasses:
+    """The passes that suit the size of the batch.
+
+    Args:
+        prediction, target: contiguous, detached, of one shape and type.
+        keep: a gradient will be asked for: where the temperature is known beforehand, the sweep writes it, up to
+            its scale, instead of computing every density twice.
+    """
+    small = prediction.numel() <= SMALL
+    return SmallPasses(prediction, target) if small else BlockPasses(prediction, target, keep)

@@ -37,7 +37,7 @@ def _sweep(prediction, target, out, count, beta, moments: tl.constexpr, block: t
     tl.store(row + 1, tl.sum(e, 0))
     tl.store(row + 2, tl.sum(f, 0))
     tl.store(row + 8, tl.sum(tl.where(d == d, 0.0, 1.0), 0))
-    if moments == 3:
+    if moments > 1:
         tl.store(row + 3, tl.sum(f * z, 0))
         tl.store(row + 4, tl.sum(f * z * z, 0))
         tl.store(row + 5, tl.sum(e * e, 0))
@@ -46,11 +46,11 @@ def _sweep(prediction, target, out, count, beta, moments: tl.constexpr, block: t
 
 
 @triton.jit
-def _gradient(prediction, target, out, count, beta, offset, sign, block: tl.constexpr):
+def _gradient(prediction, target, out, count, beta, shift, factor, block: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = index < count
     d = tl.load(prediction + index, mask=inside, other=0.0) - tl.load(target + index, mask=inside, other=0.0)
-    tl.store(out + index, sign * d * tl.exp2(beta * d * d - offset), mask=inside)
+    tl.store(out + index, factor * d * tl.exp2(beta * d * d - shift), mask=inside)
 
 
 class TritonPasses:
@@ -78,7 +78,7 @@ class TritonPasses:
         return largest, total / self.count
 
     def sweep(self, beta: float, moments: int) -> Sums:
-        """Sums over z = β l, e = exp(z − max z): `moments` of e (1 or 3), see `Sums`."""
+        """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
         rows = self._sums(beta / LN2, moments)
         top = rows[:, 0].amax()
         shift = (rows[:, :1] - top).exp2()
@@ -99,19 +99,11 @@ class TritonPasses:
             LN2**2 * squares_second,
         )
 
-    def gradient(self, beta: float, offset: float, sign: float) -> Tensor:
-        """sign · (prediction − target) · exp(β l − offset), a new tensor."""
+    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+        """factor · (prediction − target) · exp(β l − top), a new tensor."""
         out = torch.empty_like(self.prediction)
-        _gradient[self.grid](
-            self.prediction,
-            self.target,
-            out,
-            self.count,
-            beta / LN2,
-            offset / LN2,
-            sign,
-            block=BLOCK,  # type: ignore[arg-type]
-        )
+        arguments = self.prediction, self.target, out, self.count, beta / LN2, top / LN2, factor
+        _gradient[self.grid](*arguments, block=BLOCK)  # type: ignore[arg-type]
         return out
 
     def sample(self) -> Tensor:

@@ -226,7 +226,7 @@ class ImbalanceAwareLoss(nn.Module):
             prediction, target, mask, measure, self._step_of_call(), self.log_inverse_temperature
         )
         if not is_transformed():
-            self._account = evaluated.account
+            object.__setattr__(self, "_account", evaluated.account)  # nn.Module looks at every attribute set
             if self.training and not in_backward():
                 self.advance(evaluated.log_inverse_temperature)
         return evaluated.value
