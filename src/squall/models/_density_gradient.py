@@ -3,15 +3,10 @@
 `density_gradient` is the formula; everything else in this file only makes its first derivatives cheap.
 """
 
-import math
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 
-BLOCK = 5120
-"""Rows worked on at once on a CPU: few enough to keep scratch memory small, enough to be worth threads."""
+from squall.models._by_hand import ByHand, Gradients, blocks, times_slope
 
 
 def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
@@ -40,81 +35,20 @@ def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, 
     return d1 @ w1
 
 
-def fast_density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
-    """`density_gradient`, with a backward pass by hand that takes fewer passes over memory."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
-        return density_gradient(x, w1, b1, w2, b2, w3)  # the compiler and autocast need to see the operations
-    return _DensityGradient.apply(x, w1, b1, w2, b2, w3)[0]
+def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
+    out = torch.empty_like(x)
+    a1, a2, d1 = (x.new_empty(len(x), len(w1)) for _ in range(3))
+    for rows, (d2,) in blocks(a1, scratch=1):
+        torch.addmm(b1, x[rows], w1.T, out=a1[rows]).tanh_()
+        torch.addmm(b2, a1[rows], w2.T, out=a2[rows]).tanh_()
+        times_slope(w3.expand_as(d2), a2[rows], out=d2)
+        torch.mm(d2, w2, out=d1[rows])
+        times_slope(d1[rows], a1[rows], out=d1[rows])
+        torch.mm(d1[rows], w1, out=out[rows])
+    return out, a1, a2, d1
 
 
-class _DensityGradient(torch.autograd.Function):
-    """`density_gradient`, with a₁, a₂, d₁ as further outputs, for the backward pass.
-
-    The backward pass by hand is for first derivatives. Higher ones, forward mode and vmap go by the formula.
-    """
-
-    @staticmethod
-    def forward(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, w1, b1, w2, b2, w3 = inputs
-        out = torch.empty_like(x)
-        a1, a2, d1 = (x.new_empty(len(x), len(w1)) for _ in range(3))
-        for rows, (d2,) in _blocks(a1, scratch=1):
-            torch.addmm(b1, x[rows], w1.T, out=a1[rows]).tanh_()
-            torch.addmm(b2, a1[rows], w2.T, out=a2[rows]).tanh_()
-            _times_slope(w3.expand_as(d2), a2[rows], out=d2)
-            torch.mm(d2, w2, out=d1[rows])
-            _times_slope(d1[rows], a1[rows], out=d1[rows])
-            torch.mm(d1[rows], w1, out=out[rows])
-        return out, a1, a2, d1
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        _, *intermediate = output
-        ctx.mark_non_differentiable(*intermediate)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, *intermediate)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        g = grads[0]
-        if g is None:
-            return (None,) * 6
-        inputs, intermediate = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        if torch.is_grad_enabled():  # someone will differentiate the result
-            return torch.func.vjp(density_gradient, *inputs)[1](g)
-        return _pull_back(g.contiguous(), *inputs, *intermediate, need_x=ctx.needs_input_grad[0])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        directions = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True))
-        out, transpose = torch.func.vjp(density_gradient, *inputs)[:2]
-        # Forward mode does not nest; the transpose of the transpose is the same derivative.
-        derivative = torch.func.vjp(transpose, torch.zeros_like(out))[1]
-        return derivative(directions)[0], None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, Any]:
-        out = torch.vmap(density_gradient, in_dims, randomness="error")(*inputs)
-        unused = out.new_empty(0)
-        return (out, unused, unused, unused), (0, None, None, None)
-
-
-def _pull_back(
-    g: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    w3: Tensor,
-    a1: Tensor,
-    a2: Tensor,
-    d1: Tensor,
-    *,
-    need_x: bool,
-) -> tuple[Tensor | None, ...]:
+def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Gradients:
     r"""Gradients of Σ g · ∂h/∂x for all inputs; a dot is a gradient of this sum.
 
     .. math::
@@ -128,24 +62,26 @@ def _pull_back(
 
     The diagonal matrix w₃ is kept out of the sums over rows: d₂ and ż₂ appear without it.
     """
-    grad_x = torch.empty_like(x) if need_x else None
+    x, w1, b1, w2, b2, w3 = inputs
+    a1, a2, d1 = kept
+    grad_x = torch.empty_like(x) if needed[0] else None
     grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
     grad_b1, grad_b2, grad_w3 = (torch.zeros_like(b) for b in (b1, b2, b2))
     w3 = w3.view(-1, 1)
     one = x.new_ones(())
-    for rows, (e, p, q) in _blocks(a1, scratch=3):
+    for rows, (e, p, q) in blocks(a1, scratch=3):
         torch.mm(g[rows], w1.T, out=e)
-        _times_slope(e, a1[rows], out=p)
-        _times_slope(one.expand_as(q), a2[rows], out=q)
+        times_slope(e, a1[rows], out=p)
+        times_slope(one.expand_as(q), a2[rows], out=q)
         grad_w2.addmm_(q.T, p)
         torch.mm(p, w2.T, out=q)
-        _times_slope(q, a2[rows], out=q)
+        times_slope(q, a2[rows], out=q)
         grad_w3 += q.sum(0)
         q *= a2[rows]
         grad_b2 += q.sum(0)
         grad_w2.addmm_(q.T, a1[rows], alpha=-2)
         torch.mm(q, -2 * w3 * w2, out=p)
-        _times_slope(p, a1[rows], out=p)
+        times_slope(p, a1[rows], out=p)
         e *= d1[rows]
         p.addcmul_(e, a1[rows], value=-2)
         grad_b1 += p.sum(0)
@@ -155,16 +91,5 @@ def _pull_back(
     return grad_x, grad_w1, grad_b1, w3 * grad_w2, -2 * w3[:, 0] * grad_b2, grad_w3.view(1, -1)
 
 
-def _times_slope(g: Tensor, a: Tensor, *, out: Tensor) -> Tensor:
-    """(1 − a²) g in one pass, with a = tanh z: g times the slope of the tanh at z."""
-    return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=out)
-
-
-def _blocks(like: Tensor, scratch: int) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows, each with scratch memory of shape (scratch, rows, hidden)."""
-    count = math.ceil(len(like) / BLOCK) if like.device.type == "cpu" else 1
-    size = math.ceil(len(like) / max(count, 1))
-    memory = like.new_empty(scratch, size, like.shape[1])
-    for i in range(count):
-        rows = slice(i * size, min((i + 1) * size, len(like)))
-        yield rows, memory[:, : rows.stop - rows.start]
+fast_density_gradient = ByHand(density_gradient, _forward, _backward)
+"""`density_gradient`, with passes by hand that take fewer passes over memory."""

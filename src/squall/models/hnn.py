@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from squall._types import State
-from squall.models._base import PointNetwork, RateModel
+from squall.models._base import RateModel
 from squall.models._density_gradient import fast_density_gradient
+from squall.models._point_network import PointNetwork
 from squall.models._stencil import neighbourhoods, scatter_neighbourhoods
 
 Operator = Callable[[Tensor], Tensor]
@@ -111,9 +112,8 @@ class HNN(RateModel):
     def energy_gradient(self, u: State) -> State:
         """∇H(u), the partial derivatives ∂H/∂u_m of the learned energy."""
         self._check(u)
-        first, second, last = self.network.first, self.network.second, self.network.last
-        weights = (first.weight, first.bias, second.weight, second.bias, last.weight)
-        return scatter_neighbourhoods(fast_density_gradient(neighbourhoods(u), *weights), u.shape)
+        gradient = fast_density_gradient(neighbourhoods(u), *self.network.weights)
+        return scatter_neighbourhoods(gradient, u.shape)
 
     def forward(self, u: State) -> State:
         return self.structure(self.energy_gradient(u))

@@ -5,7 +5,8 @@ from typing import final
 import torch
 
 from squall._types import State
-from squall.models._base import PointNetwork, RateModel
+from squall.models._base import RateModel
+from squall.models._point_network import PointNetwork
 from squall.models._stencil import neighbourhoods, points_last
 
 
@@ -49,9 +50,7 @@ class NODE(RateModel):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(channels, hidden, dimensions)
-        self.network = PointNetwork(
-            channels * 3**dimensions, hidden, channels, bias=True, generator=generator
-        )
+        self.network = PointNetwork(channels * 3**dimensions, hidden, channels, bias=True, generator=generator)
 
     def forward(self, u: State) -> State:
         self._check(u)

@@ -1,0 +1,98 @@
+"""Functions of tensors with a formula, and with passes by hand that make their first derivatives cheap."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+BLOCK = 5120
+"""Rows worked on at once on a CPU: few enough to keep scratch memory small, enough to be worth threads."""
+
+Gradients = tuple[Tensor | None, ...]
+
+
+@final
+@dataclass(frozen=True)
+class ByHand:
+    """The function that `formula` says, computed by `forward` and `backward` where these can take its place.
+
+    They take its place in plain evaluation and in first derivatives by reverse mode. Higher derivatives, forward
+    mode, `torch.vmap`, `torch.compile` and autocast go by the formula, so the passes by hand need no derivatives
+    and may work in place.
+
+    Args:
+        formula: from tensors to a tensor, by operations that PyTorch can differentiate.
+        forward: from the same tensors to the result, followed by whatever `backward` wants to have kept.
+        backward: from the gradient of the result, the tensors, what was kept, and for every tensor whether its
+            gradient is needed, to the gradients of the tensors. It may return None for what is not needed.
+    """
+
+    formula: Callable[..., Tensor]
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[bool, ...]], Gradients]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type):
+            return self.formula(*inputs)  # the compiler and autocast need to see the operations
+        return _ByHand.apply(self, *inputs)[0]
+
+
+class _ByHand(torch.autograd.Function):
+    """A `ByHand` in PyTorch's terms. What is kept for the backward pass is made of further outputs."""
+
+    @staticmethod
+    def forward(function: ByHand, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return function.forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.function, *tensors = inputs
+        _, *kept = output
+        ctx.kept = len(kept)
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+        function, g = ctx.function, grads[0]
+        if g is None:
+            return (None,) * len(ctx.needs_input_grad)
+        count = len(ctx.needs_input_grad) - 1  # the first input is the function
+        inputs, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if torch.is_grad_enabled():  # someone will differentiate the result
+            return None, *torch.func.vjp(function.formula, *inputs)[1](g)
+        return None, *function.backward(g.contiguous(), inputs, kept, ctx.needs_input_grad[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Gradients:
+        inputs = ctx.saved_tensors
+        directions = (torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents[1:], strict=True))
+        out, transpose = torch.func.vjp(ctx.function.formula, *inputs)[:2]
+        # Forward mode does not nest; the transpose of the transpose is the same derivative.
+        derivative = torch.func.vjp(transpose, torch.zeros_like(out))[1]
+        return derivative(tuple(directions))[0], *(None,) * ctx.kept
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        function, *tensors = inputs
+        return (torch.vmap(function.formula, in_dims[1:], randomness="error")(*tensors),), (0,)
+
+
+def times_slope(g: Tensor, a: Tensor, *, out: Tensor) -> Tensor:
+    """(1 − a²) g in one pass, with a = tanh z: g times the slope of the tanh at z."""
+    return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=out)
+
+
+def blocks(like: Tensor, scratch: int) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of the rows of a matrix, each with scratch memory of shape (scratch, rows, columns)."""
+    count = math.ceil(len(like) / BLOCK) if like.device.type == "cpu" else 1
+    size = math.ceil(len(like) / max(count, 1))
+    memory = like.new_empty(scratch, size, like.shape[1])
+    for i in range(count):
+        rows = slice(i * size, min((i + 1) * size, len(like)))
+        yield rows, memory[:, : rows.stop - rows.start]

@@ -1,0 +1,112 @@
+"""The network that the models apply at every point, with a backward pass that costs little beside its products.
+
+`point_network` is the formula; `PointNetwork` holds its weights.
+"""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from squall.models._by_hand import ByHand, Gradients, blocks, times_slope
+
+
+def point_network(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
+    r"""y = W₃ tanh(W₂ tanh(W₁ x + b₁) + b₂), for every row x.
+
+    Args:
+        x: neighbourhoods, (row, column).
+        w1: W₁, (hidden, column).
+        b1: b₁, (hidden,).
+        w2: W₂, (hidden, hidden).
+        b2: b₂, (hidden,).
+        w3: W₃, (output, hidden).
+
+    Returns:
+        the values, (row, output).
+    """
+    a1 = torch.tanh(torch.addmm(b1, x, w1.T))
+    a2 = torch.tanh(torch.addmm(b2, a1, w2.T))
+    return a2 @ w3.T
+
+
+def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
+    a1 = torch.addmm(b1, x, w1.T).tanh_()
+    a2 = torch.addmm(b2, a1, w2.T).tanh_()
+    return a2 @ w3.T, a1, a2
+
+
+def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Gradients:
+    r"""Gradients of Σ g · y for all inputs; a dot is a gradient of this sum.
+
+    .. math::
+
+        \dot z_2 = (1 - a_2^2) \, W_3^T g, \quad \dot z_1 = (1 - a_1^2) \, W_2^T \dot z_2, \quad
+        \dot x = W_1^T \dot z_1, \\
+        \dot W_1 = \dot z_1 x^T, \quad \dot W_2 = \dot z_2 a_1^T, \quad \dot W_3 = g a_2^T
+    """
+    x, w1, _, w2, b2, w3 = inputs
+    a1, a2 = kept
+    grad_x = torch.empty_like(x) if needed[0] else None
+    grad_w2, grad_b2, grad_w3 = (torch.zeros_like(w) for w in (w2, b2, w3))
+    x_and_one = nn.functional.pad(x, (0, 1), value=1.0)  # b₁ is one more column of W₁
+    grad_first = x.new_zeros(x_and_one.shape[1], len(w1))
+    for rows, (z1, z2) in blocks(a1, scratch=2):
+        torch.mm(g[rows], w3, out=z2)
+        times_slope(z2, a2[rows], out=z2)
+        torch.mm(z2, w2, out=z1)
+        times_slope(z1, a1[rows], out=z1)
+        grad_first.addmm_(x_and_one[rows].T, z1)  # in this order: twice as fast as its transpose
+        grad_w2.addmm_(z2.T, a1[rows])
+        grad_b2 += z2.sum(0)
+        grad_w3.addmm_(g[rows].T, a2[rows])
+        if grad_x is not None:
+            torch.mm(z1, w1, out=grad_x[rows])
+    return grad_x, grad_first[:-1].T, grad_first[-1], grad_w2, grad_b2, grad_w3
+
+
+fast_point_network = ByHand(point_network, _forward, _backward)
+"""`point_network`, with passes by hand that take fewer passes over memory."""
+
+
+@final
+class PointNetwork(nn.Module):
+    r"""y = W₃ tanh(W₂ tanh(W₁ x + b₁) + b₂) + b₃, at every row x.
+
+    The weights are drawn orthogonal and the biases are zero. A row is a point of the grid, so the hidden
+    layers, which are convolutions of width 1, are plain matrix products.
+
+    Args:
+        inputs: length of x.
+        hidden: width of both hidden layers.
+        outputs: length of y.
+        bias: whether there is a b₃.
+        generator: draws the weights; PyTorch's default one if left out.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, *, bias: bool, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        self.first = _linear(inputs, hidden, bias=True, generator=generator)
+        self.second = _linear(hidden, hidden, bias=True, generator=generator)
+        self.last = _linear(hidden, outputs, bias=bias, generator=generator)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """W₁, b₁, W₂, b₂, W₃."""
+        return self.first.weight, self.first.bias, self.second.weight, self.second.bias, self.last.weight
+
+    def forward(self, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row output"]:
+        y = fast_point_network(rows, *self.weights)
+        return y if self.last.bias is None else y + self.last.bias
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool, generator: torch.Generator | None) -> nn.Linear:
+    # Made on the meta device, because the constructor would draw weights from the global generator.
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device=torch.get_default_device())
+    nn.init.orthogonal_(layer.weight, generator=generator)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
