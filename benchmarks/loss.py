@@ -143,13 +143,6 @@ COLUMNS = (
     ("peak / n floats", ">15"),
     ("errors", "<24"),
 )
-    ("n", ">8"),
-    ("loss", "<14"),
-    ("ms", ">9"),
-    ("× mse_loss", ">10"),
-    ("peak / n floats", ">15"),
-    ("errors", "<24"),
-)
 
 
 def row(*cells: object) -> None:
