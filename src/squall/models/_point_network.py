@@ -32,9 +32,12 @@ def point_network(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3:
 
 
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
-    a1 = torch.addmm(b1, x, w1.T).tanh_()
-    a2 = torch.addmm(b2, a1, w2.T).tanh_()
-    return a2 @ w3.T, a1, a2
+    # One piece of memory: once freed it stays with the process, where two go back to the system after every step.
+    kept = x.new_empty(2, len(x), len(w1))
+    a1, a2 = kept
+    torch.addmm(b1, x, w1.T, out=a1).tanh_()
+    torch.addmm(b2, a1, w2.T, out=a2).tanh_()
+    return a2 @ w3.T, kept
 
 
 def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Gradients:
@@ -47,7 +50,7 @@ def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], n
         \dot W_1 = \dot z_1 x^T, \quad \dot W_2 = \dot z_2 a_1^T, \quad \dot W_3 = g a_2^T
     """
     x, w1, _, w2, b2, w3 = inputs
-    a1, a2 = kept
+    a1, a2 = kept[0]
     grad_x = torch.empty_like(x) if needed[0] else None
     grad_w2, grad_b2, grad_w3 = (torch.zeros_like(w) for w in (w2, b2, w3))
     x_and_one = nn.functional.pad(x, (0, 1), value=1.0)  # b₁ is one more column of W₁
