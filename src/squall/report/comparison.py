@@ -97,7 +97,8 @@ def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Compariso
     """
     configs, evaluations = [], []
     about: dict[str, Any] = {}
-    for path in dict.fromkeys(Path(path) for path in paths):
+    paths = list(dict.fromkeys(Path(path) for path in paths))
+    for path in paths:
         folder = RunFolder(path)
         configs.append(flat(folder.read_config()))
         if not folder.has("evaluation.json"):
@@ -111,7 +112,18 @@ def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Compariso
             )
         about = test
         evaluations.append(checkpoints.get(checkpoint) or next(iter(checkpoints.values())))
+    _refuse_repeated(configs, paths)
     return Comparison(_grouped(configs, evaluations), evaluations[0]["baselines"], checkpoint)
+
+
+def _refuse_repeated(configs: list[dict[str, Any]], paths: Sequence[Path | str]) -> None:
+    """One trial counted twice would shrink the spread over seeds."""
+    seen: dict[str, Path | str] = {}
+    for config, path in zip(configs, paths, strict=False):
+        trial = repr([config[key] for key in config if key not in NOT_COMPARED or key == "training.seed"])
+        if trial in seen:
+            raise RunFolderError(f"{seen[trial]} and {path} are the same configuration with the same seed: give one")
+        seen[trial] = path
 
 
 def _grouped(configs: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> tuple[Group, ...]:
