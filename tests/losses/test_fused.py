@@ -68,8 +68,9 @@ def test_fused_and_eager_agree(monkeypatch, n, rule):
     assert relative(fused_gradient, eager_gradient) < 2e-5
     assert fused_report.keys() == eager_report.keys()
     for name in ("temperature", "kl", "max_weight", "mean_error", "max_error", "loss"):
-        rel = 2e-2 if name == "mean_error" else 1e-4  # the mean is that of a sample
-        assert fused_report[name] == pytest.approx(eager_report[name], rel=rel, abs=1e-6)
+        assert fused_report[name] == pytest.approx(eager_report[name], rel=1e-4, abs=1e-6)
+    for name in ("effective_fraction", "top_share"):  # at the temperature of the pass; of a sample
+        assert fused_report[name] == pytest.approx(eager_report[name], rel=0.05)
 
 
 @pytest.mark.parametrize("factor", [3.0, -2.0, 0.0])

@@ -39,19 +39,18 @@ class FusedAccount(NamedTuple):
     errors: Tensor
 
     def numbers(self) -> dict[str, float]:
-        """Everything as plain numbers; those in the second group are of the sample."""
+        """Everything as plain numbers; only `top_share` is that of the sample."""
         solution, errors = self.solution, self.errors.double()
         weights = (solution.beta * errors - solution.log_total).exp()
         return {
             "temperature": 1 / solution.beta if solution.beta else math.inf,
+            "effective_fraction": solution.effective_fraction,
             "kl": solution.kl,
             "max_weight": solution.max_weight,
+            "mean_error": solution.mean,
             "max_error": solution.largest,
             "loss": solution.value,
-        } | {
-            "mean_error": float(errors.mean()),
-            "effective_fraction": min(1.0, float(weights.sum() ** 2 / weights.square().sum()) / len(weights)),
-            "top_share": top_share(weights, torch.ones_like(weights), errors),
+            "top_share": top_share(weights, torch.full_like(weights, 1 / solution.count), errors),
         }
 
 
@@ -81,13 +80,17 @@ def account_of(weighed: Weighed, errors: Tensor) -> WeighedAccount:
 
 
 def top_share(weights: Tensor, measure: Tensor, errors: Tensor) -> float:
-    """Weight of the TOP share of the measure with the largest errors, in the weight of all of them."""
+    """Weight of the TOP share of the measure with the largest errors, from a sample of the points.
+
+    As one minus the weight of the others, which no single point rules: a sample that misses the few points that
+    have all the weight says so.
+    """
     weights, measure, errors = weights.double(), measure.double(), errors.double()
     order = errors.argsort(descending=True)
     measure, weights = measure[order], weights[order]
     before = measure.cumsum(0) - measure
     taken = ((TOP * measure.sum() - before) / measure.clamp(min=1e-300)).clamp(0, 1)
-    return float((weights * taken).sum() / weights.sum())
+    return float(1 - (weights * (1 - taken)).sum() / measure.sum())
 
 
 def _amax(values: Tensor) -> Tensor:

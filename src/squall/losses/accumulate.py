@@ -184,5 +184,5 @@ def sums_of(errors: Tensor, beta: float) -> Sums:
     top = float(z.amax())
     e = (z - top).exp()
     f = z * e
-    sums = (e, f, f * z, f * z * z, e * e, f * e, f * f)
+    sums = (z, e * e, e, f, f * z, f * z * z, f * e, f * f)
     return Sums(errors.numel(), top, *torch.stack([s.sum() for s in sums]).tolist())

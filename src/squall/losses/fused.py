@@ -46,7 +46,7 @@ class Passes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The weights w_i = exp(β l_i − log_total) of n points, with their value Σ w l and max l."""
+    """The weights w_i = exp(β l_i − log_total) of n points, with their value Σ w l."""
 
     count: int
     beta: float
@@ -54,6 +54,10 @@ class Solution:
     """log Σ exp(β l)."""
     value: float
     largest: float
+    mean: float
+    """Mean of l."""
+    effective_fraction: float
+    """1/Σw² over n."""
 
     @property
     def kl(self) -> float:
@@ -108,7 +112,7 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
         beta = math.nan if softness > 0 else 0.0
     if beta == 0:
         largest, mean = passes.largest_and_mean()
-        uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest)
+        uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest, mean, 1.0)
         return uniform if math.isfinite(largest + mean) else None
     if not 1e-30 < beta < 1e30:
         return None
@@ -116,7 +120,18 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
     if not 1e-6 < sums.top < 1e30:
         return None
     value = sums.first / sums.zeroth / beta
-    return Solution(sums.count, beta, sums.top + math.log(sums.zeroth), value, sums.top / beta)
+    return _solution(sums, beta, beta, sums.top + math.log(sums.zeroth), value, effective_fraction(sums))
+
+
+def effective_fraction(sums: Sums) -> float:
+    """1/Σw² over n, at the inverse temperature of the sums."""
+    return min(1.0, sums.zeroth**2 / (sums.squares * sums.count))
+
+
+def _solution(sums: Sums, swept: float, beta: float, log_total: float, value: float, fraction: float) -> Solution:
+    """The solution at β, from sums at the β that was swept."""
+    largest, mean = sums.top / swept, sums.plain / sums.count / swept
+    return Solution(sums.count, beta, log_total, value, largest, mean, fraction)
 
 
 def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
@@ -137,9 +152,11 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> S
             divergence, slope = rule.spread(ratio, sums.tilt)
             ratio *= newton_step(divergence, slope, budget, 0.5, 2.0)
             log_partition, mean, _ = sums.tilt(ratio)
-            return Solution(
-                sums.count, beta * ratio, log_partition + math.log(sums.count), mean / beta, sums.top / beta
-            )
+            fraction = effective_fraction(sums)
+            if not math.isnan(sums.squares_first):
+                fraction = math.exp(2 * log_partition - sums.tilt(2 * ratio).log_partition)
+            log_total = log_partition + math.log(sums.count)
+            return _solution(sums, beta, beta * ratio, log_total, mean / beta, fraction)
         beta *= ratio
     return None
 
@@ -162,7 +179,7 @@ class FusedLoss(torch.autograd.Function):
     def forward(ctx, prediction: Tensor, target: Tensor, passes: Passes, solution: Solution) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(prediction, target)
         ctx.passes, ctx.solution = passes, solution
-        return torch.tensor(solution.value, dtype=prediction.dtype, device=prediction.device)
+        return torch.scalar_tensor(solution.value, dtype=prediction.dtype, device=prediction.device)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override]

@@ -49,21 +49,21 @@ class SmallPasses:
         """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
         z = self.errors * (beta / LN2)
         top = float(z.max())
+        plain = LN2 * float(z.sum())
         e = z - top
         np.exp2(e, out=e)
         self.kept = beta, LN2 * top, e
         f = z * e
+        squares = float(np.dot(e, e))
         zeroth, first = float(e.sum()), LN2 * float(f.sum())  # not by a dot product, whose sums lose digits
         if moments == 1:
-            return Sums(self.count, LN2 * top, zeroth, first)
+            return Sums(self.count, LN2 * top, plain, squares, zeroth, first)
         second = LN2**2 * float(np.dot(f, z))
         third = LN2**3 * float(np.dot(f, np.multiply(z, z, out=z)))
         if moments == 3:
-            return Sums(self.count, LN2 * top, zeroth, first, second, third)
-        squares, squares_first, squares_second = (float(np.dot(a, b)) for a, b in ((e, e), (e, f), (f, f)))
-        return Sums(
-            self.count, LN2 * top, zeroth, first, second, third, squares, LN2 * squares_first, LN2**2 * squares_second
-        )
+            return Sums(self.count, LN2 * top, plain, squares, zeroth, first, second, third)
+        squares_first, squares_second = LN2 * float(np.dot(e, f)), LN2**2 * float(np.dot(f, f))
+        return Sums(self.count, LN2 * top, plain, squares, zeroth, first, second, third, squares_first, squares_second)
 
     @np.errstate(all="ignore")
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
@@ -126,21 +126,22 @@ class BlockPasses:
             torch.sub(p, t, out=d)
             torch.addcmul(nothing, d, d, value=beta / LN2, out=z)
             top = z.amax().item()
+            plain = LN2 * z.sum().item()
             torch.sub(z, top, out=e).exp2_()
-            zeroth = e.sum().item()
+            zeroth, squares = e.sum().item(), torch.dot(e, e).item()
             if moments == 1:
                 if keep:
                     torch.mul(d, e, out=out)
-                parts.append(Sums(size, LN2 * top, zeroth, LN2 * z.mul_(e).sum().item()))
+                parts.append(Sums(size, LN2 * top, plain, squares, zeroth, LN2 * z.mul_(e).sum().item()))
                 continue
             f = torch.mul(z, e, out=d)
             first, second = LN2 * f.sum().item(), LN2**2 * torch.dot(f, z).item()
-            squares = squares_first = squares_second = math.nan
+            squares_first = squares_second = math.nan
             if moments == 4:
-                squares, squares_first = torch.dot(e, e).item(), LN2 * torch.dot(f, e).item()
-                squares_second = LN2**2 * torch.dot(f, f).item()
+                squares_first, squares_second = LN2 * torch.dot(f, e).item(), LN2**2 * torch.dot(f, f).item()
             third = LN2**3 * torch.dot(f, torch.mul(z, z, out=e)).item()
-            parts.append(Sums(size, LN2 * top, zeroth, first, second, third, squares, squares_first, squares_second))
+            sums = plain, squares, zeroth, first, second, third, squares_first, squares_second
+            parts.append(Sums(size, LN2 * top, *sums))
         if keep:
             self.kept = beta, [part.top for part in parts], kept
         return Sums.merged(parts)

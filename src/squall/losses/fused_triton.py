@@ -1,6 +1,6 @@
 """The passes of the fused loss on CUDA devices, in Triton: one kernel sums, one writes the gradient.
 
-Each program walks over one block: it reads prediction and target once and leaves nine float32 sums, relative to
+Each program walks over one block: it reads prediction and target once and leaves ten float32 sums, relative to
 the largest z = β l of its block, which are merged in float64. The kernels run on the CPU as well, in Triton's
 interpreter (TRITON_INTERPRET=1), which is how they are tested without a GPU.
 """
@@ -17,7 +17,7 @@ from squall.losses.sums import Sums
 __all__ = ["TritonPasses"]
 
 BLOCK = 4096
-FIELDS = 9
+FIELDS = 10
 LN2 = math.log(2)
 
 
@@ -32,15 +32,16 @@ def _sweep(prediction, target, out, count, beta, moments: tl.constexpr, block: t
     top = tl.max(tl.where(inside, z, float("-inf")), 0)
     e = tl.where(inside, tl.exp2(z - top), 0.0)
     f = z * e
-    row = out + tl.program_id(0) * 9
+    row = out + tl.program_id(0) * 10
     tl.store(row, top)
     tl.store(row + 1, tl.sum(e, 0))
     tl.store(row + 2, tl.sum(f, 0))
+    tl.store(row + 5, tl.sum(e * e, 0))
     tl.store(row + 8, tl.sum(tl.where(d == d, 0.0, 1.0), 0))
+    tl.store(row + 9, tl.sum(tl.where(inside, z, 0.0), 0))
     if moments > 1:
         tl.store(row + 3, tl.sum(f * z, 0))
         tl.store(row + 4, tl.sum(f * z * z, 0))
-        tl.store(row + 5, tl.sum(e * e, 0))
         tl.store(row + 6, tl.sum(f * e, 0))
         tl.store(row + 7, tl.sum(f * f, 0))
 
@@ -83,18 +84,19 @@ class TritonPasses:
         top = rows[:, 0].amax()
         shift = (rows[:, :1] - top).exp2()
         once, twice = (rows[:, 1:5] * shift).sum(0), (rows[:, 5:8] * shift.square()).sum(0)
-        bad = rows[:, 8].sum()
-        highest, zeroth, first, second, third, squares, squares_first, squares_second, invalid = torch.cat(
-            (top.view(1), once, twice, bad.view(1))
+        last = rows[:, 8:].sum(0)
+        highest, zeroth, first, second, third, squares, squares_first, squares_second, invalid, plain = torch.cat(
+            (top.view(1), once, twice, last)
         ).tolist()
         return Sums(
             self.count,
             math.nan if invalid else LN2 * highest,
+            LN2 * plain,
+            squares,
             zeroth,
             LN2 * first,
             LN2**2 * second,
             LN2**3 * third,
-            squares,
             LN2 * squares_first,
             LN2**2 * squares_second,
         )

@@ -236,7 +236,6 @@ class ImbalanceAwareLoss(nn.Module):
         scheduled = isinstance(self.recipe.weighing.rule, Schedule)
         return self.step - 1 if scheduled and self.training and in_backward() else self.step
 
-    @torch.no_grad()
     def advance(self, log_inverse_temperature: Tensor | float) -> None:
         """Move on to the next step: count it, and start its solver where this one ended."""
         if isinstance(self.recipe.weighing.rule, Schedule):
@@ -274,7 +273,8 @@ class ImbalanceAwareLoss(nn.Module):
         Returns:
             `temperature` (unit of the error; the median over groups), `effective_fraction` (1/Σw² over n),
             `kl` (nats), `max_weight` (largest share of one point), `top_share` (weight of the 1 % of points
-            with the largest errors), `mean_error`, `max_error`, `loss`. Empty before the first call.
+            with the largest errors; beyond 65 536 points an estimate from a sample), `mean_error`, `max_error`,
+            `loss`. Empty before the first call.
         """
         return {} if self._account is None else self._account.numbers()
 

@@ -16,18 +16,21 @@ class Sums:
     Args:
         count: n, number of points.
         top: max z.
+        plain: Σ z.
+        squares: Σ e².
         zeroth, first: Σ e, Σ z e.
-        second, third: Σ z² e, Σ z³ e.
-        squares, squares_first, squares_second: Σ e², Σ z e², Σ z² e². NaN, like those before, where not asked for.
+        second, third: Σ z² e, Σ z³ e. NaN, like those that follow, where not asked for.
+        squares_first, squares_second: Σ z e², Σ z² e².
     """
 
     count: int
     top: float
+    plain: float
+    squares: float
     zeroth: float
     first: float
     second: float = math.nan
     third: float = math.nan
-    squares: float = math.nan
     squares_first: float = math.nan
     squares_second: float = math.nan
 
@@ -48,13 +51,22 @@ class Sums:
         tops = [part.top for part in parts]
         top = max(tops) if all(map(math.isfinite, tops)) else math.nan
         shifts = [math.exp(part.top - top) for part in parts]
-        once = list(zip(*((p.zeroth, p.first, p.second, p.third) for p in parts), strict=True))
-        twice = list(zip(*((p.squares, p.squares_first, p.squares_second) for p in parts), strict=True))
+        once = zip(*((p.zeroth, p.first, p.second, p.third) for p in parts), strict=True)
+        twice = zip(*((p.squares, p.squares_first, p.squares_second) for p in parts), strict=True)
+        zeroth, first, second, third = (math.fsum(map(operator.mul, terms, shifts)) for terms in once)
+        squared = [shift * shift for shift in shifts]
+        squares, squares_first, squares_second = (math.fsum(map(operator.mul, terms, squared)) for terms in twice)
         return cls(
             sum(part.count for part in parts),
             top,
-            *(math.fsum(map(operator.mul, terms, shifts)) for terms in once),
-            *(math.fsum(t * s * s for t, s in zip(terms, shifts, strict=True)) for terms in twice),
+            math.fsum(part.plain for part in parts),
+            squares,
+            zeroth,
+            first,
+            second,
+            third,
+            squares_first,
+            squares_second,
         )
 
     @property
