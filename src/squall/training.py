@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from squall.data import Transitions
 from squall.integrators import Step, euler, increment
 from squall.losses import ImbalanceAwareLoss
+from squall.placement import like_model
 from squall.sampling import Sampler, UniformSampler
 
 __all__ = [
@@ -120,6 +121,10 @@ class Recorder:
         """The checkpoint to go on from."""
         return None
 
+    def resume_best(self) -> Checkpoint | None:
+        """The best checkpoint until then."""
+        return None
+
     def stopping(self) -> bool:
         """Whether to save and stop before the next step."""
         return False
@@ -214,30 +219,27 @@ def train(
     fabric = fabric or _one_process()
     sampler = sampler or UniformSampler(len(transitions), settings.batch, settings.seed)
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
-    if optimizer is None:
-        optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     predict: Any
-    optimiser: Any
-    predict, optimiser = fabric.setup(_Increment(model, step, transitions.dt), optimizer)
-    dtype = next(model.parameters()).dtype
-    trial = _Trial(model, optimiser, loss, recorder)
+    update: Any
+    predict, update = fabric.setup(_Increment(model, step, transitions.dt), optimizer or _adam(model, settings))
+    trial = _Trial(model, update, loss, recorder, fabric)
 
     with _private_randomness(settings.seed, fabric.device):
         trial.resume()
         model.train()
         started = time.monotonic() - trial.seconds
-        while trial.step < settings.steps and not recorder.stopping():
+        while trial.step < settings.steps and not _stopping(recorder, fabric):
             mine = sampler(trial.step)[fabric.global_rank :: fabric.world_size]
             u, target = _pair(transitions, mine, settings.residual)
-            u, target = u.to(fabric.device, dtype), target.to(fabric.device, dtype)
+            u, target = like_model(model, u), like_model(model, target)
             prediction = predict(u)
             if settings.residual == "state":
                 prediction = u + transitions.dt * prediction
             value = _loss_value(loss, prediction, target, scale or (1.0,), trial.step + 1)
 
-            optimiser.zero_grad()
+            update.zero_grad()
             fabric.backward(value)
-            optimiser.step()
+            update.step()
             trial.step += 1
             trial.seconds = time.monotonic() - started
 
@@ -265,6 +267,7 @@ class _Trial:
     optimizer: Any
     loss: nn.Module
     recorder: Recorder
+    fabric: Fabric
     step: int = 0
     seconds: float = 0.0
     score: Score | None = None
@@ -290,14 +293,18 @@ class _Trial:
         self.recorder.saved(self.checkpoint())
 
     def checkpoint(self) -> Checkpoint:
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        weights = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.model.state_dict().items()
+        }
         for name, tensor in weights.items():
-            if not torch.isfinite(tensor).all():
+            if not tensor.isfinite().all():
                 raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
         state = {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "loss": copy.deepcopy(self.loss.state_dict()),
-            "random": torch.get_rng_state(),
+            "random": _random_state(self.fabric.device),
+            "precision": copy.deepcopy(self.fabric.strategy.precision.state_dict()),
             "seconds": self.seconds,
             "score": self.score and (self.score.diverged, self.score.error),
         }
@@ -310,15 +317,43 @@ class _Trial:
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
         self.loss.load_state_dict(checkpoint.state["loss"])
-        torch.set_rng_state(checkpoint.state["random"])
+        self.fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
+        _set_random_state(checkpoint.state["random"], self.fabric.device)
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
         self.score = checkpoint.state["score"] and Score(*checkpoint.state["score"])
+        self.best = self.recorder.resume_best()
 
 
 def _one_process() -> Fabric:
     from lightning_fabric import Fabric
 
     return Fabric(accelerator="cpu", devices=1)
+
+
+def _adam(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ValueError("the model has no parameters: there is nothing to train")
+    return torch.optim.Adam(parameters, settings.learning_rate)
+
+
+def _stopping(recorder: Recorder, fabric: Fabric) -> bool:
+    """Whether any process was asked to stop: all stop at the same step."""
+    asked = recorder.stopping()
+    if fabric.world_size == 1:
+        return asked
+    return bool(fabric.all_reduce(torch.tensor(float(asked), device=fabric.device), reduce_op="sum"))
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextmanager
