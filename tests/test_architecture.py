@@ -11,7 +11,7 @@ PACKAGE = Path(squall.__file__).parent
 
 FLOORS = [
     {"_types"},
-    {"grid", "integrators", "losses"},
+    {"grid", "integrators", "losses", "placement"},
     {"systems", "models"},
     {"data", "sampling"},
     {"training", "diagnosis"},

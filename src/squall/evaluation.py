@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from squall._types import PerState, Rate, Trajectories
 from squall.data import Source, Transitions
-from squall.diagnosis import REGIMES, growth_factor, regime_thresholds
+from squall.diagnosis import DENSE_LIMIT, REGIMES, growth_factor, regime_thresholds
 from squall.integrators import Step, euler, increment, rollout
+from squall.placement import evaluating, like_model
 from squall.training import Score, Validation
 
 __all__ = ["Evaluation", "Physics", "RolloutValidation", "evaluate", "persistence"]
@@ -25,8 +26,12 @@ __all__ = ["Evaluation", "Physics", "RolloutValidation", "evaluate", "persistenc
 CHUNK_NUMBERS = 2**24
 """How many numbers of the truth are held at a time."""
 
+BATCH_NUMBERS = 2**18
+"""How many numbers a model is given at a time: its hidden layers are hundreds of times larger."""
+
 GROWTH_STATES = 20
-"""At how many states, spread evenly over the trajectories, the learned step is linearised."""
+"""At how many states, spread evenly over the trajectories, the learned step is linearised; a tenth of it where
+the states are too large for their whole Jacobian."""
 
 VRMSE_FLOOR = 1e-7
 """Added to the variance under the root, as The Well does."""
@@ -47,7 +52,8 @@ class Evaluation:
         rollout: errors over all steps of the rollouts: `states`, `energy`, `mass`, `vrmse` by field, and
             `diverged` of `trajectories`; each mean is `None` if a rollout diverged, and its
             `..._of_finite` is the mean over the others.
-        one_step: squared error of the mean rate over one step: `mean`, `top_1_percent`, `max`.
+        one_step: squared error of the mean rate over one step, divided by the scale: `mean`, `top_1_percent`,
+            `max`.
         regimes: for each regime of the truth the `share` of points, the one-step `error` and the share of the
             summed error that falls on it.
         growth: `median` and `max` over states of the growth factor of the learned step.
@@ -98,17 +104,20 @@ def evaluate(
         source: the trajectories of the truth.
         step: the integrator, also one with substeps.
         system: its energy is compared; no energy without it.
-        scale: one number per channel by which one-step errors are divided.
+        scale: one number per channel by which one-step errors are divided, where channels have different units.
         keep: of how many trajectories the fields are kept.
 
     Returns:
         the errors.
     """
-    with torch.no_grad():
+    if source.trajectories == 0:
+        raise ValueError("evaluate: the source holds no trajectory")
+    with torch.no_grad(), evaluating(model):
         tally = _RolloutTally(source, system, keep)
         for indices, truth in _chunks(source):
             tally.add(indices, truth, _roll_out(model, step, truth, source.dt))
         one_step, regimes = _one_step_errors(model, source, step, scale)
+        growth = _growth(model, source, step, GROWTH_STATES)
         mean = _mean_state(source)
         baselines = {
             "persistence": _baseline(source, system, persistence),
@@ -118,7 +127,7 @@ def evaluate(
         rollout=tally.errors(),
         one_step=one_step,
         regimes=regimes,
-        growth=_growth(model, source, step),
+        growth=growth,
         baselines=baselines,
         curves=tally.curves(),
         rollouts=tally.rollouts(),
@@ -137,25 +146,28 @@ class RolloutValidation:
     Args:
         source: the validation trajectories.
         step: the integrator that the model is trained through.
-        states: at how many states the growth factor is taken.
+        scale: one number per channel, in whose units the channels count alike for the score; 1 if left out.
+        states: at how many states the growth factor is taken; a tenth of it where states are large.
     """
 
     source: Source
     step: Step = euler
+    scale: Sequence[float] | None = None
     states: int = 5
 
     def __call__(self, model: nn.Module) -> Validation:
-        with torch.no_grad():
-            tally = _RolloutTally(self.source, None, keep=0)
+        with torch.no_grad(), evaluating(model):
+            tally = _RolloutTally(self.source, None, keep=0, scale=self.scale)
             for indices, truth in _chunks(self.source):
                 tally.add(indices, truth, _roll_out(model, self.step, truth, self.source.dt))
+            growth = _growth(model, self.source, self.step, self.states)
         errors = tally.errors()
-        growth = _growth(model, self.source, self.step, self.states)
-        error = errors["states_of_finite"]
+        error = errors["scaled_of_finite"]
         score = Score(errors["diverged"], math.inf if error is None else error)
         metrics = {
             "rollout_states": errors["states"],
-            "rollout_states_of_finite": error,
+            "rollout_states_of_finite": errors["states_of_finite"],
+            "score": error,
             "diverged": errors["diverged"],
             "growth_factor": growth["max"],
         }
@@ -171,15 +183,13 @@ def _chunks(source: Source) -> Iterator[tuple[list[int], Tensor]]:
         yield indices, source.read(indices).double()
 
 
-def _like_model(model: Rate, u: Tensor) -> Tensor:
-    """The state on the device and in the precision of the model; as it is for a bare function."""
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return u if parameter is None else u.to(parameter)
-
-
 def _roll_out(model: Rate, step: Step, truth: Tensor, dt: float) -> Tensor:
-    first = _like_model(model, truth[:, 0])
-    return rollout(step, model, first, dt, truth.shape[1] - 1).to(truth)
+    firsts = like_model(model, truth[:, 0]).split(_states_at_a_time(truth[0, 0]))
+    return torch.cat([rollout(step, model, first, dt, truth.shape[1] - 1) for first in firsts]).to(truth)
+
+
+def _states_at_a_time(state: Tensor) -> int:
+    return max(1, BATCH_NUMBERS // state.numel())
 
 
 def _mean_state(source: Source) -> Tensor:
@@ -197,17 +207,19 @@ def _broadcast(per_channel: Sequence[float], like: Tensor) -> Tensor:
 
 def _cell_volumes(source: Source) -> Tensor:
     """ΔV of every point, (*space): the product of the spacings, or of the cells' widths where they differ."""
-    widths = [torch.from_numpy(np.gradient(x)) for x in source.coordinates]
+    widths = [torch.from_numpy(np.gradient(x) if len(x) > 1 else np.ones(1)) for x in source.coordinates]
     return functools.reduce(lambda volumes, width: volumes[..., None] * width, widths, torch.ones(()).double())
 
 
 class _RolloutTally:
     """Gathers the errors of rollouts, chunk by chunk; keeps one number per trajectory and step."""
 
-    def __init__(self, source: Source, system: Physics | None, keep: int) -> None:
+    def __init__(self, source: Source, system: Physics | None, keep: int, scale: Sequence[float] | None = None) -> None:
         self.source, self.system, self.keep = source, system, keep
+        self.scale = torch.tensor([1.0] * source.channels if scale is None else list(scale), dtype=torch.float64)
         self.volumes = _cell_volumes(source)
         self.states: list[Tensor] = []
+        self.scaled: list[Tensor] = []
         self.vrmse: list[Tensor] = []
         self.energies: list[tuple[Tensor, Tensor]] = []
         self.mass: list[Tensor] = []
@@ -224,6 +236,7 @@ class _RolloutTally:
         self.diverged.append(~torch.isfinite(prediction).flatten(1).all(1))
         squared = (prediction - truth).square().flatten(3)
         self.states.append(squared.mean((2, 3)))
+        self.scaled.append((squared.mean((1, 3)) / self.scale.square()).mean(1))
         variance = truth.flatten(3).var(-1, correction=0)
         self.vrmse.append((squared.mean(-1) / (variance + VRMSE_FLOOR)).sqrt().mean(1))
         mass = ((prediction - truth) * self.volumes).flatten(3).sum(-1)
@@ -238,7 +251,11 @@ class _RolloutTally:
 
     def errors(self) -> dict[str, Any]:
         diverged = torch.cat(self.diverged)
-        per_trajectory = {"states": torch.cat(self.states).mean(1), "mass": torch.cat(self.mass).mean(1)}
+        per_trajectory = {
+            "states": torch.cat(self.states).mean(1),
+            "scaled": torch.cat(self.scaled),
+            "mass": torch.cat(self.mass).mean(1),
+        }
         if self.energies:
             truth, prediction = (torch.cat(part) for part in zip(*self.energies, strict=True))
             per_trajectory["energy"] = (prediction - truth).square().mean(1)
@@ -267,6 +284,8 @@ class _RolloutTally:
         return found
 
     def rollouts(self) -> Rollouts:
+        if not self.kept:
+            return Rollouts(np.zeros(0), np.zeros(0), np.zeros(0))
         truth, prediction = (torch.cat(part).float().numpy() for part in zip(*self.kept, strict=True))
         stride = math.ceil((self.source.steps + 1) / truth.shape[1])
         return Rollouts(np.arange(0, self.source.steps + 1, stride) * self.source.dt, truth, prediction)
@@ -299,12 +318,14 @@ def _baseline(source: Source, system: Physics | None, predict: Callable[[Tensor]
     return {name: errors[name] for name in ("states", "energy", "mass") if name in errors}
 
 
-def _growth(model: Rate, source: Source, step: Step, states: int = GROWTH_STATES) -> dict[str, float | None]:
+def _growth(model: Rate, source: Source, step: Step, states: int) -> dict[str, float | None]:
     transitions = Transitions(source)
+    if source.channels * math.prod(source.space) > DENSE_LIMIT:
+        states = max(1, states // 10)
     chosen = torch.linspace(0, len(transitions) - 1, min(states, len(transitions))).round().long()
     u, _ = transitions.fetch(chosen)
-    factors = growth_factor(step, model, _like_model(model, u), source.dt)
-    found = {"median": factors.median().item(), "max": factors.max().item()}
+    factors = growth_factor(step, model, like_model(model, u), source.dt)
+    found = {"median": factors.nanmedian().item(), "max": factors.max().item()}
     return {name: x if math.isfinite(x) else None for name, x in found.items()}
 
 
@@ -321,7 +342,8 @@ def _one_step_errors(
     for _, truth in _chunks(source):
         u, u_next = truth[:, :-1].flatten(0, 1), truth[:, 1:].flatten(0, 1)
         rate = (u_next - u) / source.dt
-        error = increment(step, model, _like_model(model, u), source.dt).to(rate) - rate
+        pieces = like_model(model, u).split(_states_at_a_time(u[0]))
+        error = torch.cat([increment(step, model, piece, source.dt) for piece in pieces]).to(rate) - rate
         if scale is not None:
             error = error / _broadcast(scale, truth)
         squared = error.square()
