@@ -7,7 +7,6 @@ where the first stopped, and prints the comparison again once all is there.
 """
 
 import argparse
-import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -28,9 +27,10 @@ from squall.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, Run
 from squall.report import Comparison, Group, compare, comparison_figure, comparison_table, write_figures
 from squall.report.figures import save
 from squall.run_folder import RunFolder
-from squall.runs import evaluate_run, run
+from squall.runs import run
 from squall.simulation import simulate_to_file
 from squall.systems import CahnHilliard, KortewegDeVries, System
+from squall.trained import evaluate_run
 from squall.training import TrainingSettings
 
 SYSTEMS: dict[str, tuple[System, str]] = {
@@ -38,9 +38,11 @@ SYSTEMS: dict[str, tuple[System, str]] = {
     "Korteweg-de Vries": (KortewegDeVries(), "node"),
 }
 LOSSES = {"mse": LossConfig("mse"), "imbalance-aware": LossConfig("imbalance-aware")}
+JUDGED = ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme")
 SEEDS = (0, 1)
 STEPS = 4000
 HIDDEN = 64
+LARGE = 1e9
 
 
 def main() -> None:
@@ -126,7 +128,7 @@ def train_all(jobs: Sequence[tuple[RunConfig, Path]], progress: Progress) -> Non
 
 def train_one(config: RunConfig, folder: Path) -> None:
     run(config, folder)
-    if not RunFolder(folder).has("evaluation.json"):
+    if not RunFolder(folder).has("figures/rollout_1.png"):
         evaluate_run(folder)
         write_figures(folder)
 
@@ -137,23 +139,24 @@ def steps_done(folder: Path) -> int:
 
 
 def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
-    """One sentence from the numbers alone, whoever it favours."""
-    rollouts, lost = [], []
+    """One sentence from the numbers alone: who rolled out better, by how much, and what the winner lost."""
+    parts = []
     for name, comparison in comparisons:
         groups = {group.label.split(",")[0]: group for group in comparison.groups}
-        for metric in ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme"):
-            ours, theirs = (_median(groups[label], metric) for label in ("imbalance-aware", "mse"))
-            ratio = math.nan if ours is None or theirs is None else theirs / ours
-            if metric == "rollout: states":
-                rollouts.append(f"{ratio:.2f} on {name}")
-            if not ratio > 1:
-                lost.append(f"{metric} on {name} ({1 / ratio:.2f})")
-    nowhere = "none of rollout states, rollout energy, one-step mean and one-step extremes"
-    return (
-        f"Median of {len(SEEDS)} seeds: training on the mean squared error, the rollout error of the states is, in "
-        f"units of that of the imbalance-aware loss, {', '.join(rollouts)}; the mean squared error was better, by "
-        f"the factor given, in {'; '.join(lost) or nowhere}."
-    )
+        factors = {metric: factor(groups["mse"], groups["imbalance-aware"], metric) for metric in JUDGED}
+        winner = "imbalance-aware" if factors[JUDGED[0]] > 1 else "mse"
+        lost = [metric for metric in JUDGED[1:] if (factors[metric] > 1) != (winner == "imbalance-aware")]
+        but = f" (but not in {', '.join(lost)})" if lost else ""
+        parts.append(f"on {name} {winner} by a factor of {max(factors[JUDGED[0]], 1 / factors[JUDGED[0]]):.2f}{but}")
+    return f"By the rollout error of the states, median of {len(SEEDS)} seeds, the winner is {'; '.join(parts)}."
+
+
+def factor(theirs: Group, ours: Group, metric: str) -> float:
+    """The error of one group in units of the other's; a median that diverged is the larger one."""
+    a, b = _median(theirs, metric), _median(ours, metric)
+    if a is None or b is None:
+        return 1.0 if a == b else LARGE if a is None else 1 / LARGE
+    return a / b if b else LARGE
 
 
 def _median(group: Group, metric: str) -> float | None:

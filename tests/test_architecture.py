@@ -17,7 +17,7 @@ FLOORS = [
     {"training", "diagnosis"},
     {"config", "evaluation"},
     {"experiment", "run_folder"},
-    {"runs", "simulation", "report"},
+    {"runs", "trained", "simulation", "report"},
     {"cli"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,15 @@ def test_a_yaml_file_and_dotted_overrides(data, tmp_path):
     assert "seed: 4" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "must hold keys"), ("data: {path: [", "not YAML"), ("- 1", "must hold keys")]
+)
+def test_a_configuration_file_that_is_none(tmp_path, capsys, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    assert main(["train", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_module_of_ones_own_by_its_import_path(data, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -210,6 +220,91 @@ def test_a_module_of_ones_own_by_its_import_path(data, tmp_path, monkeypatch):
     assert main(train(data, tmp_path / "run", 5, *own)) == 0
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--integrator", "rk4"]) == 2
+
+
+OWN = """
+import torch
+class Counted(torch.nn.Module):  # running statistics, an integer counter, a complex weight, a transposed one
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(1)
+        self.phase = torch.nn.Parameter(torch.ones(1, dtype=torch.complex64))
+        self.mixing = torch.nn.Parameter(torch.eye(12)[:, :6].contiguous().T)
+    def forward(self, u):
+        return self.norm(u) * self.phase.real + u @ self.mixing.T @ self.mixing
+class Constant(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(1))
+    def forward(self, u):
+        return self.value.expand(u.shape)
+class Empty(torch.nn.Module):
+    def forward(self, u):
+        return u
+class Narrow(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(12, 3)
+"""
+
+
+@pytest.mark.parametrize("name", ["Counted", "Constant"])
+def test_modules_of_any_kind_in_the_working_folder(data, tmp_path, name):
+    """By the installed command, whose import path does not hold the working folder."""
+    (tmp_path / "own.py").write_text(OWN)
+    squall_command = str(Path(sys.executable).parent / "squall")
+    words = train(data, tmp_path / "run", 4, "--model.name", f"own.{name}")
+    for arguments in (words, ["evaluate", str(tmp_path / "run")]):
+        result = subprocess.run([squall_command, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Empty", "no parameters"),
+        ("Narrow", "to (2, 1, 3), but must keep the shape"),
+        ("Missing", "cannot be imported"),
+    ],
+)
+def test_modules_that_cannot_be_used(data, tmp_path, monkeypatch, capsys, name, message):
+    (tmp_path / f"own_{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    assert main(train(data, tmp_path / "run", 4, "--model.name", f"own_{name}.{name}")) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_is_evaluated_on_the_data_it_was_trained_on(data, tmp_path, capsys, monkeypatch):
+    copy, moved = tmp_path / "copy.hdf5", tmp_path / "elsewhere" / "data.hdf5"
+    copy.write_bytes(data.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert main(train(Path("copy.hdf5"), tmp_path / "run")) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    copy.rename(moved)
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert main(["evaluate", str(tmp_path / "run"), "--data", "data.hdf5"]) == 0
+    with h5py.File(moved, "r+") as file:
+        file["t0_fields/u"][0, 0, 0] = 0.01
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--data", "data.hdf5"]) == 2
+    assert "is not the file that" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_evaluation_that_is_out_of_date_is_not_compared(runs, tmp_path, capsys):
+    stale = tmp_path / "stale"
+    shutil.copytree(runs[0], stale)
+    (last,) = (stale / "checkpoints").glob("last-00000020")
+    last.rename(stale / "checkpoints" / "last-00000010")
+    assert main(["compare", str(stale), "--out", str(tmp_path / "c")]) == 2
+    assert "not trained to its end (step 10 of 20)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_walls_are_said_to_be_treated_as_a_ring(tmp_path, capsys):
+    states = np.random.default_rng(0).random((6, 12, 1, 6))
+    squall.data.write(tmp_path / "own.hdf5", states, dt=1.0, boundary="wall")
+    assert main(train(tmp_path / "own.hdf5", tmp_path / "run", 3)) == 0
+    assert "space axis 0 is 'wall', but 'node' treats it as an equally spaced ring" in capsys.readouterr().err
 
 
 def test_two_dimensional_data_with_several_fields(tmp_path):
@@ -275,6 +370,11 @@ MISTAKES = [
     (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
     (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
     (["train", "--data.path", "{data}", "--device.accelerator", "quantum"], "device"),
+    (["train", "--data.path", "{data}", "--device.threads", "-1"], "device.threads is -1"),
+    (["train", "--data.path", "{data}", "--model.structure", "laplacian"], "only 'hnn' has one"),
+    (["train", "--data.path", "{data}", "--model.arguments", "{{a: 1}}"], "for a module of your own"),
+    (["train", "--config", "/dev/null"], "not a file"),
+    (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--initial", "i.npy", "--seed", "3"], "do not go with it"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["compare", "nowhere"], "not a run folder"),
     (["simulate", "cahn-hilliard", "--out", "{data}"], "exists and is not overwritten"),

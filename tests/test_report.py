@@ -30,7 +30,16 @@ def evaluation(error: float | None, data: str = "a") -> dict:
             "energy_prediction": [curve],
         },
     }
-    about = {"integrator": "euler", "dt": 0.1, "steps": 4, "fields": ["u"], "system": None, "data": data}
+    about = {
+        "integrator": "euler",
+        "dt": 0.1,
+        "steps": 4,
+        "trajectories": 2,
+        "fields": ["u"],
+        "system": None,
+        "data": data,
+    }
+    about["standardized"] = False
     return {**about, "checkpoints": {"best": item, "last": item}}
 
 

@@ -1,6 +1,9 @@
 """The `squall` command: simulate, train, evaluate, compare, predict."""
 
 import errno
+import hashlib
+import itertools
+import json
 import signal
 import sys
 import warnings
@@ -10,7 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,7 +28,7 @@ from rich.progress import (
 
 import squall
 import squall.data
-from squall.config import RunConfig, explain
+from squall.config import ConfigError, RunConfig, explain, to_dict
 from squall.report import (
     compare,
     comparison_figure,
@@ -33,10 +38,11 @@ from squall.report import (
     write_figures,
 )
 from squall.report.figures import save
-from squall.run_folder import DamagedCheckpointWarning, RunFolder, write_beside
-from squall.runs import evaluate_run, evaluation_suffix, load_run, predict, run
+from squall.run_folder import RunFolder, write_beside
+from squall.runs import run
 from squall.simulation import simulate_to_file
 from squall.systems import SYSTEMS, ConvergenceError
+from squall.trained import evaluate_run, evaluation_suffix, open_run
 from squall.training import Recorder, TrainingDiverged
 
 __all__ = ["main"]
@@ -52,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(console, f"warning: {message}", "yellow")
-            warnings.simplefilter("always", DamagedCheckpointWarning)
+            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            _check_file(words)
             parsed = parser.parse_args(words)
             command = parsed.subcommand
             return COMMANDS[command](parser.instantiate(parsed)[command], console)
@@ -64,6 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("squall: interrupted", style="red")
         return INTERRUPTED
+
+
+def _check_file(words: Sequence[str]) -> None:
+    """The parser takes a configuration that is empty or no mapping for a fault of its own."""
+    for flag, path in itertools.pairwise(words):
+        if flag == "--config" and Path(path).is_file():
+            try:
+                values = yaml.safe_load(Path(path).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ConfigError(f"the configuration {path} is not YAML: {error}") from error
+            if not isinstance(values, dict):
+                raise ConfigError(f"the configuration {path} holds {values!r}, but must hold keys such as 'data:'")
 
 
 def _advice(error: Exception) -> list[str]:
@@ -113,7 +133,7 @@ def _add_systems(parser: ArgumentParser) -> list[str]:
         part = _new_parser(description=f"{system.equation}, by its structure-preserving implicit scheme.")
         part.add_class_arguments(system)
         part.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
-        part.add_argument("--trajectories", type=int, default=100, help="how many")
+        part.add_argument("--trajectories", type=int | None, default=None, help="how many; 100 if left out")
         part.add_argument("--steps", type=int, default=500, help="steps of dt")
         part.add_argument("--seed", type=int | None, default=None, help="of the first states; by default the paper's")
         part.add_argument("--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, point)")
@@ -143,6 +163,7 @@ def _evaluate_parser() -> ArgumentParser:
     parser.add_argument("--integrator", type=str | None, default=None, help="another one than that of the training")
     parser.add_argument("--substeps", type=int, default=1, help="how many steps of it cover one dt")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
+    parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
     return parser
 
 
@@ -152,7 +173,7 @@ def _compare_parser() -> ArgumentParser:
         "runs", type=Path, nargs="+", help="run folders; those that differ only by seed make one column"
     )
     parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which weights")
-    parser.add_argument("--out", type=Path | None, default=None, help="a folder for comparison.png and comparison.md")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="a folder for the figure and the table")
     return parser
 
 
@@ -180,13 +201,15 @@ def _simulate(arguments: Namespace, console: Console) -> int:
     out, steps = options.pop("out"), options.pop("steps")
     count, seed, initial = options.pop("trajectories"), options.pop("seed"), options.pop("initial")
     system = SYSTEMS[name](**options)
+    if initial is not None and (count is not None or seed is not None):
+        raise ValueError("--initial gives the first states: --trajectories and --seed do not go with it")
     states = None if initial is None else _initial_states(initial, (1, system.points))
     with _progress(console, "steps") as progress:
         task = progress.add_task(f"simulating {name}", total=steps, status="")
         simulate_to_file(
             system,
             out,
-            trajectories=count,
+            trajectories=100 if count is None else count,
             steps=steps,
             seed=seed,
             initial_states=states,
@@ -202,6 +225,8 @@ def _initial_states(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
         states = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"--initial {path} cannot be read as a NumPy array: {error}") from error
+    if not (np.issubdtype(states.dtype, np.floating) or np.issubdtype(states.dtype, np.integer)):
+        raise ValueError(f"--initial {path} holds {states.dtype}, but must hold real numbers")
     if expected[0] == 1 and states.ndim == len(expected):
         states = states[:, None]
     if states.shape[1:] != expected:
@@ -217,7 +242,7 @@ def _train(arguments: Namespace, console: Console) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
     config = RunConfig(**options)
     out = arguments.out or default_folder(config)
-    with _progress(console, "steps") as progress, _Watcher(progress, config.training.steps) as watcher:
+    with _progress(console, "steps") as progress, _Watcher(progress, config) as watcher:
         result = run(config, out, watcher)
     if result is None:
         console.print(f"{out} holds the finished run: nothing to train")
@@ -230,17 +255,17 @@ def _train(arguments: Namespace, console: Console) -> int:
 
 def default_folder(config: RunConfig) -> Path:
     """The run folder of a configuration that names none."""
-    loss = config.loss.name if config.loss.temperature is None else f"{config.loss.name}-T{config.loss.temperature}"
-    stem = Path(config.data.path).stem or "data"
-    return Path("runs") / f"{stem}-{config.model.name}-{config.integrator}-{loss}-seed{config.training.seed}"
+    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+    return Path("runs") / f"{Path(config.data.path).stem or 'data'}-{digest[:10]}"
 
 
 class _Watcher(Recorder):
     """Moves the progress bar, and turns the first Ctrl-C into a checkpoint and a stop."""
 
-    def __init__(self, progress: Progress, steps: int) -> None:
+    def __init__(self, progress: Progress, config: RunConfig) -> None:
         self.progress, self.interrupted = progress, False
-        self.task = progress.add_task("training", total=steps, status="")
+        self.unit = f"({config.training.residual})²"
+        self.task = progress.add_task("training", total=config.training.steps, status="")
 
     def __enter__(self) -> "_Watcher":
         self.before = signal.signal(signal.SIGINT, self._interrupt)
@@ -262,8 +287,12 @@ class _Watcher(Recorder):
         self.progress.update(self.task, completed=step)
 
     def logged(self, metrics: dict[str, Any]) -> None:
-        names = {"loss": "loss", "temperature": "T", "effective_fraction": "ESS/n"}
-        words = [f"{short} {metrics[name]:.3g}" for name, short in names.items() if metrics.get(name) is not None]
+        names = {
+            "loss": f"loss {{}} {self.unit}",
+            "temperature": f"T {{}} {self.unit}",
+            "effective_fraction": "ESS/n {}",
+        }
+        words = [text.format(f"{metrics[name]:.3g}") for name, text in names.items() if metrics.get(name) is not None]
         if words:
             self.progress.update(self.task, status="  ".join(words))
 
@@ -271,7 +300,11 @@ class _Watcher(Recorder):
 def _evaluate(arguments: Namespace, console: Console) -> int:
     with console.status("rolling out"):
         found = evaluate_run(
-            arguments.run, method=arguments.integrator, count=arguments.substeps, device=arguments.device
+            arguments.run,
+            method=arguments.integrator,
+            count=arguments.substeps,
+            device=arguments.device,
+            data=arguments.data,
         )
         suffix = evaluation_suffix(arguments.integrator, arguments.substeps)
         pictures = write_figures(arguments.run, suffix)
@@ -283,12 +316,12 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
 
 def _compare(arguments: Namespace, console: Console) -> int:
     comparison = compare(arguments.runs, arguments.checkpoint)
-    Console().print(comparison_table(comparison))
-    out = arguments.out or Path(".")
+    out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     for name in ("comparison.png", "comparison.md"):
         if (out / name).exists():
             raise FileExistsError(f"{out / name} exists and is not overwritten: choose another folder by --out")
+    Console().print(comparison_table(comparison))
     print(save(comparison_figure(comparison), out / "comparison.png"))
     with write_beside(out / "comparison.md") as part:
         part.write_text(markdown(comparison))
@@ -301,10 +334,11 @@ def _predict(arguments: Namespace, console: Console) -> int:
         raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or remove it")
     if arguments.steps < 1:
         raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
-    trained = load_run(arguments.run, arguments.checkpoint)
+    trained = open_run(arguments.run)
+    kind, trained_steps = trained.load(arguments.checkpoint)
     training = trained.experiment.split.train
     initial = _initial_states(arguments.initial, (training.channels, *training.space))
-    states = predict(arguments.run, initial, arguments.steps, arguments.checkpoint)
+    states = trained.predict(initial, arguments.steps)
     squall.data.write(
         arguments.out,
         states,
@@ -315,8 +349,8 @@ def _predict(arguments: Namespace, console: Console) -> int:
         name=f"{training.name}-prediction",
         provenance={
             "run": str(arguments.run),
-            "checkpoint": trained.kind,
-            "step": trained.step,
+            "checkpoint": kind,
+            "step": trained_steps,
             "squall": squall.__version__,
         },
     )

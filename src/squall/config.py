@@ -127,6 +127,12 @@ class DeviceConfig:
     precision: Literal["32-true", "64-true", "16-mixed", "bf16-mixed"] = "32-true"
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ValueError(f"device.devices is {self.devices}, but must be at least 1")
+        if self.threads < 0:
+            raise ValueError(f"device.threads is {self.threads}, but must be 0 (PyTorch's choice) or more")
+
 
 @dataclass(frozen=True)
 class RunConfig:

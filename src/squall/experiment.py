@@ -1,7 +1,11 @@
 """Names become objects, here and nowhere else: a configuration turns into data, model, integrator and loss."""
 
 import importlib
-from collections.abc import Callable, Mapping
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +27,7 @@ from squall.losses import (
 )
 from squall.models import HNN, NODE
 from squall.models.normalized import Normalized
+from squall.placement import evaluating, like_model
 from squall.systems import SYSTEMS, System
 
 __all__ = ["Experiment", "build", "integrator", "system_of"]
@@ -41,8 +46,12 @@ class Experiment:
     loss: nn.Module
 
 
-def build(config: RunConfig) -> Experiment:
+def build(config: RunConfig, normalization: Normalization | None = None) -> Experiment:
     """Objects from names: open the data, divide it, make the model, the integrator and the loss.
+
+    Args:
+        config: the configuration.
+        normalization: that of a run which was trained already; found from the training trajectories if left out.
 
     Raises:
         ConfigError: at an unknown name, with the known ones.
@@ -50,8 +59,9 @@ def build(config: RunConfig) -> Experiment:
     """
     source, split = _open(config.data)
     system = system_of(source)
-    normalization = _normalization(config.data, split.train, system)
+    normalization = normalization or _normalization(config.data, split.train, system)
     model = _model(config, source, system, normalization)
+    _try(model, split.train)
     return Experiment(config, split, system, normalization, model, _step(config), _loss(config.loss))
 
 
@@ -123,9 +133,14 @@ MODELS: Mapping[str, Callable[[ModelConfig, Source, System | None, torch.Generat
 
 def _model(config: RunConfig, source: Source, system: System | None, normalization: Normalization) -> nn.Module:
     generator = torch.Generator().manual_seed(config.training.seed)
+    if config.model.name != "hnn" and config.model.structure != "auto":
+        raise ConfigError(f"model.structure is set, but only 'hnn' has one, not '{config.model.name}'")
     if config.model.name in MODELS:
         if config.model.predicts != "rate":
             raise ConfigError(f"model.predicts is 'state', but '{config.model.name}' predicts the rate")
+        if config.model.arguments:
+            raise ConfigError(f"model.arguments are for a module of your own, not for '{config.model.name}'")
+        _warn_of_edges(config.model.name, source)
         model = MODELS[config.model.name](config.model, source, system, generator)
     else:
         model = _imported(config.model, config.training.seed)
@@ -143,7 +158,8 @@ def _imported(config: ModelConfig, seed: int) -> nn.Module:
             "torch.nn.Module, such as my_package.MyModel"
         )
     try:
-        kind = getattr(importlib.import_module(module), name)
+        with _working_folder_importable():
+            kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"model.name is '{config.name}', which cannot be imported: {error}") from error
     with torch.random.fork_rng():
@@ -155,6 +171,39 @@ def _imported(config: ModelConfig, seed: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name is '{config.name}', which makes a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+@contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """A module beside the data can be named, also by an installed command."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+def _warn_of_edges(name: str, source: Source) -> None:
+    """The models of squall see every axis as a ring of equally spaced points."""
+    for axis, (boundary, spacing) in enumerate(zip(source.boundary, source.spacing, strict=True)):
+        if boundary != "periodic" or spacing is None:
+            what = f"is '{boundary}'" if boundary != "periodic" else "has unequally spaced points"
+            warnings.warn(f"space axis {axis} {what}, but '{name}' treats it as an equally spaced ring", stacklevel=2)
+
+
+def _try(model: nn.Module, source: Source) -> None:
+    """One pass over two states, so that a model that cannot take the data is said before anything is written."""
+    u = source.windows([0, 0], [0, source.steps], 1)[:, 0]
+    try:
+        with torch.no_grad(), evaluating(model):
+            shape = tuple(model(like_model(model, u)).shape)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"the model cannot take states of shape {tuple(u.shape)}: {error}") from error
+    if shape != tuple(u.shape):
+        raise ConfigError(
+            f"the model maps states of shape {tuple(u.shape)} to {shape}, but must keep the shape "
+            "(batch, channel, *space)"
+        )
 
 
 def _step(config: RunConfig) -> Step:

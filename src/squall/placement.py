@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from squall._types import Rate
 
-__all__ = ["evaluating", "like_model"]
+__all__ = ["evaluating", "like_model", "threads"]
 
 
 def like_model(model: Rate, u: Tensor) -> Tensor:
@@ -41,3 +42,15 @@ def evaluating(model: Rate) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of the CPU for the block; 0 leaves PyTorch's choice."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

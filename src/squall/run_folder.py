@@ -29,11 +29,21 @@ from safetensors.torch import load_file, save
 
 from squall.training import Checkpoint
 
-__all__ = ["CheckpointError", "DamagedCheckpointWarning", "RunFolder", "RunFolderError", "write_beside"]
+__all__ = [
+    "CheckpointError",
+    "DamagedCheckpointWarning",
+    "Kind",
+    "RunFolder",
+    "RunFolderError",
+    "fingerprint",
+    "write_beside",
+]
 
 Kind = Literal["last", "best"]
 
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
+
+FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK = 256, 2**20
 
 KEPT = 2
 """Checkpoints of each kind that are kept: the newest, and the one before in case it is damaged."""
@@ -57,9 +67,31 @@ def write_beside(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fingerprint(path: Path | str) -> dict[str, Any]:
+    """Size and checksum of a file; of one over 256 MiB the checksum is of 256 blocks spread over it."""
+    size = Path(path).stat().st_size
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for offset in range(0, size, max(FINGERPRINT_BLOCK, size // FINGERPRINT_BLOCKS)):
+            file.seek(offset)
+            digest.update(file.read(FINGERPRINT_BLOCK))
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 class RunFolder:
@@ -126,7 +158,7 @@ class RunFolder:
         if not path.exists():
             raise RunFolderError(f"{self.path} is not a run folder: it has no config.yaml. `squall train` makes one")
         try:
-            return yaml.safe_load(path.read_text())
+            return _mapping(yaml.safe_load(path.read_text()), path)
         except yaml.YAMLError as error:
             raise RunFolderError(f"{path} is damaged: {error}") from error
 
@@ -138,7 +170,7 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            return json.loads(path.read_text())
+            return _mapping(json.loads(path.read_text()), path)
         except FileNotFoundError:
             raise RunFolderError(f"{self.path} has no {name}") from None
         except json.JSONDecodeError as error:
@@ -191,8 +223,10 @@ class RunFolder:
         try:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
+                _sync(temporary / name)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
+            _sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for step in self.checkpoint_steps(kind)[KEPT:]:
@@ -220,13 +254,19 @@ class RunFolder:
                 warnings.warn(f"{error}: the checkpoint before it is used", DamagedCheckpointWarning, stacklevel=2)
         if steps:
             raise CheckpointError(
-                f"no '{kind}' checkpoint of {self.path} can be read (damaged: steps {steps}). Remove "
-                f"{self.path / 'checkpoints'} to train from the start"
+                f"no '{kind}' checkpoint of {self.path} can be read: those of the steps {steps} are damaged. Remove "
+                f"{self.path / 'checkpoints'}/{kind}-* to go on without them"
             )
         return None
 
     def _checkpoint_path(self, kind: Kind, step: int) -> Path:
         return self.path / "checkpoints" / f"{kind}-{step:08d}"
+
+
+def _mapping(values: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise RunFolderError(f"{path} is damaged: it holds {values!r} instead of names and values")
+    return values
 
 
 def _read_checkpoint(path: Path, step: int) -> Checkpoint:

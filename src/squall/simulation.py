@@ -49,20 +49,23 @@ def simulate_to_file(
         initial_states = system.initial_states(trajectories, np.random.RandomState(seed))
     else:
         origin = {"initial_states": "given"}
-    squall.data.write(
+    provenance = {
+        "system": system.name,
+        "equation": system.equation,
+        "squall": squall.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        **origin,
+    }
+    shape = (len(initial_states), steps + 1, 1, system.points)
+    with squall.data.create(  # takes the room on the disk before the time of the simulation
         path,
-        system.simulate(initial_states, steps, progress=progress),
+        shape,
         dt=system.dt,
         fields=["u"],
         lengths=system.width,
         name=system.name,
         parameters=system.parameters(),
-        provenance={
-            "system": system.name,
-            "equation": system.equation,
-            "squall": squall.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            **origin,
-        },
-    )
+        provenance=provenance,
+    ) as writer:
+        writer.append(system.simulate(initial_states, steps, progress=progress))

@@ -9,13 +9,18 @@ from typing import Any
 from squall.config import flat
 from squall.run_folder import Kind, RunFolder, RunFolderError
 
-__all__ = ["METRICS", "Comparison", "Group", "Spread", "compare"]
+__all__ = ["Comparison", "Group", "Place", "Spread", "compare", "metrics"]
 
-METRICS: dict[str, tuple[str, ...]] = {
+Place = tuple[str, ...]
+"""Where `evaluation.json` has a number: the names on the way to it."""
+
+_ROLLOUT: dict[str, Place] = {
     "rollout: states": ("rollout", "states"),
     "rollout: energy": ("rollout", "energy"),
     "rollout: mass": ("rollout", "mass"),
     "rollout: diverged": ("rollout", "diverged"),
+}
+_ONE_STEP: dict[str, Place] = {
     "one step: mean": ("one_step", "mean"),
     "one step: top 1 %": ("one_step", "top_1_percent"),
     "one step: max": ("one_step", "max"),
@@ -25,9 +30,16 @@ METRICS: dict[str, tuple[str, ...]] = {
     "growth factor: median": ("growth", "median"),
     "growth factor: max": ("growth", "max"),
 }
-"""Every number that is compared, and where `evaluation.json` has it. Of each, smaller is better."""
+
+
+def metrics(fields: Sequence[str]) -> dict[str, Place]:
+    """Every number that is compared. Of each, smaller is better."""
+    vrmse: dict[str, Place] = {f"rollout: VRMSE of {name}": ("rollout", "vrmse", name) for name in fields}
+    return _ROLLOUT | vrmse | _ONE_STEP
+
 
 NOT_COMPARED = (
+    "data.path",
     "training.seed",
     "training.log_every",
     "training.checkpoint_every",
@@ -64,10 +76,11 @@ class Group:
     label: str
     seeds: tuple[int, ...]
     evaluations: tuple[dict[str, Any], ...]
+    places: dict[str, Place]
 
     def spread(self, metric: str) -> Spread | None:
         """A metric over the seeds; None if it does not apply, such as the energy of data without a system."""
-        found = [_at(evaluation, METRICS[metric]) for evaluation in self.evaluations]
+        found = [_at(evaluation, self.places[metric]) for evaluation in self.evaluations]
         present = [value for value in found if value is not _ABSENT]
         return Spread(tuple(present)) if present else None
 
@@ -83,6 +96,8 @@ class Comparison:
     groups: tuple[Group, ...]
     baselines: dict[str, dict[str, float]]
     checkpoint: Kind
+    places: dict[str, Place]
+    standardized: bool
 
 
 def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Comparison:
@@ -95,60 +110,90 @@ def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Compariso
     Raises:
         RunFolderError: if a run is not evaluated, or two were evaluated on different data or steps.
     """
-    configs, evaluations = [], []
-    about: dict[str, Any] = {}
+    configs, evaluations, about = [], [], {}
     paths = list(dict.fromkeys(Path(path) for path in paths))
     for path in paths:
-        folder = RunFolder(path)
-        configs.append(flat(folder.read_config()))
-        if not folder.has("evaluation.json"):
-            raise RunFolderError(f"{path} is not evaluated yet: run `squall evaluate {path}` first")
-        found = folder.read_json("evaluation.json")
-        checkpoints = found.pop("checkpoints")
-        test = {name: found[name] for name in ("data", "dt", "steps", "fields", "system")}
+        config, evaluation, test = _read(RunFolder(path), checkpoint)
         if about and about != test:
             raise RunFolderError(
-                f"{path} was evaluated on other test data than {paths[0]}: compare runs of one data set"
+                f"{path} was evaluated on other test data than {paths[0]}: compare runs of one data set and one split"
             )
         about = test
-        evaluations.append(checkpoints.get(checkpoint) or next(iter(checkpoints.values())))
+        configs.append(config)
+        evaluations.append(evaluation)
     _refuse_repeated(configs, paths)
-    return Comparison(_grouped(configs, evaluations), evaluations[0]["baselines"], checkpoint)
+    places = metrics(about["fields"])
+    groups = _grouped(configs, evaluations, places)
+    return Comparison(groups, evaluations[0]["baselines"], checkpoint, places, about["standardized"])
+
+
+def _read(folder: RunFolder, checkpoint: Kind) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The configuration of a run, the evaluation of its checkpoint, and what it was evaluated on."""
+    config = flat(folder.read_config())
+    again = f"run `squall evaluate {folder.path}` first"
+    if not folder.has("evaluation.json"):
+        raise RunFolderError(f"{folder.path} is not evaluated yet: {again}")
+    found = folder.read_json("evaluation.json")
+    try:
+        test = {
+            name: found[name] for name in ("data", "dt", "steps", "trajectories", "fields", "system", "standardized")
+        }
+        kind = checkpoint if checkpoint in found["checkpoints"] else next(iter(found["checkpoints"]))
+        evaluation = found["checkpoints"][kind]
+    except (KeyError, StopIteration) as error:
+        raise RunFolderError(f"{folder.path / 'evaluation.json'} lacks {error}: {again}") from error
+    last = folder.checkpoint_steps("last")
+    if last and last[0] != config["training.steps"]:
+        raise RunFolderError(f"{folder.path} is not trained to its end (step {last[0]} of {config['training.steps']})")
+    newest = folder.checkpoint_steps(kind)
+    if newest and newest[0] != evaluation["step"]:
+        raise RunFolderError(f"{folder.path} was trained on since it was evaluated: {again}")
+    if checkpoint == "best" and not config["training.validate_every"] * config["data.validation"]:
+        config["last weights"] = "no validation"
+    return config, evaluation, test
 
 
 def _refuse_repeated(configs: list[dict[str, Any]], paths: Sequence[Path | str]) -> None:
     """One trial counted twice would shrink the spread over seeds."""
-    seen: dict[str, Path | str] = {}
-    for config, path in zip(configs, paths, strict=False):
-        trial = repr([config[key] for key in config if key not in NOT_COMPARED or key == "training.seed"])
+    seen: dict[Any, Path | str] = {}
+    for config, path in zip(configs, paths, strict=True):
+        trial = (_compared(config), config["training.seed"])
         if trial in seen:
             raise RunFolderError(f"{seen[trial]} and {path} are the same configuration with the same seed: give one")
         seen[trial] = path
 
 
-def _grouped(configs: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> tuple[Group, ...]:
-    keys = [key for key in configs[0] if key not in NOT_COMPARED]
+def _compared(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What makes two runs members of one group."""
+    return tuple(sorted((key, repr(value)) for key, value in config.items() if key not in NOT_COMPARED))
+
+
+def _grouped(
+    configs: list[dict[str, Any]], evaluations: list[dict[str, Any]], places: dict[str, Place]
+) -> tuple[Group, ...]:
+    keys = dict.fromkeys(key for config in configs for key in config if key not in NOT_COMPARED)
     differing = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
-    members: dict[str, list[int]] = {}
+    members: dict[Any, list[int]] = {}
     for i, config in enumerate(configs):
-        members.setdefault(_label(config, differing), []).append(i)
+        members.setdefault(_compared(config), []).append(i)
     return tuple(
         Group(
-            label,
+            _label(configs[indices[0]], differing),
             tuple(configs[i]["training.seed"] for i in indices),
             tuple(evaluations[i] for i in indices),
+            places,
         )
-        for label, indices in members.items()
+        for indices in members.values()
     )
 
 
 def _label(config: dict[str, Any], differing: list[str]) -> str:
-    """What sets a run apart; the loss by the one rule that it has."""
-    words = [f"{config['loss.name']}"] if "loss.name" in differing or not differing else []
+    """What sets a group apart; the name of the loss always leads."""
+    words = [config["loss.name"]]
     for key in differing:
         if key != "loss.name" and config.get(key) is not None:
             words.append(f"{key.rpartition('.')[2].replace('_', ' ')} {config[key]}")
-    return ", ".join(words) or config["loss.name"]
+    return ", ".join(words)
 
 
 _ABSENT = object()

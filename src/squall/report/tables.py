@@ -4,15 +4,15 @@ from typing import Any
 
 from rich.table import Table
 
-from squall.report.comparison import METRICS, Comparison, Group, Spread
+from squall.report.comparison import Comparison, Group, Place, Spread, metrics
 
 __all__ = ["comparison_table", "evaluation_table", "markdown", "number"]
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, missing: str = "diverged") -> str:
     """Three digits; a missing number is said, not left out."""
     if value is None:
-        return "diverged"
+        return missing
     if isinstance(value, int):
         return str(value)
     rounded = float(f"{value:.3g}")
@@ -27,12 +27,12 @@ def evaluation_table(found: dict[str, Any]) -> Table:
     count = next(iter(columns.values()))["rollout"]["trajectories"]
     table = Table(
         title=f"{count} test trajectories, {found['steps']} steps by {found['integrator']} to t = {seconds:g}",
-        caption="mean squared errors; one step: of the rate (u' − u)/dt; smaller is better",
+        caption=f"mean squared errors; one step: {_unit(found['standardized'])}; smaller is better",
     )
     table.add_column("")
     for name in (*columns, *baselines):
         table.add_column(name, justify="right")
-    for label, path in METRICS.items():
+    for label, path in metrics(found["fields"]).items():
         cells = [_cell(item, path) for item in columns.values()] + [
             _cell(item, path[1:]) for item in baselines.values()
         ]
@@ -41,19 +41,26 @@ def evaluation_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _cell(values: Any, path: tuple[str, ...]) -> str:
+def _missing(place: Place) -> str:
+    """What it means that there is no number."""
+    return "not found" if place[:1] == ("growth",) else "diverged"
+
+
+def _cell(values: Any, path: Place) -> str:
+    missing = _missing(path)
     for name in path:
         if not isinstance(values, dict) or name not in values:
             return ""
         values = values[name]
-    return number(values)
+    return number(values, missing)
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """One column per group, median [smallest, largest] over its seeds; the best median in bold."""
     table = Table(
         title=f"{_weights(comparison)}:\nmedian \\[smallest, largest] over seeds",
-        caption="Mean squared errors; one step: of the rate (u' − u)/dt. Smaller is better, the best in bold.\n"
+        caption=f"Mean squared errors; one step: {_unit(comparison.standardized)}.\n"
+        "Smaller is better, the best in bold.\n"
         + "\n".join(_free(name, values) for name, values in comparison.baselines.items()),
     )
     table.add_column("", no_wrap=True)
@@ -62,6 +69,11 @@ def comparison_table(comparison: Comparison) -> Table:
     for row in _rows(comparison):
         table.add_row(*row)
     return table
+
+
+def _unit(standardized: bool) -> str:
+    unit = ", each field in units of its standard deviation" if standardized else ""
+    return f"of the rate (u' − u)/dt{unit}"
 
 
 def _free(name: str, values: dict[str, float]) -> str:
@@ -97,24 +109,25 @@ def _seeds(group: Group) -> str:
 
 def _rows(comparison: Comparison) -> list[list[str]]:
     rows = []
-    for label in METRICS:
+    for label in comparison.places:
         spreads = [group.spread(label) for group in comparison.groups]
         if not any(spreads):
             continue
         medians = [spread.median for spread in spreads if spread is not None and spread.median is not None]
         best = min(medians, default=None) if len(set(medians)) > 1 else None
-        cells = [_spread_cell(spread, best) for spread in spreads]
+        missing = _missing(comparison.places[label])
+        cells = [_spread_cell(spread, best, missing) for spread in spreads]
         rows.append([label, *cells])
     return rows
 
 
-def _spread_cell(spread: Spread | None, best: float | None) -> str:
+def _spread_cell(spread: Spread | None, best: float | None, missing: str) -> str:
     if spread is None:
         return ""
-    median = number(spread.median)
+    median = number(spread.median, missing)
     if best is not None and spread.median == best:
         median = f"[bold]{median}[/bold]"
     low, high = spread.range
     if low == high:
         return median
-    return f"{median} \\[{number(low)}, {number(high)}]"
+    return f"{median} \\[{number(low, missing)}, {number(high, missing)}]"

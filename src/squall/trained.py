@@ -1,0 +1,203 @@
+"""A trained run, read back from its folder: evaluated, and rolled out."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from squall.config import ConfigError, from_dict
+from squall.data import Normalization, Source
+from squall.evaluation import Rollouts, evaluate
+from squall.experiment import Experiment, build, integrator
+from squall.integrators import Step, rollout, substeps
+from squall.placement import like_model, threads
+from squall.run_folder import (
+    CheckpointError,
+    DamagedCheckpointWarning,
+    Kind,
+    RunFolder,
+    RunFolderError,
+    fingerprint,
+)
+
+__all__ = ["TrainedRun", "evaluate_run", "evaluation_suffix", "open_run"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder and the objects that it was trained with; `load` gives the model its weights."""
+
+    folder: RunFolder
+    experiment: Experiment
+
+    def load(self, kind: Kind | None = None) -> tuple[Kind, int]:
+        """Load a checkpoint into the model: by default the one that rolled out best on the validation trajectories.
+
+        Returns:
+            which one it is, and its step.
+
+        Raises:
+            CheckpointError: if there is none, or none can be read.
+        """
+        kinds: tuple[Kind, ...] = (kind,) if kind else ("best", "last")
+        for candidate in kinds:
+            try:
+                found = self.folder.load(candidate)
+            except CheckpointError as error:
+                if candidate == kinds[-1]:
+                    raise
+                warnings.warn(f"{error}; the last one is used", DamagedCheckpointWarning, stacklevel=2)
+                continue
+            if found is not None:
+                self.experiment.model.load_state_dict(found.weights)
+                self.experiment.model.eval()
+                return candidate, found.step
+        raise CheckpointError(f"{self.folder.path} has no '{kinds[0]}' checkpoint: train it with `squall train` first")
+
+    def predict(self, initial: Tensor, steps: int) -> Tensor:
+        """Roll out from initial states of one's own.
+
+        Args:
+            initial: (batch, channel, *space), on the grid and in the units of the training data.
+            steps: how many steps of the data's dt.
+
+        Returns:
+            the trajectories, (batch, steps + 1, channel, *space), in the precision of the weights.
+
+        Raises:
+            ConfigError: if the states are not on the grid of the training data.
+        """
+        training = self.experiment.split.train
+        expected = (training.channels, *training.space)
+        if tuple(initial.shape[1:]) != expected:
+            shape = ", ".join(map(str, expected))
+            raise ConfigError(f"initial states have shape {tuple(initial.shape)}, but must have (batch, {shape})")
+        with torch.no_grad():
+            first = like_model(self.experiment.model, initial)
+            return rollout(self.experiment.step, self.experiment.model, first, training.dt, steps)
+
+
+def open_run(path: Path | str, data: str | None = None) -> TrainedRun:
+    """A trained run, with its data, its normalisation and its model.
+
+    Args:
+        path: the run folder.
+        data: where its data file is now, if it was moved.
+
+    Raises:
+        RunFolderError: if it is no run folder, or the data file is not the one that it was trained on.
+    """
+    folder = RunFolder(path)
+    config = from_dict(folder.read_config())
+    if data is not None:
+        config = replace(config, data=replace(config.data, path=data))
+    normalization = Normalization.from_dict(folder.read_json("normalization.json"))
+    experiment = build(config, normalization)
+    if fingerprint(config.data.path) != folder.read_json("environment.json").get("data"):
+        raise RunFolderError(
+            f"{config.data.path} is not the file that {path} was trained on: it has changed since. If that file is "
+            "elsewhere, name it by --data"
+        )
+    if config.device.precision == "64-true":
+        experiment.model.double()
+    return TrainedRun(folder, experiment)
+
+
+def evaluate_run(
+    path: Path | str,
+    *,
+    method: str | None = None,
+    count: int = 1,
+    device: str = "cpu",
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate the best and the last checkpoint of a run on its test trajectories; write what was found.
+
+    One-step errors of data that squall did not simulate are in units of each field's standard deviation over the
+    test trajectories, so that fields of different units can be added, and runs be compared.
+
+    Args:
+        path: the run folder. `evaluation.json` and `rollouts.npz` are written into it; with another integrator
+            than that of the training their names carry it.
+        method: the integrator of the rollouts; that of the training if left out.
+        count: how many steps of it cover one dt.
+        device: where to compute.
+        data: where its data file is now, if it was moved.
+
+    Returns:
+        what `evaluation.json` holds.
+    """
+    kinds = _kinds(RunFolder(path))
+    run = open_run(path, data)
+    experiment = run.experiment
+    test = experiment.split.test
+    if test.trajectories == 0:
+        raise ConfigError("data.test is 0: there are no test trajectories to evaluate on")
+    step = _evaluation_step(experiment, method, count)
+    scale = None if experiment.system is not None else Normalization.fit(test).std
+    model = experiment.model.to(_device(device))
+    checkpoints: dict[str, Any] = {}
+    with threads(experiment.config.device.threads):
+        for kind in kinds:
+            kind, trained_steps = run.load(kind)
+            evaluation = evaluate(model, test, step=step, system=experiment.system, scale=scale)
+            checkpoints[kind] = {"step": trained_steps, **evaluation.to_dict()}
+            if len(checkpoints) == 1:
+                _write_rollouts(
+                    run.folder, f"rollouts{evaluation_suffix(method, count)}.npz", evaluation.rollouts, test
+                )
+    found = {
+        "integrator": getattr(step, "name", "step"),
+        "dt": test.dt,
+        "steps": test.steps,
+        "trajectories": test.trajectories,
+        "fields": list(test.fields),
+        "standardized": scale is not None,
+        "system": None if experiment.system is None else experiment.system.name,
+        "data": fingerprint(experiment.config.data.path),
+        "checkpoints": checkpoints,
+    }
+    run.folder.write_json(f"evaluation{evaluation_suffix(method, count)}.json", found)
+    return found
+
+
+def _kinds(folder: RunFolder) -> list[Kind]:
+    """The checkpoints worth evaluating, the best first; the last one too if it is another."""
+    folder.read_config()
+    best, last = folder.checkpoint_steps("best"), folder.checkpoint_steps("last")
+    if not last:
+        raise CheckpointError(f"{folder.path} has no checkpoint yet: train it with `squall train` first")
+    if not best:
+        return ["last"]
+    return ["best"] if best[0] == last[0] else ["best", "last"]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device is '{name}', which cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _write_rollouts(folder: RunFolder, name: str, rollouts: Rollouts, test: Source) -> None:
+    coordinates = {f"axis_{i}": x for i, x in enumerate(test.coordinates)}
+    folder.write_arrays(name, time=rollouts.time, truth=rollouts.truth, prediction=rollouts.prediction, **coordinates)
+
+
+def evaluation_suffix(method: str | None, count: int) -> str:
+    """What sets the files of an evaluation by another integrator apart."""
+    if method is None and count == 1:
+        return ""
+    return f"-{method or 'same'}-{count}"
+
+
+def _evaluation_step(experiment: Experiment, method: str | None, count: int) -> Step:
+    if count < 1:
+        raise ConfigError(f"substeps is {count}, but must be at least 1")
+    if experiment.config.model.predicts == "state" and (method is not None or count > 1):
+        raise ConfigError("the model predicts the next state: no other integrator and no substeps apply to it")
+    step = experiment.step if method is None else integrator(method)
+    return step if count == 1 else substeps(step, count)
