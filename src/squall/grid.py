@@ -24,7 +24,7 @@ MINIMUM_POINTS = 5
 class Grid:
     r"""Equally spaced points $x_m = m\,dx$, $dx = \text{width}/M$, on a ring.
 
-    Arguments:
+    Args:
         points: The number of points $M$, at least 5: the five points that a fourth difference couples must be distinct.
         width: The circumference of the ring, in the unit of x.
 

@@ -45,7 +45,7 @@ class System(abc.ABC):
     All quantities are dimensionless. The functions of a state u act on the last axis; u may have any leading shape, any
     floating precision and any device, and they are differentiable.
 
-    Arguments:
+    Args:
         points: The number of grid points, at least 5.
         width: The circumference of the ring, positive.
         dt: The size of a time step, positive.
@@ -137,7 +137,7 @@ class System(abc.ABC):
 
         Each trajectory comes out the same, to the bit, whichever others are computed with it.
 
-        Arguments:
+        Args:
             initial: The first states (batch, 1, points), finite, of any floating precision.
             steps: The number of steps of size `dt`, at least 1.
             progress: Called with the number of finished steps after each one.

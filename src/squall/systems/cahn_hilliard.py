@@ -31,7 +31,7 @@ class CahnHilliard(System):
     between the phases after some 150 steps; then they stand almost still, with boundaries of width √(2γ/a) ≈ 0.03, and
     now and then one shrinks and vanishes in a moment.
 
-    Arguments:
+    Args:
         a: The strength of the separation, dimensionless.
         b: The strength of the saturation, dimensionless.
         gamma: The price of a boundary, γ ≥ 0, dimensionless.
@@ -91,7 +91,7 @@ class CahnHilliard(System):
     def initial_states(self, n: int, generator: Generator) -> State:
         """An almost even mixture: every point independent and uniform in (−0.05, 0.05).
 
-        Arguments:
+        Args:
             n: The number of states, at least 1.
             generator: A `torch.Generator`, or `numpy.random.RandomState(CahnHilliard.paper_seed)` for the states of the
                 reference.

@@ -51,7 +51,7 @@ class ConvergenceError(RuntimeError):
 class PeriodicBandedSolver:
     """Solves one five-band periodic linear system per trajectory, all of them by one LAPACK call.
 
-    Arguments:
+    Args:
         batch: The number of systems.
         points: The size of each, at least 5.
     """
@@ -119,7 +119,7 @@ class Extrapolation:
 class Block:
     r"""Trajectories that advance together.
 
-    Arguments:
+    Args:
         residual: $F(u, v)$, in the unit of the state.
         jacobian: $\partial F/\partial v$ as five periodic bands.
         initial: The first states, float64 on the CPU, finite.
@@ -177,7 +177,7 @@ def march(
 ) -> Float[Tensor, "batch time points"]:
     r"""Solves $F(u_n, u_{n+1}) = 0$ for `steps` states one after the other.
 
-    Arguments:
+    Args:
         residual: $F(u, v)$, in the unit of the state.
         jacobian: $\partial F/\partial v$ as five periodic bands.
         initial: The first states, float64 on the CPU, finite.

@@ -30,7 +30,7 @@ class KortewegDeVries(System):
     overtakes the other, both come out unchanged but shifted. On the 50 points of the paper a high soliton is only a
     few points wide: it runs slower than on a fine grid and sheds ripples.
 
-    Arguments:
+    Args:
         alpha: The strength of the steepening, dimensionless.
         beta: The strength of the dispersion, dimensionless.
         points: The number of grid points M, at least 5.
@@ -88,7 +88,7 @@ class KortewegDeVries(System):
         (0.2, 0.3) widths and $d_2$ another (0.2, 0.5) widths further. The solitons are those of the infinite line,
         cut off at the ends of the grid: the slow, wide ones have a small jump there.
 
-        Arguments:
+        Args:
             n: The number of states, at least 1.
             generator: A `torch.Generator`, or `numpy.random.RandomState(KortewegDeVries.paper_seed)` for the states of
                 the reference.
@@ -112,7 +112,7 @@ class KortewegDeVries(System):
         Its velocity is $-4 \beta k^2$, to the left for β > 0; its height with the usual α = −6, β = 1 is $2 k^2$.
         This is the solution on the infinite line; on the ring it holds where the width is many times $1/k$.
 
-        Arguments:
+        Args:
             x: Coordinates on the line; they are not wrapped around the ring.
             t: The time.
             k: The inverse width.
