@@ -13,13 +13,18 @@ from squall.config import from_dict
 ROOT = Path(__file__).parents[1]
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 README = (ROOT / "README.md").read_text()
+SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("program", blocks(TRAINING, "python") + blocks(README, "python"), ids=lambda text: text[:20])
+@pytest.mark.parametrize(
+    "program",
+    [*blocks(TRAINING, "python"), *blocks(README, "python"), "".join(blocks(SYSTEMS, "python"))],
+    ids=lambda text: text[:20],
+)
 def test_a_program_runs(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "page", "exec"), {})
