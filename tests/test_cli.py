@@ -300,6 +300,14 @@ def test_an_evaluation_that_is_out_of_date_is_not_compared(runs, tmp_path, capsy
     assert "not trained to its end (step 10 of 20)" in " ".join(capsys.readouterr().err.split())
 
 
+def test_reading_as_needed_trains_to_the_same_bits(data, tmp_path):
+    """As a file that is larger than the memory it may take is read."""
+    assert main(train(data, tmp_path / "memory", 12)) == 0
+    assert main(train(data, tmp_path / "file", 12, "--data.memory_gib", "0")) == 0
+    memory, file = last_weights(tmp_path / "memory"), last_weights(tmp_path / "file")
+    assert all(torch.equal(memory[name], file[name]) for name in memory)
+
+
 def test_walls_are_said_to_be_treated_as_a_ring(tmp_path, capsys):
     states = np.random.default_rng(0).random((6, 12, 1, 6))
     squall.data.write(tmp_path / "own.hdf5", states, dt=1.0, boundary="wall")

@@ -26,6 +26,8 @@ def simulate_to_file(
 ) -> None:
     """Simulate trajectories and write them in The Well's layout, beside and renamed.
 
+    The defaults make the paper's data set, as the public reference generator draws it.
+
     Args:
         system: with its coefficients, grid and dt.
         path: the HDF5 file; refused if it exists.
