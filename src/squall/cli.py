@@ -101,7 +101,7 @@ def _say(console: Console, text: str, style: str) -> None:
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
-    parser = _new_parser(prog="squall", description=squall.__doc__, version=f"squall {squall.__version__}")
+    parser = _new_parser(prog="squall", description=squall.__doc__, version=squall.__version__)
     commands = parser.add_subcommands()
     parts = {
         "simulate": _new_parser(description="Simulate a system into an HDF5 file in The Well's layout."),

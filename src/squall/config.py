@@ -136,7 +136,17 @@ class DeviceConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training: the data, the model, the integrator it is trained through, the loss, the settings."""
+    """One training.
+
+    Args:
+        data: which trajectories.
+        model: which model.
+        integrator: that the model is trained and rolled out through: `euler`, `midpoint` or `rk4`.
+        loss: which loss.
+        training: how long and how often.
+        device: where and in what precision.
+        tensorboard: also log to `tensorboard/` in the run folder.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
