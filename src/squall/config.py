@@ -21,6 +21,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "RunConfig",
+    "SamplingConfig",
     "difference",
     "explain",
     "flat",
@@ -110,6 +111,38 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """Which transitions make a minibatch.
+
+    Args:
+        name: `uniform`, or `stiffness-aware` (SANN): a share of every minibatch comes from the stiffest transitions.
+        fraction: of the training transitions that are called stiff.
+        share: of the minibatch that is drawn from them.
+        floor: the size of a state counts at least as this many root mean squares of the training states; 0 for none.
+        substeps: how many steps of the integrator cover dt for a stiff transition in the training.
+    """
+
+    name: Literal["uniform", "stiffness-aware"] = "uniform"
+    fraction: float = 0.2
+    share: float = 0.5
+    floor: float = 1.0
+    substeps: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"sampling.fraction is {self.fraction}, but must be between 0 and 1")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"sampling.share is {self.share}, but must be in [0, 1]")
+        if not (math.isfinite(self.floor) and self.floor >= 0):
+            raise ValueError(f"sampling.floor is {self.floor}, but must be a number that is not negative")
+        if self.substeps < 1:
+            raise ValueError(f"sampling.substeps is {self.substeps}, but must be at least 1")
+        changed = [item.name for item in dataclasses.fields(self) if getattr(self, item.name) != item.default]
+        if self.name == "uniform" and changed:
+            raise ValueError(f"sampling.{changed[0]} is set, but sampling.name is 'uniform': choose 'stiffness-aware'")
+
+
+@dataclass(frozen=True)
 class DeviceConfig:
     """Where and in what precision, as lightning-fabric names it.
 
@@ -143,6 +176,7 @@ class RunConfig:
         model: which model.
         integrator: that the model is trained and rolled out through: `euler`, `midpoint` or `rk4`.
         loss: which loss.
+        sampling: which transitions make a minibatch.
         training: how long and how often.
         device: where and in what precision.
         tensorboard: also log to `tensorboard/` in the run folder.
@@ -152,6 +186,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     integrator: str = "euler"
     loss: LossConfig = field(default_factory=LossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     tensorboard: bool = False

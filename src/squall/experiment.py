@@ -1,6 +1,7 @@
 """Names become objects, here and nowhere else: a configuration turns into data, model, integrator and loss."""
 
 import importlib
+import math
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import squall.data
 from squall import grid
 from squall.config import ConfigError, DataConfig, LossConfig, ModelConfig, RunConfig
-from squall.data import Normalization, Source, Split
+from squall.data import Normalization, Source, Split, Transitions
 from squall.integrators import INTEGRATORS, Step, next_state
 from squall.losses import (
     EffectiveFraction,
@@ -28,9 +29,13 @@ from squall.losses import (
 from squall.models import HNN, NODE
 from squall.models.normalized import Normalized
 from squall.placement import evaluating, like_model
+from squall.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 from squall.systems import SYSTEMS, System
 
-__all__ = ["Experiment", "build", "integrator", "system_of"]
+__all__ = ["Experiment", "build", "integrator", "sampler_of", "system_of"]
+
+INDEX_BLOCK = 2**13
+"""Transitions whose stiffness index is computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,29 @@ def build(config: RunConfig, normalization: Normalization | None = None) -> Expe
 
 
 # Data
+
+
+def sampler_of(experiment: Experiment, transitions: Transitions) -> Sampler:
+    """The sampler that the configuration names, over the training transitions."""
+    config, training = experiment.config.sampling, experiment.config.training
+    if config.name == "uniform":
+        return UniformSampler(len(transitions), training.batch, training.seed)
+    index = _stiffness(transitions, experiment.normalization, config.floor)
+    return StiffnessAwareSampler(index, training.batch, config.fraction, config.share, training.seed)
+
+
+def _stiffness(transitions: Transitions, normalization: Normalization, floor: float) -> Tensor:
+    """The stiffness-aware index of every transition, of fields in the units that the model sees."""
+    std = torch.tensor(normalization.std, dtype=torch.float64).reshape(-1, *[1] * len(transitions.source.space))
+    blocks = torch.arange(len(transitions)).split(INDEX_BLOCK)
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for block in blocks:
+            u, u_next = transitions.fetch(block)
+            yield u.double() / std, u_next.double() / std
+
+    rms = math.sqrt(sum(u.square().flatten(1).mean(1).sum().item() for u, _ in pairs()) / len(transitions))
+    return torch.cat([stiffness_index(u, u_next, transitions.dt, floor * rms) for u, u_next in pairs()])
 
 
 def _open(config: DataConfig) -> tuple[Source, Split]:

@@ -16,10 +16,10 @@ from lightning_fabric import Fabric
 from squall.config import ConfigError, RunConfig, difference, to_dict
 from squall.data import Transitions
 from squall.evaluation import RolloutValidation
-from squall.experiment import Experiment, build
+from squall.experiment import Experiment, build, sampler_of
 from squall.placement import threads
 from squall.run_folder import Kind, RunFolder, RunFolderError, fingerprint
-from squall.sampling import UniformSampler
+from squall.sampling import StiffnessAwareSampler
 from squall.training import Checkpoint, Recorder, TrainingDiverged, TrainingResult, Validation, train
 
 __all__ = ["run"]
@@ -46,7 +46,8 @@ def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) ->
     _refuse_other(folder, config)
     experiment = build(config)
     transitions = Transitions(experiment.split.train)
-    sampler = UniformSampler(len(transitions), config.training.batch, config.training.seed)
+    sampler = sampler_of(experiment, transitions)
+    stiff = sampler.is_stiff if isinstance(sampler, StiffnessAwareSampler) else None
     fabric = _fabric(config, folder)
     fabric.launch()
     first = fabric.is_global_zero
@@ -66,6 +67,7 @@ def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) ->
                 transitions,
                 config.training,
                 sampler=sampler,
+                substeps=None if stiff is None else 1 + stiff * (config.sampling.substeps - 1),
                 loss=experiment.loss,
                 step=experiment.step,
                 scale=experiment.normalization.std,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from squall.data import Transitions
-from squall.integrators import Step, euler, increment
+from squall.integrators import Step, euler, increment, substeps
 from squall.losses import ImbalanceAwareLoss
 from squall.placement import like_model
 from squall.sampling import Sampler, UniformSampler
@@ -164,8 +164,15 @@ class _Increment(nn.Module):
         super().__init__()
         self.model, self.step, self.dt = model, step, dt
 
-    def forward(self, u: Tensor) -> Tensor:
-        return increment(self.step, self._predict, u, self.dt)
+    def forward(self, u: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Over one step, or, where `counts` (batch,) says so, over several shorter steps that cover it."""
+        if counts is None:
+            return increment(self.step, self._predict, u, self.dt)
+        found = torch.empty_like(u)
+        for count in counts.unique().tolist():
+            chosen = counts == count
+            found[chosen] = increment(substeps(self.step, count), self._predict, u[chosen], self.dt)
+        return found
 
     def _predict(self, u: Tensor) -> Tensor:
         found = self.model(u)
@@ -186,6 +193,7 @@ def train(
     step: Step = euler,
     scale: Sequence[float] | None = None,
     sampler: Sampler | None = None,
+    substeps: Tensor | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     validate: Callable[[nn.Module], Validation] | None = None,
     recorder: Recorder | None = None,
@@ -203,6 +211,7 @@ def train(
         scale: one number per channel by which residuals are divided before the loss sees them, so that
             channels of different units weigh alike.
         sampler: which transitions make the minibatch of a step; uniform if left out.
+        substeps: how many steps of `step` cover dt, one number per transition; 1 if left out.
         optimizer: over the model's parameters; Adam if left out.
         validate: called with the model every `settings.validate_every` steps.
         recorder: told of every step, log line and checkpoint; says where to resume.
@@ -232,7 +241,7 @@ def train(
             mine = sampler(trial.step)[fabric.global_rank :: fabric.world_size]
             u, target = _pair(transitions, mine, settings.residual)
             u, target = like_model(model, u), like_model(model, target)
-            prediction = predict(u)
+            prediction = predict(u) if substeps is None else predict(u, substeps[mine].to(u.device))
             if settings.residual == "state":
                 prediction = u + transitions.dt * prediction
             value = _loss_value(loss, prediction, target, scale or (1.0,), trial.step + 1)
