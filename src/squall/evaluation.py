@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ GROWTH_STATES = 20
 """At how many states, spread evenly over the trajectories, the learned step is linearised; a tenth of it where
 the states are too large for their whole Jacobian."""
 
+KEPT_NUMBERS = 2**20
+"""How many numbers of the rollouts are kept for figures, of each field."""
+
 VRMSE_FLOOR = 1e-7
 """Added to the variance under the root, as The Well does."""
 
@@ -42,6 +45,15 @@ class Physics(Protocol):
     """What an evaluation asks of a system; a trajectory without one has no energy."""
 
     def energy(self, u: Tensor) -> PerState: ...
+
+
+@runtime_checkable
+class Phases(Protocol):
+    """A system that knows what happens at each point of a trajectory, beside the generic regimes of its speed."""
+
+    regime_names: ClassVar[tuple[str, ...]]
+
+    def regimes(self, u: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,8 @@ class Evaluation:
             `..._of_finite` is the mean over the others.
         one_step: squared error of the mean rate over one step, divided by the scale: `mean`, `top_1_percent`,
             `max`.
-        regimes: for each regime of the truth the `share` of points, the one-step `error` and the share of the
-            summed error that falls on it.
+        regimes: for each regime of the truth, the generic ones and those of the system, the `share` of points, the
+            one-step `error` and the share of the summed error that falls on it.
         growth: `median` and `max` over states of the growth factor of the learned step.
         baselines: the rollout errors of predictions that cost nothing: the first state for ever, and the mean of
             the truth itself.
@@ -78,11 +90,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Truth and prediction of a few trajectories at some of the times."""
+    """A few trajectories at some of the times: truth and prediction (trajectory, time, channel, *space), and over the
+    steps from those times the squared error of the rate and the system's regimes (-1 where it has none)."""
 
     time: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+    step_error: np.ndarray
+    regime: np.ndarray
 
 
 def evaluate(
@@ -116,7 +131,9 @@ def evaluate(
         tally = _RolloutTally(source, system, keep)
         for indices, truth in _chunks(source):
             tally.add(indices, truth, _roll_out(model, step, truth, source.dt))
-        one_step, regimes = _one_step_errors(model, source, step, scale)
+        steps = _StepTally(source, system, scale, tally.frames)
+        for indices, truth in _chunks(source):
+            steps.add(truth, _mean_rates(model, step, truth, source.dt), keep=keep - indices[0])
         growth = _growth(model, source, step, GROWTH_STATES)
         mean = _mean_state(source)
         baselines = {
@@ -125,12 +142,12 @@ def evaluate(
         }
     return Evaluation(
         rollout=tally.errors(),
-        one_step=one_step,
-        regimes=regimes,
+        one_step=steps.errors(),
+        regimes=steps.regimes(),
         growth=growth,
         baselines=baselines,
         curves=tally.curves(),
-        rollouts=tally.rollouts(),
+        rollouts=Rollouts(*tally.rollouts(), *steps.fields()),
     )
 
 
@@ -230,8 +247,7 @@ class _RolloutTally:
         """One chunk of trajectories, with the state at time 0, (batch, time, channel, *space)."""
         kept = max(0, min(self.keep - indices[0], len(indices)))
         if kept:
-            frames = self._frames(truth)
-            self.kept.append((truth[:kept, frames], prediction[:kept, frames]))
+            self.kept.append((truth[:kept, self.frames], prediction[:kept, self.frames]))
         truth, prediction = truth[:, 1:], prediction[:, 1:]
         self.diverged.append(~torch.isfinite(prediction).flatten(1).all(1))
         squared = (prediction - truth).square().flatten(3)
@@ -244,10 +260,13 @@ class _RolloutTally:
         if self.system is not None:
             self.energies.append((_energy(self.system, truth), _energy(self.system, prediction)))
 
-    def _frames(self, truth: Tensor, limit: int = 2**20) -> slice:
-        per_frame = truth[0, 0].numel()
-        count = max(2, min(truth.shape[1], limit // (per_frame * max(1, self.keep))))
-        return slice(None, None, math.ceil(truth.shape[1] / count))
+    @property
+    def frames(self) -> slice:
+        """The times of which the fields are kept."""
+        times = self.source.steps + 1
+        per_frame = self.source.channels * math.prod(self.source.space)
+        count = max(2, min(times, KEPT_NUMBERS // (per_frame * max(1, self.keep))))
+        return slice(None, None, math.ceil(times / count))
 
     def errors(self) -> dict[str, Any]:
         diverged = torch.cat(self.diverged)
@@ -283,12 +302,12 @@ class _RolloutTally:
             ]
         return found
 
-    def rollouts(self) -> Rollouts:
+    def rollouts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Times, truth and prediction of what was kept."""
         if not self.kept:
-            return Rollouts(np.zeros(0), np.zeros(0), np.zeros(0))
+            return np.zeros(0), np.zeros(0), np.zeros(0)
         truth, prediction = (torch.cat(part).float().numpy() for part in zip(*self.kept, strict=True))
-        stride = math.ceil((self.source.steps + 1) / truth.shape[1])
-        return Rollouts(np.arange(0, self.source.steps + 1, stride) * self.source.dt, truth, prediction)
+        return np.arange(self.source.steps + 1)[self.frames] * self.source.dt, truth, prediction
 
 
 def _energy(system: Physics, u: Tensor) -> Tensor:
@@ -329,40 +348,80 @@ def _growth(model: Rate, source: Source, step: Step, states: int) -> dict[str, f
     return {name: x if math.isfinite(x) else None for name, x in found.items()}
 
 
-def _one_step_errors(
-    model: Rate, source: Source, step: Step, scale: Sequence[float] | None
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Squared errors of the mean rate over one step, over every transition: all, and by regime."""
-    thresholds = regime_thresholds(_some_speeds(source))
-    total = torch.zeros(3, dtype=torch.float64)
-    count = torch.zeros(3, dtype=torch.float64)
-    numbers = source.trajectories * source.steps * source.channels * math.prod(source.space)
-    top = max(1, math.ceil(numbers / 100))
-    largest = torch.zeros(0, dtype=torch.float64)
-    for _, truth in _chunks(source):
-        u, u_next = truth[:, :-1].flatten(0, 1), truth[:, 1:].flatten(0, 1)
-        rate = (u_next - u) / source.dt
-        pieces = like_model(model, u).split(_states_at_a_time(u[0]))
-        error = torch.cat([increment(step, model, piece, source.dt) for piece in pieces]).to(rate) - rate
-        if scale is not None:
-            error = error / _broadcast(scale, truth)
+def _mean_rates(model: Rate, step: Step, truth: Tensor, dt: float) -> Tensor:
+    """The learned mean rate over every step of the truth, (batch, steps, channel, *space)."""
+    u = truth[:, :-1]
+    pieces = like_model(model, u.flatten(0, 1)).split(_states_at_a_time(truth[0, 0]))
+    return torch.cat([increment(step, model, piece, dt) for piece in pieces]).to(truth).reshape(u.shape)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """One division of all points and steps into regimes, with what was summed over each."""
+
+    names: tuple[str, ...]
+    label: Callable[[Tensor, Tensor], Tensor]
+    """(truth, its rates) → the regime of every point and step."""
+    total: Tensor
+    count: Tensor
+
+
+class _StepTally:
+    """Gathers the squared errors of the mean rate over one step, of every step: all, and by regime."""
+
+    def __init__(self, source: Source, system: Physics | None, scale: Sequence[float] | None, frames: slice) -> None:
+        self.source, self.scale, self.frames = source, scale, frames
+        thresholds = regime_thresholds(_some_speeds(source))
+        self.divisions = [self._division(tuple(REGIMES.values()), lambda _, rate: thresholds.label(rate.abs()))]
+        self.physical = isinstance(system, Phases)
+        if isinstance(system, Phases):
+            self.divisions.append(self._division(system.regime_names, lambda truth, _: system.regimes(truth)))
+        numbers = source.trajectories * source.steps * source.channels * math.prod(source.space)
+        self.top = max(1, math.ceil(numbers / 100))
+        self.largest = torch.zeros(0, dtype=torch.float64)
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def _division(self, names: tuple[str, ...], label: Callable[[Tensor, Tensor], Tensor]) -> _Labels:
+        return _Labels(names, label, *torch.zeros(2, len(names), dtype=torch.float64))
+
+    def add(self, truth: Tensor, found: Tensor, keep: int) -> None:
+        """One chunk of trajectories and the learned rates; the fields of the first `keep` are kept."""
+        rate = truth.diff(dim=1) / self.source.dt
+        error = found - rate
+        if self.scale is not None:
+            error = error / _broadcast(self.scale, truth)
         squared = error.square()
-        regime = thresholds.label(rate.abs()).flatten()
-        total.index_add_(0, regime, squared.flatten())
-        count.index_add_(0, regime, torch.ones_like(squared).flatten())
-        candidates = torch.cat([largest, squared.flatten()])
-        largest = candidates.topk(min(top, len(candidates))).values
-    mean = (total.sum() / count.sum()).item()
-    one_step = {"mean": mean, "top_1_percent": largest.mean().item(), "max": largest.max().item()}
-    regimes = {
-        name: {
-            "share": (count[i] / count.sum()).item(),
-            "error": (total[i] / count[i].clamp(min=1)).item(),
-            "share_of_error": (total[i] / total.sum()).item(),
-        }
-        for i, name in REGIMES.items()
-    }
-    return one_step, regimes
+        labels = torch.full_like(squared, -1)
+        for division in self.divisions:
+            labels = division.label(truth, rate)
+            division.total.index_add_(0, labels.flatten(), squared.flatten())
+            division.count.index_add_(0, labels.flatten(), torch.ones_like(squared).flatten())
+        candidates = torch.cat([self.largest, squared.flatten()])
+        self.largest = candidates.topk(min(self.top, len(candidates))).values
+        if keep > 0:
+            labels = labels if self.physical else torch.full_like(labels, -1)
+            self.kept.append((squared[:keep, self.frames], labels[:keep, self.frames]))
+
+    def errors(self) -> dict[str, float]:
+        generic = self.divisions[0]
+        mean = (generic.total.sum() / generic.count.sum()).item()
+        return {"mean": mean, "top_1_percent": self.largest.mean().item(), "max": self.largest.max().item()}
+
+    def regimes(self) -> dict[str, dict[str, float]]:
+        found = {}
+        for division in self.divisions:
+            share, part = division.count / division.count.sum(), division.total / division.total.sum()
+            error = division.total / division.count.clamp(min=1)
+            for name, *numbers in zip(division.names, share.tolist(), error.tolist(), part.tolist(), strict=True):
+                found[name] = dict(zip(("share", "error", "share_of_error"), numbers, strict=True))
+        return found
+
+    def fields(self) -> tuple[np.ndarray, np.ndarray]:
+        """The squared errors and the system's regimes of what was kept."""
+        if not self.kept:
+            return np.zeros(0), np.zeros(0)
+        squared, labels = (torch.cat(part) for part in zip(*self.kept, strict=True))
+        return squared.float().numpy(), labels.to(torch.int8).numpy()
 
 
 def _some_speeds(source: Source, limit: int = 2**22) -> Tensor:

@@ -184,7 +184,7 @@ def _device(name: str) -> torch.device:
 
 def _write_rollouts(folder: RunFolder, name: str, rollouts: Rollouts, test: Source) -> None:
     coordinates = {f"axis_{i}": x for i, x in enumerate(test.coordinates)}
-    folder.write_arrays(name, time=rollouts.time, truth=rollouts.truth, prediction=rollouts.prediction, **coordinates)
+    folder.write_arrays(name, **vars(rollouts), **coordinates)
 
 
 def evaluation_suffix(method: str | None, count: int) -> str:

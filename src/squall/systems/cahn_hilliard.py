@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from squall._types import State
+from squall._types import State, Trajectories
 from squall.grid import Field, integral, laplacian, squared_slope
 from squall.systems.base import Generator, Stencil, System, check_count, uniform
+
+ESTABLISHED = 0.5
+"""Share of the pure phase's |u| from which a point belongs to a phase."""
+FAST = 0.05
+"""Share of the spinodal rate, the pure phase's |u| times a²/(4γ), from which a point changes fast."""
 
 
 @final
@@ -57,6 +63,7 @@ class CahnHilliard(System):
     equation: ClassVar[str] = "u_t = ∂²/∂x² (−a u + b u³ − γ u_xx)"
     conserved: ClassVar[tuple[str, ...]] = ("mass",)
     dissipated: ClassVar[tuple[str, ...]] = ("energy",)
+    regime_names: ClassVar[tuple[str, ...]] = ("separation", "collision", "boundary", "body")
     paper_seed: ClassVar[int] = 0
 
     a: float = 1.0
@@ -101,6 +108,36 @@ class CahnHilliard(System):
         """
         check_count(n)
         return (uniform(generator, 0, 1, n, 1, self.points) - 0.5) * 0.1
+
+    def regimes(self, u: Trajectories) -> Int64[Tensor, "batch steps channel points"]:
+        r"""What happens at every point over every step of a trajectory, as an index into `regime_names`.
+
+        With U = √(a/b) the pure phase and r = U a²/(4γ) the fastest spinodal decay:
+
+        - separation: until a point has come to rest (|u_t| < r/20) within a boundary's width of a phase (|u| > U/2);
+        - collision: it moves again (|u_t| ≥ r/20), because domains merge or vanish;
+        - boundary: it rests between the phases, |u| ≤ U/2;
+        - body: it rests inside one.
+
+        Args:
+            u: the truth, (batch, time, 1, points), from its beginning, in steps of dt.
+
+        Returns:
+            labels of the steps, (batch, time − 1, 1, points).
+
+        Raises:
+            ValueError: if a, b or γ is not positive: there are no phases then.
+        """
+        if min(self.a, self.b, self.gamma) <= 0:
+            raise ValueError(f"a, b and gamma are {self.a}, {self.b}, {self.gamma}: phases need all of them positive")
+        phase = (self.a / self.b) ** 0.5
+        moves = (u.diff(dim=1) / self.dt).abs() >= FAST * phase * self.a**2 / (4 * self.gamma)
+        size = u[:, :-1].abs() / phase
+        reach = round(2 * (2 * self.gamma / self.a) ** 0.5 / self.grid.spacing)
+        near = torch.stack([size.roll(shift, -1) for shift in range(-reach, reach + 1)]).amax(0) > ESTABLISHED
+        settled = (near & ~moves).cummax(dim=1).values
+        resting = torch.where(size > ESTABLISHED, 3, 2)
+        return torch.where(settled, torch.where(moves, 1, resting), 0)
 
     @property
     def _structure_stencil(self) -> Stencil:

@@ -1,0 +1,345 @@
+"""A study: grids of runs in one YAML, and the folder in which they are done, one run folder each.
+
+    study.yaml      what was asked for
+    data/           the simulated trajectories
+    runs/<label>/   a run folder for every trial, or `failed.json` in it where the training diverged
+
+A trial is a run configuration made of `base`, one variant of every axis of a grid, and a seed. Trials of the same
+configuration are one run, in however many grids they stand.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from squall.config import ConfigError, RunConfig, difference, flat, from_dict, to_dict
+from squall.run_folder import RunFolder, RunFolderError, write_beside
+from squall.systems import SYSTEMS
+
+__all__ = ["PRESETS", "Grid", "Study", "StudyFolder", "Trial", "read_study"]
+
+PRESETS = ("paper", "paper-small", "smoke")
+"""The studies that come with the package."""
+
+KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "keep_weights"}
+GRID_KEYS = {"axes", "seeds", "about", "set", "show", "published"}
+SHOWN = ("table", "fields", "temperature", "one-step", "training")
+"""What the report can make of a grid."""
+NOT_THE_TRIAL = ("data.path", "device.threads", "training.log_every", "training.checkpoint_every", "tensorboard")
+"""Keys that do not make another trial."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study.
+
+    Attributes:
+        labels: the names of its variants, one per axis of the grid that asked for it first.
+        seed: of the training.
+        system: which data set, as `systems` of the study has it.
+        config: the configuration, with `data.path` relative to the study's folder.
+    """
+
+    labels: tuple[str, ...]
+    seed: int
+    system: str
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The name of its run folder."""
+        return "-".join([*(_slug(label) for label in self.labels), f"seed-{self.seed}"])
+
+    @property
+    def identity(self) -> str:
+        """Equal for two trials that would compute the same."""
+        values = {key: value for key, value in flat(to_dict(self.config)).items() if key not in NOT_THE_TRIAL}
+        return _digest(values | {"system": self.system})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The trials that one table or figure is made of.
+
+    Attributes:
+        name, about: for people.
+        axes: the labels along each axis.
+        show: what the report makes of it, of `SHOWN`.
+        published: where the numbers that others published for it are: the `table` of published_results.toml, its
+            `rows` and `columns` by our labels.
+        trials: by their labels, one per axis, and their seed.
+    """
+
+    name: str
+    about: str
+    axes: tuple[tuple[str, ...], ...]
+    show: tuple[str, ...]
+    published: Mapping[str, Any]
+    trials: Mapping[tuple[tuple[str, ...], int], Trial] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, as its YAML says it.
+
+    Attributes:
+        name, about: for people.
+        systems: data sets to simulate, by the name of their file: the system, its parameters, trajectories and steps.
+        grids: by name, in the order in which they are run.
+        baseline: the label of the trials that the others are tested against.
+        keep_weights: whether the weights stay after a run is evaluated.
+        source: the values of the YAML.
+    """
+
+    name: str
+    about: str
+    systems: Mapping[str, Mapping[str, Any]]
+    grids: Mapping[str, Grid]
+    baseline: str | None
+    keep_weights: bool
+    source: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial once, in the order of the grids and, within one, seed by seed."""
+        return tuple({trial.identity: trial for grid in self.grids.values() for trial in grid.trials.values()}.values())
+
+
+def read_study(path: Path | str) -> Study:
+    """A study from a YAML file, or from the preset of that name.
+
+    Raises:
+        ConfigError: if the file is no study: unknown keys, variants or values, with what is known.
+
+    >>> study = read_study("smoke")
+    >>> len(study.trials) == len({trial.identity for trial in study.trials})
+    True
+    """
+    if str(path) in PRESETS:
+        text = resources.files("squall").joinpath(f"presets/{path}.yaml").read_text()
+    elif Path(path).is_file():
+        try:
+            text = Path(path).read_text()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"the study {path} is not a text file: {error}") from error
+    else:
+        raise ConfigError(f"there is no study {path}: give a YAML file, or one of the presets {', '.join(PRESETS)}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the study {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the study {path} holds {values!r}, but must hold the keys {', '.join(sorted(KEYS))}")
+    try:
+        return _study(values)
+    except ConfigError as error:
+        raise ConfigError(f"the study {path}: {error}") from error
+
+
+def _study(values: Mapping[str, Any]) -> Study:
+    _known("key", values, KEYS)
+    for key in ("name", "grids"):
+        if not values.get(key):
+            raise ConfigError(f"'{key}' is missing")
+    variants = values.get("variants") or {}
+    systems: dict[str, dict[str, Any]] = {}
+    first: dict[str, Trial] = {}
+    grids = {}
+    for name, asked in values["grids"].items():
+        if not isinstance(asked, dict):
+            raise ConfigError(f"the grid '{name}' is {asked!r}, but must hold the key 'axes'")
+        _known(f"key of the grid '{name}'", asked, GRID_KEYS)
+        axes = tuple(tuple(str(label) for label in axis) for axis in asked.get("axes") or ())
+        if not axes or not all(axes):
+            raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
+        seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
+        trials = {}
+        for seed, labels in itertools.product(seeds, itertools.product(*axes)):
+            trial = _trial(values.get("base") or {}, asked.get("set") or {}, variants, labels, seed, systems)
+            trials[labels, seed] = first.setdefault(trial.identity, trial)
+        show = tuple(asked.get("show", ("table",)))
+        for what in show:
+            _known(f"part of a report, as 'show' of the grid '{name}' has it", [what], SHOWN)
+        grids[name] = Grid(name, str(asked.get("about", "")), axes, show, asked.get("published") or {}, trials)
+    baseline = values.get("baseline")
+    if baseline is not None:
+        _known("variant, as 'baseline' has it", [baseline], variants)
+    _refuse_one_name_for_two(first.values())
+    about, keep = str(values.get("about", "")), bool(values.get("keep_weights", False))
+    return Study(str(values["name"]), about, systems, grids, baseline, keep, values)
+
+
+def _known(what: str, names: Any, known: Any) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), [str(x) for x in known], n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(map(str, known)))}"
+            raise ConfigError(f"'{name}' is not a {what}: {hint}")
+
+
+def _seeds(asked: Any) -> range:
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise ConfigError(f"'seeds' is {asked!r}, but must be how many seeds, at least 1")
+    return range(asked)
+
+
+def _trial(
+    base: Mapping[str, Any],
+    own: Mapping[str, Any],
+    variants: Mapping[str, Mapping[str, Any]],
+    labels: tuple[str, ...],
+    seed: int,
+    systems: dict[str, dict[str, Any]],
+) -> Trial:
+    _known("variant", labels, variants)
+    values: dict[str, Any] = {}
+    for part in (base, own, *(variants[label] or {} for label in labels)):
+        for key, value in _dotted(part):
+            values[key] = value
+    system = values.pop("system", None)
+    if system is None:
+        raise ConfigError(f"{', '.join(labels)} names no system: set 'system' to one of {', '.join(SYSTEMS)}")
+    data, about = _data(system)
+    systems.setdefault(data, about)
+    nested: dict[str, Any] = {}
+    for key, value in (values | {"data.path": f"data/{data}.hdf5", "training.seed": seed}).items():
+        *groups, name = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
+    return Trial(labels, seed, data, from_dict(nested))
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and prefix + name not in ("system", "model.arguments"):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _data(system: Any) -> tuple[str, dict[str, Any]]:
+    """The name of a data set and what it is simulated with, from the value of the key 'system'."""
+    about = {"name": system} if isinstance(system, str) else dict(system)
+    if about.get("name") not in SYSTEMS:
+        raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SYSTEMS)}")
+    if len(about) == 1:
+        return about["name"], about
+    return f"{about['name']}-{_digest(about)[:8]}", about
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_one_name_for_two(trials: Any) -> None:
+    names: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.name in names:
+            raise ConfigError(f"two different trials would both be '{trial.name}': give the variants other names")
+        names[trial.name] = trial
+
+
+def _slug(label: str) -> str:
+    """A label as part of a file's name.
+
+    >>> _slug("T = 1e-3")
+    't-1e-3'
+    """
+    return re.sub("[^a-z0-9.+-]+", "-", label.lower()).strip("-")
+
+
+class StudyFolder:
+    """A study on disk.
+
+    Args:
+        path: the folder; `create` makes it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def create(self, study: Study) -> None:
+        """Make the folder for a study, or make sure that it holds this one.
+
+        A study may grow: what it asks for beyond what is there is added.
+
+        Raises:
+            RunFolderError: if it holds another study, or a run that this study asks for otherwise.
+        """
+        there = self.path / "study.yaml"
+        if there.exists():
+            before = yaml.safe_load(there.read_text())
+            if not isinstance(before, dict) or before.get("name") != study.name:
+                other = before.get("name") if isinstance(before, dict) else before
+                raise RunFolderError(
+                    f"{self.path} holds the study '{other}', not '{study.name}': choose another folder"
+                )
+        elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            raise RunFolderError(f"{self.path} is not empty and no study: choose another folder")
+        self._refuse_other_runs(study)
+        (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        (self.path / "data").mkdir(exist_ok=True)
+        with write_beside(there) as part:
+            part.write_text(yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
+
+    def _refuse_other_runs(self, study: Study) -> None:
+        for trial in study.trials:
+            folder = self.run(trial)
+            if folder.has("config.yaml"):
+                asked = to_dict(trial.config)
+                lines = [
+                    line for line in difference(folder.read_config(), asked) if line.split(":")[0] not in NOT_THE_TRIAL
+                ]
+                if lines:
+                    raise RunFolderError(
+                        f"{folder.path} holds a run of another configuration (there -> asked for):\n  "
+                        + "\n  ".join(lines)
+                        + "\nChoose another folder, or give the variant another name"
+                    )
+
+    def read(self) -> Study:
+        """The study that the folder holds.
+
+        Raises:
+            RunFolderError: if it holds none.
+        """
+        if not (self.path / "study.yaml").exists():
+            raise RunFolderError(f"{self.path} is no study: it has no study.yaml. `squall study run` makes one")
+        return read_study(self.path / "study.yaml")
+
+    def run(self, trial: Trial) -> RunFolder:
+        """The run folder of a trial."""
+        return RunFolder(self.path / "runs" / trial.name)
+
+    def config(self, trial: Trial) -> RunConfig:
+        """The configuration of a trial, with the path of its data in this folder."""
+        data = dataclasses.replace(trial.config.data, path=str(self.path / trial.config.data.path))
+        return dataclasses.replace(trial.config, data=data)
+
+    def state(self, trial: Trial) -> str:
+        """`done`, `failed` (the training diverged), `started` or `missing`."""
+        folder = self.run(trial)
+        if folder.has("evaluation.json"):
+            return "done"
+        if folder.has("failed.json"):
+            return "failed"
+        return "started" if folder.has("config.yaml") else "missing"
+
+    def steps_done(self, trial: Trial) -> int:
+        """Training steps behind a trial."""
+        if self.state(trial) in ("done", "failed"):
+            return trial.config.training.steps
+        lines = self.run(trial).read_metrics()
+        return min(lines[-1]["step"], trial.config.training.steps) if lines else 0
