@@ -17,7 +17,9 @@ FLOORS = [
     {"training", "diagnosis"},
     {"config", "evaluation"},
     {"experiment", "run_folder"},
-    {"runs", "trained", "simulation", "report"},
+    {"study"},
+    {"report", "runs", "simulation", "trained"},
+    {"study_run"},
     {"cli"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -9,7 +9,7 @@ from typing import Any
 from squall.config import flat
 from squall.run_folder import Kind, RunFolder, RunFolderError
 
-__all__ = ["Comparison", "Group", "Place", "Spread", "compare", "metrics"]
+__all__ = ["Comparison", "Group", "Place", "Spread", "compare", "metrics", "value_at"]
 
 Place = tuple[str, ...]
 """Where `evaluation.json` has a number: the names on the way to it."""
@@ -80,7 +80,7 @@ class Group:
 
     def spread(self, metric: str) -> Spread | None:
         """A metric over the seeds; None if it does not apply, such as the energy of data without a system."""
-        found = [_at(evaluation, self.places[metric]) for evaluation in self.evaluations]
+        found = [value_at(evaluation, self.places[metric], _ABSENT) for evaluation in self.evaluations]
         present = [value for value in found if value is not _ABSENT]
         return Spread(tuple(present)) if present else None
 
@@ -199,10 +199,11 @@ def _label(config: dict[str, Any], differing: list[str]) -> str:
 _ABSENT = object()
 
 
-def _at(values: dict[str, Any], path: tuple[str, ...]) -> Any:
+def value_at(values: Any, place: Place, missing: Any = None) -> Any:
+    """What an evaluation has at a place."""
     found: Any = values
-    for name in path:
+    for name in place:
         if not isinstance(found, dict) or name not in found:
-            return _ABSENT
+            return missing
         found = found[name]
     return found
