@@ -1,9 +1,10 @@
-"""The `squall` command: simulate, train, evaluate, compare, predict."""
+"""The `squall` command: simulate, train, evaluate, compare, predict, study."""
 
 import errno
 import hashlib
 import itertools
 import json
+import re
 import signal
 import sys
 import warnings
@@ -38,9 +39,14 @@ from squall.report import (
     write_figures,
 )
 from squall.report.figures import save
+from squall.report.results import read_results
+from squall.report.study_report import write_report
+from squall.report.study_tables import status_table
 from squall.run_folder import RunFolder, write_beside
 from squall.runs import run
 from squall.simulation import simulate_to_file
+from squall.study import PRESETS, read_study
+from squall.study_run import run_study
 from squall.systems import SYSTEMS, ConvergenceError
 from squall.trained import evaluate_run, evaluation_suffix, open_run
 from squall.training import Recorder, TrainingDiverged
@@ -109,11 +115,13 @@ def _parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
         "evaluate": _evaluate_parser(),
         "compare": _compare_parser(),
         "predict": _predict_parser(),
+        "study": _new_parser(description="Run a grid of trainings, see how far it is, report what it found."),
     }
     for name, part in parts.items():
         commands.add_subcommand(name, part, help=part.description)
     known = {name: _options(part) for name, part in parts.items()}
     known["simulate"] = _add_systems(parts["simulate"])
+    known["study"] = _add_study_actions(parts["study"])
     return parser, known
 
 
@@ -140,6 +148,24 @@ def _add_systems(parser: ArgumentParser) -> list[str]:
         systems.add_subcommand(name, part, help=system.equation)
         known |= dict.fromkeys(_options(part))
     return list(known)
+
+
+def _add_study_actions(parser: ArgumentParser) -> list[str]:
+    """`run`, `status` and `report`; returns the options that they know."""
+    actions = parser.add_subcommands(dest="action")
+    run_parser = _new_parser(description="Run what the folder does not hold yet; the same command goes on.")
+    run_parser.add_argument("study", type=str, help=f"a YAML file, or one of the presets {', '.join(PRESETS)}")
+    run_parser.add_argument("--out", type=Path | None, default=None, help="the folder; studies/<name> if left out")
+    run_parser.add_argument("--workers", type=int | None, default=None, help="runs at a time; one per core if left out")
+    run_parser.add_argument("--part", type=str, default="1/1", help="i/n: the i-th of n parts, one per machine")
+    status = _new_parser(description="How far a study is.")
+    report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
+    for part in (status, report):
+        part.add_argument("folder", type=Path, help="the folder of the study")
+    parts = {"run": run_parser, "status": status, "report": report}
+    for name, part in parts.items():
+        actions.add_subcommand(name, part, help=part.description)
+    return [option for part in parts.values() for option in _options(part)]
 
 
 def _train_parser() -> ArgumentParser:
@@ -358,6 +384,49 @@ def _predict(arguments: Namespace, console: Console) -> int:
     return 0
 
 
+def _study(arguments: Namespace, console: Console) -> int:
+    action = arguments.action
+    options = arguments[action]
+    if action == "run":
+        return _study_run(options, console)
+    if action == "status":
+        print(status_table(read_results(options.folder)))
+        return 0
+    with console.status("drawing"):
+        files = write_report(options.folder)
+    print((options.folder / "report" / "tables.md").read_text())
+    for path in files:
+        print(path)
+    return 0
+
+
+def _study_run(options: Namespace, console: Console) -> int:
+    study = read_study(options.study)
+    out = options.out or Path("studies") / study.name
+    part = _part(options.part)
+    with _progress(console, "steps") as progress:
+        task = progress.add_task(f"study {study.name}, {len(study.trials)} trials", total=None, status="")
+        failed = run_study(
+            study,
+            out,
+            workers=options.workers,
+            part=part,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for trial in failed:
+        _say(console, f"{trial.name}: the training diverged; kept as a result", "yellow")
+    print(status_table(read_results(out)))
+    print(out)
+    return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise ValueError(f"--part is '{text}', but must be such as 2/3: the second of three parts")
+    return int(match[1]), int(match[2])
+
+
 def _progress(console: Console, unit: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -378,6 +447,7 @@ COMMANDS: dict[str, Callable[[Namespace, Console], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "predict": _predict,
+    "study": _study,
 }
 
 

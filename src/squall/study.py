@@ -32,7 +32,7 @@ PRESETS = ("paper", "paper-small", "smoke")
 """The studies that come with the package."""
 
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "keep_weights"}
-GRID_KEYS = {"axes", "seeds", "about", "set", "show", "published"}
+GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
 SHOWN = ("table", "fields", "temperature", "one-step", "training")
 """What the report can make of a grid."""
 NOT_THE_TRIAL = ("data.path", "device.threads", "training.log_every", "training.checkpoint_every", "tensorboard")
@@ -165,7 +165,7 @@ def _study(values: Mapping[str, Any]) -> Study:
         seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
         trials = {}
         for seed, labels in itertools.product(seeds, itertools.product(*axes)):
-            trial = _trial(values.get("base") or {}, asked.get("set") or {}, variants, labels, seed, systems)
+            trial = _trial(values.get("base") or {}, variants, labels, seed, systems)
             trials[labels, seed] = first.setdefault(trial.identity, trial)
         show = tuple(asked.get("show", ("table",)))
         for what in show:
@@ -195,7 +195,6 @@ def _seeds(asked: Any) -> range:
 
 def _trial(
     base: Mapping[str, Any],
-    own: Mapping[str, Any],
     variants: Mapping[str, Mapping[str, Any]],
     labels: tuple[str, ...],
     seed: int,
@@ -203,7 +202,7 @@ def _trial(
 ) -> Trial:
     _known("variant", labels, variants)
     values: dict[str, Any] = {}
-    for part in (base, own, *(variants[label] or {} for label in labels)):
+    for part in (base, *(variants[label] or {} for label in labels)):
         for key, value in _dotted(part):
             values[key] = value
     system = values.pop("system", None)

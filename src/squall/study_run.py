@@ -65,10 +65,10 @@ def run_study(
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers is {workers}, but must be at least 1")
+    trials = part_of(study.trials, part)
     folder = StudyFolder(path)
     folder.create(study)
     with RunFolder(folder.path).locked():
-        trials = part_of(study.trials, part)
         _simulate(folder, study, trials)
         pending = [trial for trial in trials if folder.state(trial) not in ("done", "failed")]
         _run_all(folder, trials, pending, workers, study.keep_weights, progress or (lambda done, total: None))
@@ -163,7 +163,7 @@ def _run_one(config: RunConfig, path: Path, keep: bool) -> None:
             return
         if result is not None and not result.finished:
             return
-        evaluate_run(path, data=config.data.path)
+        evaluate_run(path, data=config.data.path, fields_of="last")
     _thin(folder)
     _forget_weights(folder, keep)
 

@@ -113,6 +113,7 @@ def evaluate_run(
     count: int = 1,
     device: str = "cpu",
     data: str | None = None,
+    fields_of: Kind = "best",
 ) -> dict[str, Any]:
     """Evaluate the best and the last checkpoint of a run on its test trajectories; write what was found.
 
@@ -126,6 +127,7 @@ def evaluate_run(
         count: how many steps of it cover one dt.
         device: where to compute.
         data: where its data file is now, if it was moved.
+        fields_of: which weights' rollouts are kept for figures, where there are both.
 
     Returns:
         what `evaluation.json` holds.
@@ -145,7 +147,7 @@ def evaluate_run(
             kind, trained_steps = run.load(kind)
             evaluation = evaluate(model, test, step=step, system=experiment.system, scale=scale)
             checkpoints[kind] = {"step": trained_steps, **evaluation.to_dict()}
-            if len(checkpoints) == 1:
+            if kind == fields_of or len(kinds) == 1:
                 _write_rollouts(
                     run.folder, f"rollouts{evaluation_suffix(method, count)}.npz", evaluation.rollouts, test
                 )

@@ -1,0 +1,191 @@
+"""The figures of a study: the paper's Figures 1 to 5 and the course of the trainings."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from squall.report.figures import COLOURS
+from squall.report.results import GridResults, Outcome, Row, summarize
+
+__all__ = [
+    "field_comparison",
+    "first_labels",
+    "regime_figure",
+    "step_error_figure",
+    "temperature_figure",
+    "training_figure",
+]
+
+REGIME_NAMES = ("separation", "collision", "boundary", "body")
+REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
+
+
+def first_labels(found: GridResults) -> list[tuple[str, list[Row]]]:
+    """The rows by their first label: one panel, or one figure, each."""
+    groups: dict[str, list[Row]] = {}
+    for row in found.rows:
+        groups.setdefault(row.labels[0], []).append(row)
+    return list(groups.items())
+
+
+def _name(row: Row) -> str:
+    return ", ".join(row.labels[1:] or row.labels)
+
+
+def regime_figure(outcome: Outcome) -> Figure | None:
+    """Figure 1: the truth, and what happens where; None where the system has no regimes."""
+    fields = outcome.fields()
+    if fields is None or "regime" not in fields or not (fields["regime"] >= 0).any():
+        return None
+    figure = Figure(figsize=(11, 2.9 * len(fields["truth"])), layout="constrained")
+    panels = figure.subplots(len(fields["truth"]), 2, squeeze=False, sharex=True, sharey=True)
+    time, x = fields["time"], fields["axis_0"]
+    for (left, right), truth, regime in zip(panels, fields["truth"], fields["regime"], strict=True):
+        limit = float(np.abs(truth).max())
+        image = left.pcolormesh(time, x, truth[:, 0].T.astype(float), vmin=-limit, vmax=limit, cmap="RdBu_r")
+        figure.colorbar(image, ax=left)
+        labels = regime[:, 0].T
+        for i, colour in enumerate(REGIME_COLOURS):
+            shown = np.ma.masked_not_equal(labels, i)
+            if shown.count():
+                right.pcolormesh(time[: labels.shape[1]], x, shown * 0, cmap=ListedColormap([colour]))
+        left.set(ylabel="space x", title="truth u")
+        right.set_title("regime")
+    for panel in panels[-1]:
+        panel.set_xlabel("time t")
+    handles = [Patch(color=colour, label=name) for colour, name in zip(REGIME_COLOURS, REGIME_NAMES, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def step_error_figure(outcome: Outcome) -> Figure | None:
+    """Figure 2: the squared error of one step, of the rate, at every point and time of the kept trajectories."""
+    fields = outcome.fields()
+    if fields is None or not fields.get("step_error", np.zeros(0)).size:
+        return None
+    errors = fields["step_error"][:, :, 0]
+    figure = Figure(figsize=(5.5 * len(errors), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(errors), squeeze=False)[0]
+    top = float(errors.max()) or 1.0
+    for i, (panel, error) in enumerate(zip(panels, errors, strict=True)):
+        time = fields["time"][: len(error)]
+        norm = LogNorm(top * 1e-5, top)
+        image = panel.pcolormesh(time, fields["axis_0"], np.maximum(error.T, top * 1e-5), norm=norm, cmap="magma")
+        panel.set(xlabel="time t", ylabel="space x", title=f"squared error of one step, test trajectory {i}")
+        figure.colorbar(image, ax=panel, label="(rate)²")
+    return figure
+
+
+def field_comparison(rows: Sequence[Row], title: str, trajectory: int = 0, seed: int = 0) -> Figure | None:
+    """Figures 3 and 4: the prediction and its error for each loss, below the truth; None without kept fields."""
+    found = [(_name(row), fields) for row in rows if (fields := _fields_of(row, seed)) is not None]
+    if not found:
+        return None
+    truth = found[0][1]["truth"][trajectory, :, 0].astype(float)
+    figure = Figure(figsize=(9, 1.75 * (len(found) + 1)), layout="constrained")
+    panels = figure.subplots(len(found) + 1, 2, sharex=True, sharey=True)
+    limit = float(np.abs(truth).max())
+    time, x = found[0][1]["time"], found[0][1]["axis_0"]
+    panels[0, 1].axis("off")
+    image = _mesh(panels[0, 0], time, x, truth, limit, "truth")
+    for (left, right), (name, fields) in zip(panels[1:], found, strict=True):
+        prediction = fields["prediction"][trajectory, :, 0].astype(float)
+        prediction[~np.isfinite(prediction)] = np.nan
+        _mesh(left, time, x, prediction, limit, name)
+        _mesh(right, time, x, prediction - truth, limit, f"error of {name}")
+    figure.colorbar(image, ax=panels, shrink=0.4)
+    figure.supxlabel("time t")
+    figure.supylabel("space x")
+    figure.suptitle(f"{title}, test trajectory {trajectory}, seed {seed}, last weights")
+    return figure
+
+
+def _fields_of(row: Row, seed: int) -> dict[str, np.ndarray] | None:
+    return next((outcome.fields() for outcome in row.outcomes if outcome.trial.seed == seed), None)
+
+
+def _mesh(panel: Axes, time: np.ndarray, x: np.ndarray, values: np.ndarray, limit: float, title: str) -> Any:
+    panel.set_title(title, fontsize=9)
+    panel.set_facecolor("0.75")
+    masked = np.ma.masked_invalid(values.T)
+    return panel.pcolormesh(time, x, masked, vmin=-limit, vmax=limit, cmap="RdBu_r", rasterized=True)
+
+
+def temperature_figure(found: GridResults, kind: Any = "last") -> Figure:
+    """Figure 5: the rollout error of the states against the temperature; what has none is a line."""
+    groups = first_labels(found)
+    figure = Figure(figsize=(5.5 * len(groups), 4.2), layout="constrained")
+    for panel, (title, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        _temperature_panel(panel, rows, kind)
+        panel.set(
+            title=f"{title}, {kind} weights", xlabel="temperature T, (rate)²", ylabel="rollout error of the states"
+        )
+        panel.legend(fontsize=8)
+    return figure
+
+
+def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
+    points, zero = [], None
+    colours = iter(COLOURS[1:])
+    for row in rows:
+        summary = summarize(list(row.values(("rollout", "states"), kind).values()))
+        if summary is None:
+            continue
+        loss = row.outcomes[0].trial.config.loss
+        T = None if loss.temperature is None or loss.differentiate_weights else float(loss.temperature)
+        if T is None:
+            shown = f"{_name(row)}" + ("" if math.isfinite(summary.median) else " (diverged)")
+            panel.axhline(summary.median if math.isfinite(summary.median) else np.nan, color=next(colours), label=shown)
+        elif T == 0:
+            zero = summary
+        else:
+            points.append((T, summary))
+    points.sort(key=lambda point: point[0])
+    if zero is not None and points:
+        points.insert(0, (points[0][0] / 10, zero))
+    T = np.array([t for t, _ in points])
+    middle = np.array([s.median for _, s in points])
+    spread = np.array([[s.median - s.low for _, s in points], [s.high - s.median for _, s in points]])
+    spread[~np.isfinite(spread)] = 0
+    middle[~np.isfinite(middle)] = np.nan
+    panel.set(xscale="log", yscale="log")
+    if len(points):
+        panel.errorbar(T, middle, spread, color=COLOURS[0], marker="o", capsize=3, label="imbalance-aware, T")
+    if zero is not None and len(points) > 1:
+        panel.set_xticks([*T], ["0" if i == 0 else f"{t:g}" for i, t in enumerate(T)], fontsize=7)
+        panel.minorticks_off()
+
+
+def training_figure(found: GridResults) -> Figure:
+    """Rollout error and growth factor on the validation trajectories against training steps, a line per seed."""
+    groups = first_labels(found)
+    figure = Figure(figsize=(6 * len(groups), 7), layout="constrained")
+    panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
+    for column, (title, rows) in enumerate(groups):
+        for colour, row in zip(COLOURS * 3, rows, strict=False):
+            for i, (steps, errors, growth) in enumerate(_courses(row)):
+                label = {"label": _name(row)} if i == 0 else {}
+                panels[0, column].semilogy(steps, errors, color=colour, lw=1, **label)
+                panels[1, column].plot(steps, growth, color=colour, lw=1)
+        panels[0, column].set(title=title, ylabel="validation rollout error of the states")
+        panels[1, column].set(xlabel="training step", ylabel="growth factor of a step", ylim=(0.95, 2.0))
+        panels[1, column].axhline(1, color="0.5", lw=0.8)
+        panels[0, column].legend(fontsize=7)
+    return figure
+
+
+def _courses(row: Row) -> Iterator[tuple[list[int], list[float], list[float]]]:
+    for outcome in row.outcomes:
+        if history := outcome.history:
+            errors = [_nan(line.get("rollout_states")) for line in history]
+            yield [line["step"] for line in history], errors, [_nan(line.get("growth_factor")) for line in history]
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

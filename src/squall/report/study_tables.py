@@ -1,0 +1,199 @@
+"""The tables of a study: Markdown for people, CSV with every number for programs."""
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from squall.losses import imbalance_weights
+from squall.report.comparison import Place, metrics, value_at
+from squall.report.results import (
+    GridResults,
+    Outcome,
+    Results,
+    Row,
+    Summary,
+    compare_paired,
+    corrected,
+    published,
+    summarize,
+)
+from squall.report.tables import number
+from squall.run_folder import Kind
+
+__all__ = ["csv_table", "markdown_table", "regime_table", "status_table", "step_regimes"]
+
+KINDS: tuple[Kind, ...] = ("last", "best")
+STATES: Place = ("rollout", "states")
+ENERGY: Place = ("rollout", "energy")
+COLUMNS: dict[str, tuple[Place, Kind]] = {
+    "states": (STATES, "last"),
+    "energy": (ENERGY, "last"),
+    "one step: mean": (("one_step", "mean"), "last"),
+    "top 1 %": (("one_step", "top_1_percent"), "last"),
+    "growth": (("growth", "max"), "last"),
+    "states, best": (STATES, "best"),
+    "energy, best": (ENERGY, "best"),
+}
+"""The numbers of the Markdown table: smaller is better."""
+
+
+def markdown_table(found: GridResults, baseline: str | None) -> str:
+    """One table per label of the first axis: medians over seeds with their 95 % bootstrap intervals.
+
+    "best" are the weights that rolled out best on the validation trajectories. p is of the paired test of the
+    rollout's states against the baseline, corrected for all comparisons of the grid.
+    """
+    p_values = _tests(found, baseline)
+    parts = [f"### {found.grid.about or found.grid.name}\n"]
+    for first, rows in itertools.groupby(found.rows, key=lambda row: row.labels[:1] if len(row.labels) > 1 else ()):
+        parts.append("\n".join([*_heading(first), *_lines(list(rows), found, p_values), ""]))
+    count = max((len(row.outcomes) for row in found.rows), default=0)
+    parts.append(_footnote(count, len(p_values)))
+    return "\n".join(parts)
+
+
+def _heading(first: tuple[str, ...]) -> list[str]:
+    names = ["", "seeds", "diverged", *COLUMNS, "p", "published: states, energy"]
+    title = [f"**{first[0]}**", ""] if first else []
+    return [*title, "| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+
+
+def _lines(rows: Sequence[Row], found: GridResults, p_values: Mapping[tuple[str, ...], float]) -> Iterator[str]:
+    theirs = published(found.grid)
+    summaries = {
+        name: [summarize(list(row.values(place, kind).values())) for row in rows]
+        for name, (place, kind) in COLUMNS.items()
+    }
+    best = {name: min((s.median for s in column if s), default=None) for name, column in summaries.items()}
+    for i, row in enumerate(rows):
+        cells = [_interval(column[i], best[name]) for name, column in summaries.items()]
+        p = p_values.get(row.labels)
+        print_p = "" if p is None else f"{p:.2g}"
+        others = [number(x) for x in (theirs(row, "states"), theirs(row, "energy")) if x is not None]
+        label = ", ".join(row.labels[1:] or row.labels)
+        seeds = f"{row.finished}" if row.finished == len(row.outcomes) else f"{row.finished} of {len(row.outcomes)}"
+        yield "| " + " | ".join([label, seeds, str(row.diverged), *cells, print_p, ", ".join(others)]) + " |"
+    for name, values in _free(rows).items():
+        cells = [number(x) if (x := values.get(column)) is not None else "" for column in COLUMNS]
+        yield "| " + " | ".join([f"*{name}*", "", "", *cells, "", ""]) + " |"
+
+
+def _interval(summary: Summary | None, best: float | None) -> str:
+    if summary is None:
+        return ""
+    median = _number(summary.median)
+    median = f"**{median}**" if summary.median == best else median
+    return median if summary.count == 1 else f"{median} [{_number(summary.low)}, {_number(summary.high)}]"
+
+
+def _number(value: float) -> str:
+    return "diverged" if value == float("inf") else number(value)
+
+
+def _free(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """What predictions that cost nothing reach, from the first evaluation that there is."""
+    for outcome in itertools.chain.from_iterable(row.outcomes for row in rows):
+        for item in outcome.evaluation.get("checkpoints", {}).values():
+            free = dict(item["baselines"])
+            return {"first state for ever": free.pop("persistence"), **free}
+    return {}
+
+
+def _tests(found: GridResults, baseline: str | None) -> dict[tuple[str, ...], float]:
+    p_values = {}
+    for row in found.rows:
+        other = found.baseline_of(row, baseline)
+        if other is not None and other is not row:
+            p = compare_paired(row.values(STATES), other.values(STATES))
+            if p is not None:
+                p_values[row.labels] = p
+    return corrected(p_values)
+
+
+def _footnote(seeds: int, comparisons: int) -> str:
+    text = (
+        "Mean squared errors, medians over seeds [95 % bootstrap interval]; the least median in bold. One step: of the "
+        "rate (u' − u)/dt."
+    )
+    least = 0.5 ** (seeds - 1) if seeds else 1.0
+    if comparisons and min(1.0, least * comparisons) > 0.05:
+        text += (
+            f" p: with {seeds} seeds and {comparisons} comparisons the test cannot say less than "
+            f"{min(1.0, least * comparisons):.2g}, so nothing here is significant by it."
+        )
+    return text + "\n"
+
+
+def csv_table(results: Results) -> str:
+    """Every number of every trial: one line per grid, trial and kind of weights; diverged is `inf`."""
+    fields = ["u"]
+    places = metrics(fields)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["grid", "labels", "seed", "state", "weights", "step", *places])
+    for name, found in results.grids.items():
+        for row in found.rows:
+            for outcome in row.outcomes:
+                for kind in KINDS:
+                    values = [outcome.value(place, kind) for place in places.values()]
+                    step = value_at(outcome.evaluation.get("checkpoints", {}).get(kind), ("step",), "")
+                    head = [name, " / ".join(row.labels), outcome.trial.seed, outcome.state, kind, step]
+                    writer.writerow([*head, *("" if x is None else f"{x:.6g}" for x in values)])
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class StepRegime:
+    """One regime of a one-step error map: share of points, mean error, and the share of a loss's weight on it."""
+
+    name: str
+    share: float
+    error: float
+    weight: dict[str, float]
+
+
+def step_regimes(outcome: Outcome, temperatures: Mapping[str, float]) -> list[StepRegime]:
+    """Errors and weights by the system's regimes on the kept trajectories; empty where it has none."""
+    fields = outcome.fields()
+    if fields is None or "regime" not in fields or not (fields["regime"] >= 0).any():
+        return []
+    error, label = torch.from_numpy(fields["step_error"]), torch.from_numpy(fields["regime"])
+    weights = {name: imbalance_weights(error, T) for name, T in temperatures.items()}
+    return [
+        StepRegime(
+            name,
+            (label == i).float().mean().item(),
+            error[label == i].mean().item(),
+            {loss: w[label == i].sum().item() for loss, w in weights.items()},
+        )
+        for i, name in enumerate(("separation", "collision", "boundary", "body"))
+        if (label == i).any()
+    ]
+
+
+def regime_table(outcome: Outcome, temperatures: Mapping[str, float]) -> str:
+    """The paper's claim in numbers: where the one-step errors are, and where a loss puts its weight."""
+    regimes = step_regimes(outcome, temperatures)
+    if not regimes:
+        return ""
+    names = ["regime", "share of points", "one-step error", *(f"weight, {name}" for name in temperatures)]
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for regime in regimes:
+        cells = [f"{100 * regime.share:.1f} %", number(regime.error)]
+        cells += [f"{100 * weight:.1f} %" for weight in regime.weight.values()]
+        lines.append("| " + " | ".join([regime.name, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def status_table(results: Results) -> str:
+    """How far every grid is, in words."""
+    lines = []
+    for name, found in results.grids.items():
+        states = [outcome.state for row in found.rows for outcome in row.outcomes]
+        counts = {state: states.count(state) for state in ("done", "failed", "started", "missing") if state in states}
+        lines.append(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    return "\n".join(lines)
