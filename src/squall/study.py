@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,17 @@ class Trial:
     system: str
     config: RunConfig
 
+    def with_seed(self, seed: int) -> "Trial":
+        """The same with another seed."""
+        training = dataclasses.replace(self.config.training, seed=seed)
+        return dataclasses.replace(self, seed=seed, config=dataclasses.replace(self.config, training=training))
+
     @property
     def name(self) -> str:
         """The name of its run folder."""
         return "-".join([*(_slug(label) for label in self.labels), f"seed-{self.seed}"])
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Equal for two trials that would compute the same."""
         values = {key: value for key, value in flat(to_dict(self.config)).items() if key not in NOT_THE_TRIAL}
@@ -109,7 +115,7 @@ class Study:
     keep_weights: bool
     source: Mapping[str, Any] = field(repr=False)
 
-    @property
+    @cached_property
     def trials(self) -> tuple[Trial, ...]:
         """Every trial once, in the order of the grids and, within one, seed by seed."""
         return tuple({trial.identity: trial for grid in self.grids.values() for trial in grid.trials.values()}.values())
@@ -164,8 +170,11 @@ def _study(values: Mapping[str, Any]) -> Study:
             raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
         seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
         trials = {}
-        for seed, labels in itertools.product(seeds, itertools.product(*axes)):
-            trial = _trial(values.get("base") or {}, variants, labels, seed, systems)
+        made = {
+            labels: _trial(values.get("base") or {}, variants, labels, systems) for labels in itertools.product(*axes)
+        }
+        for seed, labels in itertools.product(seeds, made):
+            trial = made[labels].with_seed(seed)
             trials[labels, seed] = first.setdefault(trial.identity, trial)
         show = tuple(asked.get("show", ("table",)))
         for what in show:
@@ -197,9 +206,9 @@ def _trial(
     base: Mapping[str, Any],
     variants: Mapping[str, Mapping[str, Any]],
     labels: tuple[str, ...],
-    seed: int,
     systems: dict[str, dict[str, Any]],
 ) -> Trial:
+    """The trial of seed 0, whose system is added to the systems."""
     _known("variant", labels, variants)
     values: dict[str, Any] = {}
     for part in (base, *(variants[label] or {} for label in labels)):
@@ -211,13 +220,13 @@ def _trial(
     data, about = _data(system)
     systems.setdefault(data, about)
     nested: dict[str, Any] = {}
-    for key, value in (values | {"data.path": f"data/{data}.hdf5", "training.seed": seed}).items():
+    for key, value in (values | {"data.path": f"data/{data}.hdf5", "training.seed": 0}).items():
         *groups, name = key.split(".")
         place = nested
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = value
-    return Trial(labels, seed, data, from_dict(nested))
+    return Trial(labels, 0, data, from_dict(nested))
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from squall.config import RunConfig
 from squall.run_folder import RunFolder, RunFolderError
@@ -75,7 +75,10 @@ def run_study(
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
 
-def part_of(trials: Sequence[Trial], part: tuple[int, int]) -> list[Trial]:
+Item = TypeVar("Item")
+
+
+def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
     """Every n-th trial, from the i-th on, for part (i, n).
 
     >>> part_of(["a", "b", "c"], (1, 2)), part_of(["a", "b", "c"], (2, 2))

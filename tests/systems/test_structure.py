@@ -156,3 +156,21 @@ def test_impossible_coefficients_are_refused():
         CahnHilliard(gamma=-0.1)
     with pytest.raises(ValueError, match=r"alpha is inf.*finite"):
         KortewegDeVries(alpha=float("inf"))
+
+
+def test_regimes_of_a_hand_made_separation():
+    """A field of two phases that forms, rests, loses a domain and rests again."""
+    system = CahnHilliard(points=40)
+    x = torch.arange(40)
+    phase = torch.where((x < 20), 1.0, -1.0).double()
+    phase[[0, 19]], phase[[20, 39]] = 0.3, -0.3
+    gone = torch.full((40,), -1.0, dtype=torch.float64)
+    times = [0.02 * phase, 0.4 * phase, phase, phase, phase, gone, gone, gone]
+    labels = system.regimes(torch.stack(times)[None, :, None])[0, :, 0]
+    named = [[system.regime_names[int(i)] for i in row] for row in labels]
+    assert set(named[0]) == set(named[1]) == {"separation"}
+    assert named[2][10] == named[2][30] == "body"
+    assert named[3][0] == named[3][19] == named[3][20] == "boundary"
+    assert named[4][10] == "collision"
+    assert named[4][30] == "body"
+    assert set(named[6]) == {"body"}

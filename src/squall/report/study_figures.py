@@ -156,8 +156,9 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
     middle[~np.isfinite(middle)] = np.nan
     panel.set(xscale="log", yscale="log")
     if len(points):
+        panel.set_xlim(T.min() / 3, T.max() * 3)
         panel.errorbar(T, middle, spread, color=COLOURS[0], marker="o", capsize=3, label="imbalance-aware, T")
-    if zero is not None and len(points) > 1:
+    if zero is not None and len(points) > 2:
         panel.set_xticks([*T], ["0" if i == 0 else f"{t:g}" for i, t in enumerate(T)], fontsize=7)
         panel.minorticks_off()
 

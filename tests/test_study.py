@@ -1,0 +1,271 @@
+"""A study: its grids, its folder, what a kill leaves, and what the report says of it."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from squall.cli import main
+from squall.config import ConfigError
+from squall.report.results import Row, compare_paired, corrected, published, read_results, summarize
+from squall.report.study_report import write_report
+from squall.report.tables import number
+from squall.run_folder import RunFolderError
+from squall.study import PRESETS, StudyFolder, read_study
+from squall.study_run import part_of, run_study
+
+TINY = {
+    "name": "tiny",
+    "seeds": 2,
+    "baseline": "original",
+    "base": {
+        "data": {"validation": 1, "test": 2},
+        "model": {"hidden": 3},
+        "training": {"steps": 60, "batch": 8, "log_every": 10, "validate_every": 20, "checkpoint_every": 5},
+        "device": {"accelerator": "cpu"},
+    },
+    "variants": {
+        "CH": {"system": {"name": "cahn-hilliard", "trajectories": 6, "steps": 10}, "model.name": "hnn"},
+        "original": {"loss.name": "mse"},
+        "sharp": {"loss": {"temperature": 0.1}},
+        "mean": {"loss.name": "mse"},
+    },
+    "grids": {
+        "all": {"axes": [["CH"], ["original", "sharp"]], "show": ["table", "fields", "training", "temperature"]},
+        "again": {"axes": [["CH"], ["mean"]], "seeds": 1},
+    },
+}
+
+
+def written(tmp_path: Path, values: dict) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def changed(**changes) -> dict:
+    return json.loads(json.dumps(TINY)) | changes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished study; a test that changes it copies it."""
+    folder = tmp_path_factory.mktemp("study")
+    run_study(read_study(written(folder, TINY)), folder / "out", workers=2)
+    return folder / "out"
+
+
+# Grids
+
+
+def test_trials_of_one_configuration_are_one_run(tmp_path):
+    study = read_study(written(tmp_path, TINY))
+    assert len(study.trials) == 4  # 'mean' is 'original' by another name
+    shared = study.grids["again"].trials[("CH", "mean"), 0]
+    assert shared == study.grids["all"].trials[("CH", "original"), 0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_presets_are_studies(preset):
+    study = read_study(preset)
+    assert study.name == preset
+    assert len({trial.name for trial in study.trials}) == len(study.trials)
+
+
+def test_the_paper_presets_ask_for_the_papers_protocol():
+    for preset, hidden, seeds in [("paper", 200, 15), ("paper-small", 64, 3)]:
+        table = read_study(preset).grids["table-1"]
+        assert {trial.config.model.hidden for trial in table.trials.values()} == {hidden}
+        assert {trial.config.training.steps for trial in table.trials.values()} == {10_000}
+        assert {trial.seed for trial in table.trials.values()} == set(range(seeds))
+        assert {(labels[0], trial.config.model.name) for (labels, _), trial in table.trials.items()} == {
+            ("CH", "hnn"),
+            ("KdV", "node"),
+        }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": 3}, "'sedes' is not a key: did you mean 'seeds'"),
+        ({"seeds": 0}, "'seeds' is 0, but must be how many seeds, at least 1"),
+        ({"grids": {}}, "'grids' is missing"),
+        ({"grids": {"a": {"axes": [["CH"], ["orignal"]]}}}, "'orignal' is not a variant: did you mean 'original'"),
+        ({"grids": {"a": {"axes": []}}}, "the grid 'a' has no axes"),
+        ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is not a key of the grid 'a': did you mean 'axes'"),
+        ({"grids": {"a": {"axes": [["original"]]}}}, "names no system"),
+        ({"grids": {"a": {"axes": [["CH"]], "show": ["tabel"]}}}, "did you mean 'table'"),
+        ({"baseline": "orig"}, "did you mean 'original'"),
+        ({"base": {"training.stps": 3}}, "did you mean 'training.steps'"),
+        ({"variants": TINY["variants"] | {"CH": {"system": "heat"}}}, "the system 'heat' is unknown: known are cahn"),
+        ({"variants": TINY["variants"] | {"Original": {"loss.temperature": 3.0}},
+          "grids": {"a": {"axes": [["CH"], ["original", "Original"]]}}}, "two different trials would both be"),
+    ],
+)  # fmt: skip
+def test_a_study_that_cannot_be_run_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        read_study(written(tmp_path, changed(**changes)))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 3", ""])
+def test_what_is_no_study_is_refused(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"study\.yaml"):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_parts_share_the_trials_out():
+    trials = list(range(11))
+    assert sorted(itertools.chain(*(part_of(trials, (i, 3)) for i in (1, 2, 3)))) == trials
+    with pytest.raises(ValueError, match="4/3"):
+        part_of(trials, (4, 3))
+
+
+# The folder
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path, finished):
+    with pytest.raises(RunFolderError, match="holds the study 'tiny', not 'other'"):
+        StudyFolder(finished).create(read_study(written(tmp_path, changed(name="other"))))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match="is not empty and no study"):
+        StudyFolder(tmp_path / "full").create(read_study(written(tmp_path, TINY)))
+
+
+def test_a_study_may_grow_but_not_change_a_run(tmp_path, finished):
+    more = changed(seeds=3)
+    StudyFolder(finished).create(read_study(written(tmp_path, more)))
+    assert [StudyFolder(finished).state(trial) for trial in read_study(written(tmp_path, more)).trials].count(
+        "missing"
+    ) == 2
+    StudyFolder(finished).create(read_study(written(tmp_path, TINY)))
+    other = changed()
+    other["base"]["training"]["batch"] = 9
+    with pytest.raises(RunFolderError, match=r"training\.batch: 8 -> 9"):
+        StudyFolder(finished).create(read_study(written(tmp_path, other)))
+
+
+def results_of(folder: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/evaluation.json"))}
+
+
+def test_a_finished_study_is_not_run_again(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*")}
+    run_study(StudyFolder(finished).read(), finished, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*")} == before
+    assert not list(finished.glob("runs/*/checkpoints")), "weights are kept only on request"
+
+
+@pytest.mark.slow
+def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
+    """Killed with its workers, and killed alone: orphans stop by themselves and leave what they have."""
+    path, out = written(tmp_path, TINY), tmp_path / "out"
+    command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers", "2"]
+    for with_workers in (True, False, True):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        before = len(list(out.glob("runs/*/checkpoints/last-*")))
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("runs/*/checkpoints/last-*"))) <= before and time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            time.sleep(0.01)
+        if with_workers:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert results_of(out) == {
+        name: found | {"data": results_of(out)[name]["data"]} for name, found in results_of(finished).items()
+    }
+
+
+def test_a_training_that_diverges_is_a_result(tmp_path):
+    values = changed(seeds=1)
+    values["variants"]["CH"]["training.learning_rate"] = 1e30
+    failed = run_study(read_study(written(tmp_path, values)), tmp_path / "out", workers=1)
+    assert {trial.labels for trial in failed} == {("CH", "original"), ("CH", "sharp")}
+    row = read_results(tmp_path / "out").grids["all"].rows[0]
+    assert row.diverged == row.finished == 1
+    assert "diverged at step" in json.loads((row.outcomes[0].folder.path / "failed.json").read_text())["message"]
+    write_report(tmp_path / "out")
+    assert "| original | 1 | 1 | **diverged** |" in (tmp_path / "out" / "report" / "tables.md").read_text()
+
+
+def test_the_command_runs_shows_and_reports_a_study(tmp_path, capsys):
+    values = changed(seeds=1)
+    out = tmp_path / "out"
+    assert main(["study", "run", str(written(tmp_path, values)), "--out", str(out), "--part", "1/2"]) == 0
+    assert "all: 1 done, 1 missing" in capsys.readouterr().out
+    assert main(["study", "status", str(out)]) == 0
+    assert main(["study", "report", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| sharp | 0 of 1 | 0 |" in printed
+    assert all(Path(line).is_file() for line in printed.splitlines() if line.startswith(str(out)))
+    assert main(["study", "status", str(tmp_path / "nothing")]) == 2
+    assert main(["study", "run", "nothing.yaml"]) == 2
+    assert main(["study", "run", "smoke", "--part", "x"]) == 2
+
+
+# Statistics
+
+
+def test_medians_and_intervals_against_scipy():
+    """A resampled median of 15 is at most the k-th smallest with the probability that 8 draws are."""
+    sample = np.sort(np.random.default_rng(1).lognormal(size=15))
+    at_most = stats.binom.sf(7, 15, np.arange(1, 16) / 15)
+    low, high = sample[np.searchsorted(at_most, [0.025, 0.975])]
+    found = summarize(list(np.random.default_rng(2).permutation(sample)))
+    assert found is not None
+    assert (found.median, found.low, found.high) == (np.median(sample), low, high)
+
+
+def test_a_diverged_trial_counts_as_worse_than_any_number():
+    found = summarize([1.0, 2.0, float("inf")])
+    assert found is not None
+    assert (found.median, found.high) == (2.0, float("inf"))
+    assert summarize([1.0, float("inf"), float("inf")]).median == float("inf")
+    assert summarize([]) is None
+
+
+def test_the_paired_test_against_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.lognormal(size=15), rng.lognormal(0.8, size=15)
+    ours = compare_paired(dict(enumerate(a)), dict(enumerate(b)))
+    assert ours == pytest.approx(stats.wilcoxon(np.log(a), np.log(b)).pvalue)
+    assert compare_paired({0: 1.0}, {1: 1.0}) is None
+    assert compare_paired({0: float("inf")}, {0: float("inf")}) == 1.0
+
+
+def test_holms_correction_by_hand():
+    assert corrected({"a": 0.001, "b": 0.04, "c": 0.5}) == pytest.approx({"a": 0.003, "b": 0.08, "c": 0.5})
+
+
+def test_published_numbers_stand_beside_ours():
+    grid = read_study("paper").grids["table-1"]
+    find = published(grid)
+    assert find(Row(("KdV", "T = 100"), ()), "states") == 0.864
+    assert find(Row(("KdV", "T = 100"), ()), "energy") == 835
+    assert find(Row(("CH", "T = 0"), ()), "states") is None
+
+
+def test_the_report_of_a_finished_study(finished):
+    files = write_report(finished)
+    assert {path.suffix for path in files} >= {".png", ".pdf", ".csv", ".md"}
+    text = (finished / "report" / "tables.md").read_text()
+    row = read_results(finished).grids["all"].rows[1]
+    values = row.values(("rollout", "states"))
+    assert number(float(np.median(list(values.values())))) in text
+    lines = (finished / "report" / "results.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 5  # both kinds of weights of four trials, of which one stands in two grids
