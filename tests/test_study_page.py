@@ -25,6 +25,7 @@ STUDY = {
         "CH": {"system": "cahn-hilliard", "model.name": "hnn"},
         "original": {"loss.name": "mse"},
         "T = 0": {"loss.temperature": 0.0},
+        "T = 10": {"loss.temperature": 10.0},
         "T = 100": {"loss.temperature": 100.0},
     },
     "grids": {
@@ -38,10 +39,11 @@ STUDY = {
                 "rows": {"original": "original"},
             },
         },
+        "one-step": {"axes": [["CH"], ["original"]], "seeds": 1, "show": ["one-step"]},
         "nothing-yet": {
-            "axes": [["CH"], ["original"]],
-            "seeds": 3,
-            "show": ["table", "fields", "temperature", "training"],
+            "axes": [["CH"], ["T = 10"]],
+            "seeds": 1,
+            "show": ["table", "fields", "temperature", "training", "one-step"],
         },
     },
 }
@@ -76,9 +78,11 @@ def trial(path, error: float | None, best: float | None = None, diverged_at: int
     prediction = truth + 0.5
     if diverged_at is not None:
         prediction[:, diverged_at:] = np.nan
-    folder.write_arrays(
-        "rollouts.npz", time=np.arange(9) / 8, axis_0=np.arange(6.0), truth=truth, prediction=prediction
-    )
+    axes = {"time": np.arange(9) / 8, "axis_0": np.arange(6.0)}
+    steps = {"step_error": np.full((2, 8, 1, 6), 0.25, np.float32), "regime": np.full((2, 8, 1, 6), 3, np.int8)}
+    if diverged_at is not None:  # made before these were kept
+        steps = {}
+    folder.write_arrays("rollouts.npz", **axes, truth=truth, prediction=prediction, **steps)
 
 
 @pytest.fixture
@@ -126,6 +130,7 @@ def test_how_far_the_study_is(page):
     for words in ("3 done", "1 failed", "1 started", "2 missing", "of 7 trials"):
         assert words in text, words
     assert "the loss is not finite" in text
+    assert "No p: the study names no baseline for these rows." in text
     assert "c0ffeec0ff" in text
 
 
@@ -166,6 +171,15 @@ def test_the_maps_give_back_truth_and_error(page):
     assert (decoded(diverged["bytes"]).reshape(9, 6)[4:] == -128).all()
 
 
+def test_the_error_of_one_step_has_its_map_and_its_regimes(page):
+    steps = data_of(page)["grids"]["one-step"]["steps"]
+    assert steps["trial"] == "ch-original-seed-0"
+    assert [found["top"] for found in steps["maps"]] == [0.25, 0.25]
+    assert (decoded(steps["maps"][0]["bytes"]) == 127).all()
+    assert (decoded(steps["maps"][0]["regime"]) == 3).all()
+    assert "<td>100.0 %</td><td>0.25</td>" in line_of(page.read_text(), "body")
+
+
 def decoded(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), np.int8).astype(float)
 
@@ -200,6 +214,8 @@ PROBE = """<script>addEventListener('load', () => setTimeout(() => {
   row.value = 'T = 100'; row.onchange(); seed.value = '1'; seed.onchange();
   told.fields = document.querySelector('[data-told]').textContent;
   told.plots = document.querySelectorAll('.plot .main-svg').length;
+  const titles = document.querySelectorAll("[data-figure=steps] .gtitle");
+  told.maps = [...titles].map(title => title.textContent);
   told.problems = problems;
   document.body.replaceChildren();
   const out = document.createElement('pre');
@@ -227,3 +243,4 @@ def test_a_browser_draws_the_page_and_its_controls_work(page, tmp_path):
     assert told["shown"] is False
     assert "diverged: from t = 0.5 on" in told["fields"]
     assert told["plots"] > 0
+    assert told["maps"] == ["squared error", "regime"]

@@ -30,6 +30,8 @@ from squall.report.results import (
     published,
     summarize,
 )
+from squall.report.study_figures import REGIME_COLOURS, REGIME_NAMES
+from squall.report.study_tables import StepRegime, step_regimes
 from squall.report.tables import number
 from squall.run_folder import Kind, write_beside
 
@@ -50,6 +52,11 @@ REGIMES = ("quiet", "active", "extreme")
 STATE_NAMES = ("done", "failed", "started", "missing")
 IN_WORDS = {"failed": "failed: the training diverged", "started": "not finished", "missing": "missing"}
 SIGNIFICANT = 0.05
+
+WEIGHED = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.1}
+"""Losses whose weights are shown by regime of a one-step error, by their temperature."""
+DECADES = 5
+"""How far below its largest value a one-step error is shown."""
 
 FIELD_BYTES = 2_500_000
 """How much all fields of a page may take before base64, which adds a third."""
@@ -95,7 +102,9 @@ def _context(results: Results) -> dict[str, Any]:
         "trials": [_provenance(outcome) for outcome in outcomes],
         "kinds": KINDS,
         "columns": list(COLUMNS),
-        "data": _script_json({"colours": COLOURS, **_drawn(results)}),
+        "weighed": list(WEIGHED),
+        "number": number,
+        "data": _script_json(_drawn(results)),
     }
 
 
@@ -168,6 +177,7 @@ def _grid(name: str, found: GridResults, baseline: str | None) -> dict[str, Any]
         "counts": _counts(outcomes),
         "total": len(outcomes),
         "tables": _tables(found, baseline) if has_table else [],
+        "step_regimes": _step_regimes(found) if "one-step" in found.grid.show else [],
         "has_published": bool(found.grid.published),
         "notes": {kind: _test_note(found, baseline, kind) for kind in KINDS} if has_table else {},
     }
@@ -283,12 +293,13 @@ def _tests(found: GridResults, baseline: str | None, kind: Kind) -> dict[tuple[s
 
 def _test_note(found: GridResults, baseline: str | None, kind: Kind) -> str:
     """What p is, and how small the number of seeds lets it be."""
-    sizes = [len(a.values(STATES, kind).keys() & b.values(STATES, kind).keys()) for a, b in _pairs(found, baseline)]
+    pairs = list(_pairs(found, baseline))
+    if not pairs:
+        return "No p: the study names no baseline for these rows."
+    sizes = [len(a.values(STATES, kind).keys() & b.values(STATES, kind).keys()) for a, b in pairs]
     sizes = [size for size in sizes if size]
     if not sizes:
-        return (
-            "No p: no seed has finished both here and for the baseline." if baseline else "No p: no baseline is named."
-        )
+        return "No p: no seed has finished both here and for the baseline."
     # All n differences of one sign: two of the 2^n patterns are as extreme.
     least = min(1.0, len(sizes) * 0.5 ** (max(sizes) - 1))
     text = (
@@ -321,8 +332,11 @@ def _drawn(results: Results) -> dict[str, Any]:
             parts["training"] = [_courses(*group) for group in _groups(found)]
         if "fields" in show:
             parts["fields"] = [maps.panel(*group) for group in _groups(found)]
+        if "one-step" in show:
+            parts["steps"] = _steps(found)
         grids[name] = parts
-    return {"grids": grids, "truths": maps.truths, "errors": maps.errors, "seedsShown": maps.seeds}
+    regimes = {"regimeNames": REGIME_NAMES, "regimeColours": REGIME_COLOURS}
+    return {"colours": COLOURS, **regimes, "grids": grids, "truths": maps.truths, "errors": maps.errors}
 
 
 def _summary(row: Row, place: Place, kind: Kind) -> dict[str, Any]:
@@ -379,6 +393,52 @@ def _course(outcome: Outcome) -> dict[str, Any]:
         "steps": [line["step"] for line in history],
         "errors": [_finite(line.get("rollout_states")) for line in history],
         "growth": [_finite(line.get("growth_factor")) for line in history],
+    }
+
+
+def _first_with_steps(found: GridResults) -> tuple[Outcome, dict[str, np.ndarray]] | None:
+    """The first trial that kept its one-step errors."""
+    for outcome in _outcomes([found]):
+        fields = outcome.fields()
+        if fields is not None and fields.get("step_error", np.zeros(0)).size:
+            return outcome, fields
+    return None
+
+
+def _step_regimes(found: GridResults) -> list[StepRegime]:
+    """One-step errors and weights by the system's own regimes, of the trial whose maps are shown."""
+    first = _first_with_steps(found)
+    return step_regimes(first[0], WEIGHED) if first else []
+
+
+def _steps(found: GridResults) -> dict[str, Any] | None:
+    """The error of one step over space and time, and what happens there; None if no trial kept it.
+
+    A byte q stands for the error top · 10^(DECADES · (q/127 − 1)).
+    """
+    first = _first_with_steps(found)
+    if first is None:
+        return None
+    outcome, fields = first
+    errors = _planes(fields["step_error"])
+    regimes = _planes(fields["regime"]) if "regime" in fields else [None] * len(errors)
+    maps = [_step(fields, error, regime) for error, regime in zip(errors, regimes, strict=True)]
+    return {"trial": outcome.folder.path.name, "decades": DECADES, "maps": maps}
+
+
+def _step(fields: Mapping[str, np.ndarray], error: np.ndarray, regime: np.ndarray | None) -> dict[str, Any]:
+    every = _strides(error.shape, MOST_CELLS)
+    coarse = tuple(slice(None, None, stride) for stride in every)
+    finite = np.where(np.isfinite(error), error, np.nan)
+    top = float(np.nanmax(finite, initial=0.0)) or 1.0
+    known = regime is not None and bool((regime >= 0).any())
+    return {
+        "time": _axis(fields["time"][: len(error)], every[0]),
+        "space": _axis(fields.get("axis_0", np.arange(error.shape[1])), every[1]),
+        "every": every,
+        "top": _finite(top),
+        "bytes": _bytes(np.log10(np.maximum(finite[coarse] / top, 10.0**-DECADES)) / DECADES + 1),
+        "regime": _bytes(regime[coarse] / 127) if regime is not None and known else None,
     }
 
 
