@@ -35,5 +35,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[test,lint,interop,tensorboard,triton]'
+	$(INSTALL) -e '.[test,lint,interop,tensorboard,fast,triton]'
 	touch $@ $(VENV)/.installed

@@ -18,6 +18,8 @@ from squall.losses import (
 )
 from squall.losses.fused_cpu import SMALL
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 ones = torch.ones(2, 3, 4)
 
 

@@ -14,6 +14,9 @@ from . import oracle
 RULES = [0.5, 3.0, 100.0, math.inf, Relative(4.0), KLBudget(0.05), KLBudget(0.3), KLBudget(2.0), EffectiveFraction(0.4)]
 
 
+pytestmark = pytest.mark.usefixtures("passes")
+
+
 def batch(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, generator=generator).requires_grad_(), torch.randn(n, generator=generator)

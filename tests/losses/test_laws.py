@@ -35,7 +35,10 @@ overs = st.sampled_from(["all", "sample", "channel"])
 seeds = st.integers(0, 10_000)
 
 # A budget that a tiny drawn batch cannot meet is a warning, and lawful.
-pytestmark = pytest.mark.filterwarnings("ignore:the temperature budget:RuntimeWarning")
+pytestmark = [
+    pytest.mark.usefixtures("passes"),
+    pytest.mark.filterwarnings("ignore:the temperature budget:RuntimeWarning"),
+]
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -5,10 +5,13 @@ scratch memory again and again. Main memory sees each input read once per pass a
 the eager formula writes and reads back a whole tensor per operator.
 
 Small batches run in NumPy, in the calling thread: its operators take a third of the time to start, and wake
-no threads. Densities are powers of two, since `exp2` is the faster of the exponentials here.
+no threads. Densities are powers of two, since `exp2` is the faster of the exponentials here. Where numba is installed,
+batches of up to COMPILED points run in `fused_numba` instead.
 """
 
+import functools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +19,15 @@ from torch import Tensor
 
 from squall.losses.sums import Sums
 
+if TYPE_CHECKING:
+    from squall.losses.fused_numba import CompiledPasses
+
 __all__ = ["BlockPasses", "SmallPasses", "cpu_passes"]
 
+COMPILED = 1 << 21
+"""Largest batch for the compiled passes, which use one thread."""
 SMALL = 1 << 16
-"""Largest batch that runs in the calling thread."""
+"""Largest batch that runs in the calling thread without them."""
 BLOCK = 1 << 17
 """Elements per block and thread: three blocks of float32 take 1.5 MB, the L2 cache of a core."""
 LN2 = math.log(2)
@@ -173,14 +181,30 @@ class BlockPasses:
         return gradient
 
     def sample(self) -> Tensor:
-        """Errors of points all over the batch, in runs of one cache line."""
+        """Errors of points all over the batch."""
+        return sampled(self.prediction, self.target)
+
+
+def sampled(prediction: Tensor, target: Tensor) -> Tensor:
+    """The squared errors: of all points of a small batch; of a larger one of runs of one cache line."""
+    if prediction.numel() > SMALL:
         runs, length = 1024, 16
-        step = self.count // runs
-        p, t = (x.as_strided((runs, length), (step, 1)) for x in (self.prediction, self.target))
-        return (p - t).square().view(-1)
+        step = prediction.numel() // runs
+        prediction, target = (x.as_strided((runs, length), (step, 1)) for x in (prediction, target))
+    return (prediction - target).square_().view(-1)
 
 
-def cpu_passes(prediction: Tensor, target: Tensor, keep: bool) -> SmallPasses | BlockPasses:
+@functools.cache
+def compiled_passes() -> "type[CompiledPasses] | None":
+    """The passes in numba, imported when the first batch asks for them; None where numba does not work."""
+    try:
+        from squall.losses.fused_numba import CompiledPasses
+    except ImportError:  # also where numba does not know the version of NumPy
+        return None
+    return CompiledPasses
+
+
+def cpu_passes(prediction: Tensor, target: Tensor, keep: bool) -> "SmallPasses | BlockPasses | CompiledPasses":
     """The passes that suit the size of the batch.
 
     Args:
@@ -188,5 +212,8 @@ def cpu_passes(prediction: Tensor, target: Tensor, keep: bool) -> SmallPasses | 
         keep: a gradient will be asked for: where the temperature is known beforehand, the sweep writes it, up to
             its scale, instead of computing every density twice.
     """
+    compiled = compiled_passes() if prediction.numel() <= COMPILED else None
+    if compiled is not None:
+        return compiled(prediction, target, keep)
     small = prediction.numel() <= SMALL
     return SmallPasses(prediction, target) if small else BlockPasses(prediction, target, keep)

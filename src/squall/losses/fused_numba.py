@@ -1,0 +1,250 @@
+"""The passes of the fused loss on the CPU for batches of up to a few million points, compiled by numba.
+
+One thread, and no memory but the gradient: where a batch is small, starting an operator, waking a thread and faulting
+in a scratch tensor each cost more than the arithmetic. A block of points stays in the innermost cache while its largest
+error is found and then its sums are taken; sums run in the precision of the data within a block, in float64 across.
+
+Optional (`pip install squall[fast]`): without numba, `fused_cpu` does the same.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+from squall.losses.fused_cpu import SMALL, sampled
+from squall.losses.sums import Sums
+
+__all__ = ["CompiledPasses"]
+
+BLOCK = 1024
+"""Points per block: with 8 lanes and more, each lane adds up at most 128 numbers in float32."""
+LN2 = math.log(2)
+FAST = {"contract", "reassoc", "nsz"}
+"""Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
+C1, C2, C3, C4, C5, C6 = (
+    np.float32(c)
+    for c in np.polynomial.chebyshev.Chebyshev.interpolate(
+        lambda x: np.where(x == 0, LN2, np.expm1(LN2 * x) / np.where(x == 0, 1, x)), 5, domain=[-0.5, 0.5]
+    )
+    .convert(kind=np.polynomial.Polynomial)
+    .coef
+)
+"""2^x = 1 + x (C1 + C2 x + …) for |x| ≤ 1/2, to 1e-8."""
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiled at the first call; kept on disk for the next process where there is a place for it."""
+    function = inspect.unwrap(function)  # from what a type checker of the tests may have put around it
+    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # no folder that can be written
+        return numba.njit(function, **options)
+
+
+@intrinsic
+def _bits(typing_context, x):  # pyright: ignore[reportUnusedParameter]
+    """The bits of a float as an integer. From 0 on they are ordered like the floats, NaN above all."""
+    integer = types.int32 if x == types.float32 else types.int64
+    return integer(x), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], context.get_value_type(signature.return_type)
+    )
+
+
+@intrinsic
+def _float(typing_context, i):  # pyright: ignore[reportUnusedParameter]
+    """The inverse of `_bits`."""
+    real = types.float32 if i == types.int32 else types.float64
+    return real(i), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], context.get_value_type(signature.return_type)
+    )
+
+
+@compiled
+def _exp2_single(x):
+    x = x if x > np.float32(-126) else np.float32(-126)
+    whole = np.int32(x - np.float32(0.5))
+    f = x - np.float32(whole)
+    series = C1 + f * (C2 + f * (C3 + f * (C4 + f * (C5 + f * C6))))
+    return (np.float32(1) + f * series) * _float(np.int32((whole + 127) << 23))  # pyright: ignore[reportCallIssue]
+
+
+def _exp2(x):
+    """2^x for x ≤ 0, to the rounding of x; in float32 never below 2^-126."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(_exp2, jit_options={"fastmath": FAST})
+def _overloaded_exp2(x):
+    return (lambda x: _exp2_single(x)) if x == types.float32 else (lambda x: math.exp(LN2 * x))
+
+
+@compiled
+def _largest_and_sum(p, t):
+    highest, total = _bits(p.dtype.type(0)), 0.0  # pyright: ignore[reportCallIssue]
+    for start in range(0, p.size, BLOCK):
+        a, b = p[start : start + BLOCK], t[start : start + BLOCK]
+        part = p.dtype.type(0)
+        for i in range(a.size):
+            d = a[i] - b[i]
+            highest = max(highest, _bits(d * d))  # pyright: ignore[reportCallIssue]
+            part += d * d
+        total += part
+    return _float(highest), total  # pyright: ignore[reportCallIssue]
+
+
+@compiled
+def _top(a, b):
+    """max (a − b)², NaN where one is NaN."""
+    highest = _bits(a.dtype.type(0))  # pyright: ignore[reportCallIssue]
+    for i in range(a.size):
+        d = a[i] - b[i]
+        highest = max(highest, _bits(d * d))  # pyright: ignore[reportCallIssue]
+    return _float(highest)  # pyright: ignore[reportCallIssue]
+
+
+@compiled
+def _sweep(p, t, unit):
+    """Sums over z = unit (p − t)² and e = 2^(z − top): top, Σz, Σe², Σe, Σze, Σz²e, Σz³e, Σze², Σz²e²."""
+    top, plain, squares, zeroth, first, second, third = -math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    squares_first, squares_second = 0.0, 0.0
+    zero = p.dtype.type(0)
+    for start in range(0, p.size, BLOCK):
+        a, b = p[start : start + BLOCK], t[start : start + BLOCK]
+        here = unit * _top(a, b)
+        if not here < math.inf:
+            return math.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        s, q, e0, e1, e2, e3, q1, q2 = zero, zero, zero, zero, zero, zero, zero, zero
+        for i in range(a.size):
+            d = a[i] - b[i]
+            z = unit * d * d
+            e = _exp2(z - here)
+            f = z * e
+            s += z
+            q += e * e
+            e0 += e
+            e1 += f
+            e2 += f * z
+            e3 += f * z * z
+            q1 += f * e
+            q2 += f * f
+        if here > top:
+            old, new, top = 2.0 ** (top - here), 1.0, float(here)
+        else:
+            old, new = 1.0, 2.0 ** (here - top)
+        plain += s
+        zeroth, first = old * zeroth + new * e0, old * first + new * e1
+        second, third = old * second + new * e2, old * third + new * e3
+        old, new = old * old, new * new
+        squares = old * squares + new * q
+        squares_first, squares_second = old * squares_first + new * q1, old * squares_second + new * q2
+    return top, plain, squares, zeroth, first, second, third, squares_first, squares_second
+
+
+@compiled
+def _sweep_and_keep(p, t, unit, out, tops):
+    """The first five of these sums; in `out` (p − t) e of every block relative to its own of `tops`."""
+    top, plain, squares, zeroth, first = -math.inf, 0.0, 0.0, 0.0, 0.0
+    zero = p.dtype.type(0)
+    for k in range(tops.size):
+        start = k * BLOCK
+        a, b, c = p[start : start + BLOCK], t[start : start + BLOCK], out[start : start + BLOCK]
+        here = unit * _top(a, b)
+        if not here < math.inf:
+            return math.nan, 0.0, 0.0, 0.0, 0.0
+        s, q, e0, e1 = zero, zero, zero, zero
+        for i in range(a.size):
+            d = a[i] - b[i]
+            z = unit * d * d
+            e = _exp2(z - here)
+            c[i] = d * e
+            s += z
+            q += e * e
+            e0 += e
+            e1 += z * e
+        tops[k] = here
+        if here > top:
+            old, new, top = 2.0 ** (top - here), 1.0, float(here)
+        else:
+            old, new = 1.0, 2.0 ** (here - top)
+        plain += s
+        zeroth, first = old * zeroth + new * e0, old * first + new * e1
+        squares = old * old * squares + new * new * q
+    return top, plain, squares, zeroth, first
+
+
+@compiled
+def _scale(out, tops, top, factor):
+    """Every block of `out` brought from its own top to the common one, in place."""
+    for k in range(tops.size):
+        c = out[k * BLOCK : (k + 1) * BLOCK]
+        by = out.dtype.type(factor * 2.0 ** (tops[k] - top))
+        for i in range(c.size):
+            c[i] *= by
+
+
+@compiled
+def _gradient(p, t, unit, shift, factor, out):
+    """factor (p − t) 2^(unit (p − t)² − shift)."""
+    for i in range(p.size):
+        d = p[i] - t[i]
+        out[i] = factor * d * _exp2(unit * d * d - shift)
+
+
+class CompiledPasses:
+    """A float32 or float64 batch, in the calling thread.
+
+    Args:
+        prediction, target: contiguous, detached, of one shape and type.
+        keep: a gradient will be asked for, see `fused_cpu.cpu_passes`.
+    """
+
+    def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
+        self.shape, self.count, self.keep = prediction.shape, prediction.numel(), keep
+        self.prediction, self.target = prediction.numpy().reshape(-1), target.numpy().reshape(-1)
+        self.real = self.prediction.dtype.type
+        self.kept: tuple[float, np.ndarray, np.ndarray] | None = None
+
+    def largest_and_mean(self) -> tuple[float, float]:
+        """max l and mean l."""
+        largest, total = _largest_and_sum(self.prediction, self.target)
+        return largest, total / self.count
+
+    def sweep(self, beta: float, moments: int) -> Sums:
+        """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
+        unit = self.real(beta / LN2)
+        if moments == 1 and self.keep:
+            out, tops = np.empty_like(self.prediction), np.empty(-(-self.count // BLOCK))
+            top, plain, squares, zeroth, first = _sweep_and_keep(self.prediction, self.target, unit, out, tops)
+            self.kept = beta, tops, out
+            return Sums(self.count, LN2 * top, LN2 * plain, squares, zeroth, LN2 * first)
+        top, plain, squares, zeroth, *once, twice_first, twice_second = _sweep(self.prediction, self.target, unit)
+        first, second, third = LN2 * once[0], LN2**2 * once[1], LN2**3 * once[2]
+        of_squares = (LN2 * twice_first, LN2**2 * twice_second) if moments == 4 else ()
+        return Sums(self.count, LN2 * top, LN2 * plain, squares, zeroth, first, second, third, *of_squares)
+
+    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+        """factor · (prediction − target) · exp(β l − top), a new tensor."""
+        if self.kept is not None and self.kept[0] == beta:
+            (_, tops, out), self.kept = self.kept, None  # given away
+            _scale(out, tops, top / LN2, factor)
+        else:
+            out, shift = np.empty_like(self.prediction), self.real(top / LN2)
+            factor *= math.exp(LN2 * float(shift) - top)  # what rounding the shift took away
+            _gradient(self.prediction, self.target, self.real(beta / LN2), shift, self.real(factor), out)
+        return torch.from_numpy(out.reshape(self.shape))
+
+    def sample(self) -> Tensor:
+        """Errors of all points of a small batch, of points all over a larger one."""
+        if self.count <= SMALL:
+            errors = self.prediction - self.target
+            return torch.from_numpy(np.multiply(errors, errors, out=errors))
+        return sampled(torch.from_numpy(self.prediction), torch.from_numpy(self.target))
