@@ -15,7 +15,7 @@ FLOORS = [
     {"systems", "models"},
     {"data", "sampling"},
     {"training", "diagnosis"},
-    {"config", "evaluation"},
+    {"config", "ensemble", "evaluation"},
     {"experiment", "run_folder"},
     {"study"},
     {"report", "runs", "simulation", "trained"},

@@ -9,6 +9,7 @@ import yaml
 
 from squall.cli import main
 from squall.config import from_dict
+from squall.study import read_study
 
 ROOT = Path(__file__).parents[1]
 TRAINING = (ROOT / "docs" / "training.md").read_text()
@@ -50,3 +51,12 @@ def test_the_commands_of_the_page_are_understood(page, tmp_path, monkeypatch):
     assert ours
     for _, command, *words in ours:
         assert main([command, *words, *small.get(command, [])]) == 0, (command, words)
+
+
+def test_the_study_of_the_page_is_one(tmp_path):
+    page = (ROOT / "docs" / "study.md").read_text()
+    (text,) = blocks(page, "yaml")
+    (tmp_path / "study.yaml").write_text(text)
+    assert len(read_study(tmp_path / "study.yaml").trials) == 2 * 4 * 3
+    for program in blocks(page, "python"):
+        exec(compile(program, "page", "exec"), {})

@@ -164,6 +164,7 @@ def test_a_finished_study_is_not_run_again(finished):
     run_study(StudyFolder(finished).read(), finished, workers=1)
     assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*")} == before
     assert not list(finished.glob("runs/*/checkpoints")), "weights are kept only on request"
+    assert not any(str(finished) in path.read_text() for path in finished.glob("runs/*/*.[yj]*")), "can be copied"
 
 
 @pytest.mark.slow

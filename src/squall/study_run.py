@@ -1,11 +1,11 @@
 """A study from its YAML to its folder: what is not there yet is simulated, trained and evaluated, several at a time."""
 
-import contextlib
 import dataclasses
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ from squall.training import Recorder, TrainingDiverged
 __all__ = ["Progress", "part_of", "run_study"]
 
 POLL_SECONDS = 0.5
-LOCK_SECONDS = 120
-"""How long to wait for the worker of a study that was killed: it stops by itself within a step or a rollout."""
+LOCK_SECONDS = 30
+"""How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
 
 FRAMES_KEPT = 101
 """Times at which the fields of a rollout are kept."""
@@ -136,13 +136,13 @@ def _on_one_thread(config: RunConfig) -> RunConfig:
 
 
 class _Stop(Recorder):
-    """Asks for a stop when the study is interrupted, or its process is gone."""
+    """Asks for a stop when the study is interrupted."""
 
     def __init__(self, event: Any) -> None:
-        self.event, self.parent = event, os.getppid()
+        self.event = event
 
     def stopping(self) -> bool:
-        return os.getppid() != self.parent or self.event.is_set()
+        return self.event.is_set()
 
 
 _stop: Recorder = Recorder()
@@ -152,6 +152,14 @@ def _start_worker(event: Any) -> None:
     global _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's own process turns it into a stop
     _stop = _Stop(event)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker with the study's process, however that ended; what it was writing is written beside."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
 
 
 def _run_one(config: RunConfig, path: Path, keep: bool) -> None:
@@ -168,14 +176,22 @@ def _run_one(config: RunConfig, path: Path, keep: bool) -> None:
             return
         evaluate_run(path, data=config.data.path, fields_of="last")
     _thin(folder)
+    _free_of_this_machine(folder, config)
     _forget_weights(folder, keep)
+
+
+def _free_of_this_machine(folder: RunFolder, config: RunConfig) -> None:
+    """Name the data from the study's folder, which may be copied anywhere."""
+    values = folder.read_config()
+    values["data"]["path"] = f"data/{Path(config.data.path).name}"
+    folder.write_config(values)
 
 
 def _trained(config: RunConfig, folder: RunFolder) -> Any:
     """Train, once a worker of a killed study has let go of the folder."""
-    for _ in range(LOCK_SECONDS):
+    for _ in range(LOCK_SECONDS if folder.path.exists() else 0):
         try:
-            with folder.locked() if folder.path.exists() else contextlib.nullcontext():
+            with folder.locked():
                 break
         except RunFolderError:
             time.sleep(1)
@@ -183,13 +199,26 @@ def _trained(config: RunConfig, folder: RunFolder) -> Any:
 
 
 def _thin(folder: RunFolder) -> None:
-    """Keep the fields of the rollouts at some of the times, in half precision: they are for figures."""
+    """Keep the fields and the curves of the rollouts at some of the times, the fields in half precision: they are for
+    figures."""
+    found = folder.read_json("evaluation.json")
+    for item in found["checkpoints"].values():
+        item["curves"] = {name: _strided(values) for name, values in item["curves"].items()}
     arrays = folder.read_arrays("rollouts.npz")
     stride = max(1, (len(arrays["time"]) - 1) // (FRAMES_KEPT - 1))
     for name, dtype in {"truth": "f2", "prediction": "f2", "step_error": "f4", "regime": "i1"}.items():
         arrays[name] = arrays[name][:, ::stride].astype(dtype)
     arrays["time"] = arrays["time"][::stride]
     folder.write_arrays("rollouts.npz", **arrays)
+    folder.write_json("evaluation.json", found)
+
+
+def _strided(values: list[Any]) -> list[Any]:
+    """About as many of a curve's numbers as times are kept, the last among them; of several curves, so many each."""
+    if values and isinstance(values[0], list):
+        return [_strided(one) for one in values]
+    stride = max(1, len(values) // (FRAMES_KEPT - 1))
+    return values[::-1][::stride][::-1]
 
 
 def _forget_weights(folder: RunFolder, keep: bool) -> None:

@@ -225,13 +225,13 @@ def train(
     """
     settings = settings or TrainingSettings()
     recorder = recorder or Recorder()
-    fabric = fabric or _one_process()
+    fabric = fabric or one_process()
     sampler = sampler or UniformSampler(len(transitions), settings.batch, settings.seed)
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
     predict: Any
     update: Any
-    predict, update = fabric.setup(_Increment(model, step, transitions.dt), optimizer or _adam(model, settings))
-    trial = _Trial(model, update, loss, recorder, fabric)
+    predict, update = fabric.setup(_Increment(model, step, transitions.dt), optimizer or adam(model, settings))
+    trial = Course(model, update, loss, recorder, fabric)
 
     with _private_randomness(settings.seed, fabric.device):
         trial.resume()
@@ -239,7 +239,7 @@ def train(
         started = time.monotonic() - trial.seconds
         while trial.step < settings.steps and not _stopping(recorder, fabric):
             mine = sampler(trial.step)[fabric.global_rank :: fabric.world_size]
-            u, target = _pair(transitions, mine, settings.residual)
+            u, target = pair(transitions, mine, settings.residual)
             u, target = like_model(model, u), like_model(model, target)
             prediction = predict(u) if substeps is None else predict(u, substeps[mine].to(u.device))
             if settings.residual == "state":
@@ -269,7 +269,7 @@ def train(
 
 
 @dataclass
-class _Trial:
+class Course:
     """A training under way: what it has, where it stands, and how that is saved and restored."""
 
     model: nn.Module
@@ -333,13 +333,13 @@ class _Trial:
         self.best = self.recorder.resume_best()
 
 
-def _one_process() -> Fabric:
+def one_process() -> Fabric:
     from lightning_fabric import Fabric
 
     return Fabric(accelerator="cpu", devices=1)
 
 
-def _adam(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+def adam(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError("the model has no parameters: there is nothing to train")
@@ -373,7 +373,7 @@ def _private_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _pair(transitions: Transitions, indices: Tensor, residual: Residual) -> tuple[Tensor, Tensor]:
+def pair(transitions: Transitions, indices: Tensor, residual: Residual) -> tuple[Tensor, Tensor]:
     """States and what is to be predicted, in the precision of the data: float32 differences lose digits."""
     u, u_next = transitions.fetch(indices)
     return u, (u_next - u) / transitions.dt if residual == "rate" else u_next

@@ -31,7 +31,7 @@ from squall.report.results import (
     summarize,
 )
 from squall.report.study_figures import REGIME_COLOURS, REGIME_NAMES
-from squall.report.study_tables import StepRegime, step_regimes
+from squall.report.study_tables import WEIGHED, StepRegime, step_regimes
 from squall.report.tables import number
 from squall.run_folder import Kind, write_beside
 
@@ -53,8 +53,6 @@ STATE_NAMES = ("done", "failed", "started", "missing")
 IN_WORDS = {"failed": "failed: the training diverged", "started": "not finished", "missing": "missing"}
 SIGNIFICANT = 0.05
 
-WEIGHED = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.1}
-"""Losses whose weights are shown by regime of a one-step error, by their temperature."""
 DECADES = 5
 """How far below its largest value a one-step error is shown."""
 

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from squall.report.figures import COLOURS
 from squall.report.results import GridResults, Outcome, Row, summarize
+from squall.systems import CahnHilliard
 
 __all__ = [
     "field_comparison",
@@ -22,7 +23,7 @@ __all__ = [
     "training_figure",
 ]
 
-REGIME_NAMES = ("separation", "collision", "boundary", "body")
+REGIME_NAMES = CahnHilliard.regime_names
 REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
 

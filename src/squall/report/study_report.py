@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from squall.report.figures import save
+from squall.report.page import write_page
 from squall.report.results import GridResults, Outcome, Results, read_results
 from squall.report.study_figures import (
     field_comparison,
@@ -15,13 +16,10 @@ from squall.report.study_figures import (
     temperature_figure,
     training_figure,
 )
-from squall.report.study_tables import csv_table, markdown_table, regime_table, status_table
+from squall.report.study_tables import WEIGHED, csv_table, markdown_table, regime_table, status_table
 from squall.run_folder import write_beside
 
 __all__ = ["write_report"]
-
-TEMPERATURES = {"MSE": float("inf"), "T = 100": 100.0, "T = 0.1": 0.1}
-"""Losses whose weights are shown by regime."""
 
 
 def write_report(path: Path | str) -> list[Path]:
@@ -39,7 +37,7 @@ def write_report(path: Path | str) -> list[Path]:
     files = [_write(out / "results.csv", csv_table(results)), _write(out / "tables.md", _tables(results))]
     for name, figure in _figures(results):
         files += [save(figure, out / f"{name}.png"), save(figure, out / f"{name}.pdf")]
-    return files
+    return [*files, write_page(results, out / "index.html")]
 
 
 def _write(path: Path, text: str) -> Path:
@@ -56,7 +54,7 @@ def _tables(results: Results) -> str:
             parts.append(markdown_table(found, study.baseline))
         if "one-step" in found.grid.show:
             for outcome in _done(found):
-                if table := regime_table(outcome, TEMPERATURES):
+                if table := regime_table(outcome, WEIGHED):
                     parts.append(f"### {found.grid.about}: {', '.join(outcome.trial.labels)}\n\n{table}")
                     break
     return "\n".join(parts)

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ from squall.report.results import (
 )
 from squall.report.tables import number
 from squall.run_folder import Kind
+from squall.systems import CahnHilliard
 
-__all__ = ["csv_table", "markdown_table", "regime_table", "status_table", "step_regimes"]
+__all__ = ["WEIGHED", "csv_table", "markdown_table", "regime_table", "status_table", "step_regimes"]
 
 KINDS: tuple[Kind, ...] = ("last", "best")
 STATES: Place = ("rollout", "states")
@@ -39,6 +41,9 @@ COLUMNS: dict[str, tuple[Place, Kind]] = {
     "energy, best": (ENERGY, "best"),
 }
 """The numbers of the Markdown table: smaller is better."""
+
+WEIGHED: Mapping[str, float] = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.1}
+"""Temperatures of the losses whose weights are shown by regime."""
 
 
 def markdown_table(found: GridResults, baseline: str | None) -> str:
@@ -170,7 +175,7 @@ def step_regimes(outcome: Outcome, temperatures: Mapping[str, float]) -> list[St
             error[label == i].mean().item(),
             {loss: w[label == i].sum().item() for loss, w in weights.items()},
         )
-        for i, name in enumerate(("separation", "collision", "boundary", "body"))
+        for i, name in enumerate(CahnHilliard.regime_names)
         if (label == i).any()
     ]
 
