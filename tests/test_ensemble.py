@@ -39,7 +39,7 @@ def model(seed: int, kind: str = "hnn", dtype: torch.dtype = torch.float64) -> t
 def member(seed: int, loss, source, recorder: Recorder | None = None, **options) -> Member:
     sampler = UniformSampler(len(Transitions(source)), SETTINGS.batch, seed)
     validate = RolloutValidation(source, options.pop("step", euler), states=1)
-    return Member(model(seed, **options), loss, sampler, seed, validate, recorder or Recorder())
+    return Member(model(seed, **options), loss, sampler, validate, recorder or Recorder())
 
 
 @pytest.mark.parametrize(("kind", "step"), [("hnn", euler), ("node", midpoint)])

@@ -104,6 +104,12 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is not a key of the grid 'a': did you mean 'axes'"),
         ({"grids": {"a": {"axes": [["original"]]}}}, "names no system"),
         ({"grids": {"a": {"axes": [["CH"]], "show": ["tabel"]}}}, "did you mean 'table'"),
+        ({"variants": TINY["variants"] | {"CH": "cahn-hilliard"}}, "the variant 'CH' is 'cahn-hilliard'"),
+        ({"grids": ["all"]}, "grids is .*, but must hold names and values"),
+        ({"grids": {"a": {"axes": 3}}}, "the grid 'a' has no axes"),
+        ({"base": {"model": "hnn", "model.hidden": 3}}, "'model' is 'hnn', but 'model.hidden' asks for a part of it"),
+        ({"variants": TINY["variants"] | {"CH": {"system": {"name": "cahn-hilliard", "gama": 1}}}}, "made.*gama"),
+        ({"variants": TINY["variants"] | {"CH": {"system": {"name": "cahn-hilliard", "steps": "8"}}}}, "is '8'"),
         ({"baseline": "orig"}, "did you mean 'original'"),
         ({"base": {"training.stps": 3}}, "did you mean 'training.steps'"),
         ({"variants": TINY["variants"] | {"CH": {"system": "heat"}}}, "the system 'heat' is unknown: known are cahn"),
@@ -153,6 +159,10 @@ def test_a_study_may_grow_but_not_change_a_run(tmp_path, finished):
     other["base"]["training"]["batch"] = 9
     with pytest.raises(RunFolderError, match=r"training\.batch: 8 -> 9"):
         StudyFolder(finished).create(read_study(written(tmp_path, other)))
+    other = changed()
+    other["variants"]["CH"]["system"]["steps"] = 11
+    with pytest.raises(RunFolderError, match=r"data\.path: data/cahn-hilliard-\w+\.hdf5 -> data/cahn-hilliard-"):
+        StudyFolder(finished).create(read_study(written(tmp_path, other)))
 
 
 def results_of(folder: Path) -> dict[str, dict]:
@@ -201,7 +211,7 @@ def test_a_training_that_diverges_is_a_result(tmp_path):
     assert row.diverged == row.finished == 1
     assert "diverged at step" in json.loads((row.outcomes[0].folder.path / "failed.json").read_text())["message"]
     write_report(tmp_path / "out")
-    assert "| original | 1 | 1 | **diverged** |" in (tmp_path / "out" / "report" / "tables.md").read_text()
+    assert "| original | 1 | 1 | diverged | diverged |" in (tmp_path / "out" / "report" / "tables.md").read_text()
 
 
 def test_the_command_runs_shows_and_reports_a_study(tmp_path, capsys):

@@ -42,7 +42,6 @@ class Member:
         model: of the same class and sizes as the others'; trained in place.
         loss: an `ImbalanceAwareLoss` or a `MeanSquaredError`.
         sampler: which transitions make its minibatches.
-        seed: of the trial.
         validate: called with the model every `validate_every` steps.
         recorder: told of log lines and checkpoints; says where to resume.
     """
@@ -50,7 +49,6 @@ class Member:
     model: nn.Module
     loss: nn.Module
     sampler: Sampler
-    seed: int = 0
     validate: Callable[[nn.Module], Validation] | None = None
     recorder: Recorder = dataclasses.field(default_factory=Recorder)
 

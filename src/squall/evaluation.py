@@ -53,6 +53,8 @@ class Phases(Protocol):
 
     regime_names: ClassVar[tuple[str, ...]]
 
+    @property
+    def has_regimes(self) -> bool: ...
     def regimes(self, u: Tensor) -> Tensor: ...
 
 
@@ -373,8 +375,8 @@ class _StepTally:
         self.source, self.scale, self.frames = source, scale, frames
         thresholds = regime_thresholds(_some_speeds(source))
         self.divisions = [self._division(tuple(REGIMES.values()), lambda _, rate: thresholds.label(rate.abs()))]
-        self.physical = isinstance(system, Phases)
-        if isinstance(system, Phases):
+        self.physical = isinstance(system, Phases) and system.has_regimes
+        if isinstance(system, Phases) and system.has_regimes:
             self.divisions.append(self._division(system.regime_names, lambda truth, _: system.regimes(truth)))
         numbers = source.trajectories * source.steps * source.channels * math.prod(source.space)
         self.top = max(1, math.ceil(numbers / 100))

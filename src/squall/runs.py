@@ -150,12 +150,12 @@ def _describe(folder: RunFolder, experiment: Experiment, fabric: Fabric) -> None
     config = experiment.config
     if not folder.has("config.yaml"):
         folder.write_config(to_dict(config))
-    packages = ("squall", "torch", "numpy", "scipy", "h5py", "lightning-fabric")
+    packages = ("squall", "torch", "numpy", "scipy", "h5py", "lightning-fabric", "numba")
     if not folder.has("normalization.json"):
         folder.write_json("normalization.json", experiment.normalization.to_dict())
     environment = {
         "commit": _commit(),
-        "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         "platform": platform.platform(),
         "device": str(fabric.device),
         "processes": fabric.world_size,
@@ -168,6 +168,14 @@ def _describe(folder: RunFolder, experiment: Experiment, fabric: Fabric) -> None
     }
     if not folder.has("environment.json"):
         folder.write_json("environment.json", environment)
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package: whether numba is there decides by which passes the loss computes."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

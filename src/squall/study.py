@@ -27,16 +27,21 @@ from squall.config import ConfigError, RunConfig, difference, flat, from_dict, t
 from squall.run_folder import RunFolder, RunFolderError, write_beside
 from squall.systems import SYSTEMS
 
-__all__ = ["PRESETS", "Grid", "Study", "StudyFolder", "Trial", "read_study"]
+__all__ = ["PRESETS", "SIZES", "TRIAL", "Grid", "Study", "StudyFolder", "Trial", "read_study", "slug"]
 
 PRESETS = ("paper", "paper-small", "smoke")
 """The studies that come with the package."""
 
+TRIAL = "trial.json"
+"""What a run folder of a study gets last: whose it is, once all else is there."""
+
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "keep_weights"}
 GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
+SIZES = ("trajectories", "steps", "seed")
+"""What may be said of a system beside its parameters."""
 SHOWN = ("table", "fields", "temperature", "one-step", "training")
 """What the report can make of a grid."""
-NOT_THE_TRIAL = ("data.path", "device.threads", "training.log_every", "training.checkpoint_every", "tensorboard")
+NOT_THE_TRIAL = ("data.path", "device.threads")
 """Keys that do not make another trial."""
 
 
@@ -64,7 +69,7 @@ class Trial:
     @property
     def name(self) -> str:
         """The name of its run folder."""
-        return "-".join([*(_slug(label) for label in self.labels), f"seed-{self.seed}"])
+        return "-".join([*(slug(label) for label in self.labels), f"seed-{self.seed}"])
 
     @cached_property
     def identity(self) -> str:
@@ -157,22 +162,24 @@ def _study(values: Mapping[str, Any]) -> Study:
     for key in ("name", "grids"):
         if not values.get(key):
             raise ConfigError(f"'{key}' is missing")
-    variants = values.get("variants") or {}
+    variants = _mapping("variants", values.get("variants"))
+    for name, part in variants.items():
+        _mapping(f"the variant '{name}'", part)
+    base = _mapping("base", values.get("base"))
     systems: dict[str, dict[str, Any]] = {}
     first: dict[str, Trial] = {}
     grids = {}
-    for name, asked in values["grids"].items():
-        if not isinstance(asked, dict):
-            raise ConfigError(f"the grid '{name}' is {asked!r}, but must hold the key 'axes'")
+    for name, asked in _mapping("grids", values["grids"]).items():
+        _mapping(f"the grid '{name}'", asked)
         _known(f"key of the grid '{name}'", asked, GRID_KEYS)
-        axes = tuple(tuple(str(label) for label in axis) for axis in asked.get("axes") or ())
-        if not axes or not all(axes):
+        asked_axes = asked.get("axes")
+        lists = isinstance(asked_axes, list) and all(isinstance(axis, list) and axis for axis in asked_axes)
+        axes = tuple(tuple(str(label) for label in axis) for axis in asked_axes) if lists else ()
+        if not axes:
             raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
         seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
         trials = {}
-        made = {
-            labels: _trial(values.get("base") or {}, variants, labels, systems) for labels in itertools.product(*axes)
-        }
+        made = {labels: _trial(base, variants, labels, systems) for labels in itertools.product(*axes)}
         for seed, labels in itertools.product(seeds, made):
             trial = made[labels].with_seed(seed)
             trials[labels, seed] = first.setdefault(trial.identity, trial)
@@ -194,6 +201,14 @@ def _known(what: str, names: Any, known: Any) -> None:
             near = difflib.get_close_matches(str(name), [str(x) for x in known], n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(map(str, known)))}"
             raise ConfigError(f"'{name}' is not a {what}: {hint}")
+
+
+def _mapping(what: str, values: Any) -> Mapping[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{what} is {values!r}, but must hold names and values")
+    return values
 
 
 def _seeds(asked: Any) -> range:
@@ -225,6 +240,8 @@ def _trial(
         place = nested
         for group in groups:
             place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"'{group}' is {place!r}, but '{key}' asks for a part of it")
         place[name] = value
     return Trial(labels, 0, data, from_dict(nested))
 
@@ -239,9 +256,17 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _data(system: Any) -> tuple[str, dict[str, Any]]:
     """The name of a data set and what it is simulated with, from the value of the key 'system'."""
-    about = {"name": system} if isinstance(system, str) else dict(system)
+    about: dict[str, Any] = {"name": system} if isinstance(system, str) else dict(_mapping("system", system))
     if about.get("name") not in SYSTEMS:
         raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SYSTEMS)}")
+    parameters = {key: value for key, value in about.items() if key != "name"}
+    for key in SIZES:
+        if not isinstance(parameters.pop(key, 1), int):
+            raise ConfigError(f"system.{key} is {about[key]!r}, but must be a whole number")
+    try:
+        SYSTEMS[about["name"]](**parameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the system {about} cannot be made: {error}") from error
     if len(about) == 1:
         return about["name"], about
     return f"{about['name']}-{_digest(about)[:8]}", about
@@ -259,10 +284,10 @@ def _refuse_one_name_for_two(trials: Any) -> None:
         names[trial.name] = trial
 
 
-def _slug(label: str) -> str:
+def slug(label: str) -> str:
     """A label as part of a file's name.
 
-    >>> _slug("T = 1e-3")
+    >>> slug("T = 1e-3")
     't-1e-3'
     """
     return re.sub("[^a-z0-9.+-]+", "-", label.lower()).strip("-")
@@ -306,10 +331,9 @@ class StudyFolder:
         for trial in study.trials:
             folder = self.run(trial)
             if folder.has("config.yaml"):
-                asked = to_dict(trial.config)
-                lines = [
-                    line for line in difference(folder.read_config(), asked) if line.split(":")[0] not in NOT_THE_TRIAL
-                ]
+                there, asked = folder.read_config(), to_dict(trial.config)
+                there["data"]["path"] = f"data/{Path(there['data']['path']).name}"  # whole until it is done
+                lines = [line for line in difference(there, asked) if not line.startswith("device.threads:")]
                 if lines:
                     raise RunFolderError(
                         f"{folder.path} holds a run of another configuration (there -> asked for):\n  "
@@ -339,7 +363,7 @@ class StudyFolder:
     def state(self, trial: Trial) -> str:
         """`done`, `failed` (the training diverged), `started` or `missing`."""
         folder = self.run(trial)
-        if folder.has("evaluation.json"):
+        if folder.has(TRIAL):
             return "done"
         if folder.has("failed.json"):
             return "failed"

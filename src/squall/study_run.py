@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from squall.config import RunConfig
 from squall.run_folder import RunFolder, RunFolderError
 from squall.runs import run
 from squall.simulation import simulate_to_file
-from squall.study import Study, StudyFolder, Trial
+from squall.study import SIZES, TRIAL, Study, StudyFolder, Trial
 from squall.systems import SYSTEMS
 from squall.trained import evaluate_run
 from squall.training import Recorder, TrainingDiverged
@@ -67,8 +68,9 @@ def run_study(
         raise ValueError(f"workers is {workers}, but must be at least 1")
     trials = part_of(study.trials, part)
     folder = StudyFolder(path)
-    folder.create(study)
+    RunFolder(folder.path).create()
     with RunFolder(folder.path).locked():
+        folder.create(study)
         _simulate(folder, study, trials)
         pending = [trial for trial in trials if folder.state(trial) not in ("done", "failed")]
         _run_all(folder, trials, pending, workers, study.keep_weights, progress or (lambda done, total: None))
@@ -96,7 +98,7 @@ def _simulate(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> Non
         if not path.exists():
             options = dict(study.systems[name])
             system = SYSTEMS[options.pop("name")]
-            sizes = {key: options.pop(key) for key in ("trajectories", "steps", "seed") if key in options}
+            sizes = {key: options.pop(key) for key in SIZES if key in options}
             simulate_to_file(system(**options), path, **sizes)
 
 
@@ -108,7 +110,7 @@ def _run_all(
     stop = context.Event()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
         jobs: list[Future[None]] = [
-            pool.submit(_run_one, _on_one_thread(folder.config(trial)), folder.run(trial).path, keep)
+            pool.submit(_run_one, trial, _on_one_thread(folder.config(trial)), folder.run(trial).path, keep)
             for trial in pending
         ]
         try:
@@ -118,8 +120,13 @@ def _run_all(
         finally:
             stop.set()  # after an interrupt or an error: every worker saves and stops
             pool.shutdown(cancel_futures=True)
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        except BrokenProcessPool as error:
+            raise RunFolderError(
+                "a worker was killed, perhaps for memory: give the same command again, with fewer --workers"
+            ) from error
     progress(sum(folder.steps_done(trial) for trial in trials), total)
 
 
@@ -162,13 +169,14 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _run_one(config: RunConfig, path: Path, keep: bool) -> None:
+def _run_one(trial: Trial, config: RunConfig, path: Path, keep: bool) -> None:
     folder = RunFolder(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             result = _trained(config, folder)
         except TrainingDiverged as error:
+            _free_of_this_machine(folder, trial)
             folder.write_json("failed.json", {"step": error.step, "message": str(error)})
             _forget_weights(folder, keep)
             return
@@ -176,14 +184,15 @@ def _run_one(config: RunConfig, path: Path, keep: bool) -> None:
             return
         evaluate_run(path, data=config.data.path, fields_of="last")
     _thin(folder)
-    _free_of_this_machine(folder, config)
+    _free_of_this_machine(folder, trial)
+    folder.write_json(TRIAL, {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system})
     _forget_weights(folder, keep)
 
 
-def _free_of_this_machine(folder: RunFolder, config: RunConfig) -> None:
+def _free_of_this_machine(folder: RunFolder, trial: Trial) -> None:
     """Name the data from the study's folder, which may be copied anywhere."""
     values = folder.read_config()
-    values["data"]["path"] = f"data/{Path(config.data.path).name}"
+    values["data"]["path"] = trial.config.data.path
     folder.write_config(values)
 
 

@@ -44,7 +44,7 @@ def test_sums_and_gradient_are_those_of_the_blocks_in_float64(n, dtype, keep, mo
         torch.testing.assert_close(gradient.double(), exact.gradient(at, sums.top, -3.0), rtol=2 * rtol, atol=1e-12)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("where", [0, BLOCK, 3 * BLOCK])
 def test_what_is_not_finite_shows_in_the_top(bad, keep, where):

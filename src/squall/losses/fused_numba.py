@@ -52,7 +52,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 @intrinsic
 def _bits(typing_context, x):  # pyright: ignore[reportUnusedParameter]
-    """The bits of a float as an integer. From 0 on they are ordered like the floats, NaN above all."""
+    """The bits of a float as an integer. Of what has no sign they are ordered like the floats, NaN above all."""
     integer = types.int32 if x == types.float32 else types.int64
     return integer(x), lambda context, builder, signature, arguments: builder.bitcast(
         arguments[0], context.get_value_type(signature.return_type)
@@ -95,7 +95,7 @@ def _largest_and_sum(p, t):
         part = p.dtype.type(0)
         for i in range(a.size):
             d = a[i] - b[i]
-            highest = max(highest, _bits(d * d))  # pyright: ignore[reportCallIssue]
+            highest = max(highest, _bits(abs(d * d)))  # pyright: ignore[reportCallIssue]
             part += d * d
         total += part
     return _float(highest), total  # pyright: ignore[reportCallIssue]
@@ -107,7 +107,7 @@ def _top(a, b):
     highest = _bits(a.dtype.type(0))  # pyright: ignore[reportCallIssue]
     for i in range(a.size):
         d = a[i] - b[i]
-        highest = max(highest, _bits(d * d))  # pyright: ignore[reportCallIssue]
+        highest = max(highest, _bits(abs(d * d)))  # pyright: ignore[reportCallIssue]
     return _float(highest)  # pyright: ignore[reportCallIssue]
 
 

@@ -2,7 +2,8 @@
 
 import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -29,6 +30,8 @@ __all__ = [
     "summarize",
 ]
 
+_ABSENT = object()
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 
@@ -50,16 +53,18 @@ class Outcome:
     evaluation: Mapping[str, Any] = field(repr=False)
 
     def value(self, place: Place, kind: Kind) -> float | None:
-        """A number of the evaluation of the best or the last weights; infinite where the training or a rollout
-        diverged, None where there is none (yet)."""
+        """A number of the evaluation of the best or the last weights; infinite where it is not finite or the training
+        diverged, None where it does not apply or is not there yet."""
         if self.state == "failed":
             return math.inf
         checkpoints = self.evaluation.get("checkpoints", {})
         if not checkpoints:
             return None
         # Weights that are both the best and the last are evaluated once.
-        found = value_at(checkpoints.get(kind) or next(iter(checkpoints.values())), place)
-        return math.inf if found is None and place[0] == "rollout" else found
+        found = value_at(checkpoints.get(kind) or next(iter(checkpoints.values())), place, _ABSENT)
+        if found is _ABSENT:
+            return None
+        return math.inf if found is None else found
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -138,6 +143,7 @@ def read_results(path: Path | str) -> Results:
         state, run = folder.state(trial), folder.run(trial)
         evaluation = run.read_json("evaluation.json") if state == "done" else {}
         outcomes[trial.identity] = Outcome(trial, state, run, evaluation)
+    _warn_of_other_data(outcomes.values())
     grids = {}
     for name, grid in study.grids.items():
         labels = dict.fromkeys(labels for labels, _ in grid.trials)
@@ -147,6 +153,20 @@ def read_results(path: Path | str) -> Results:
         )
         grids[name] = GridResults(grid, rows)
     return Results(study, grids)
+
+
+def _warn_of_other_data(outcomes: Iterable[Outcome]) -> None:
+    seen: dict[str, set[str]] = {}
+    for outcome in outcomes:
+        if data := outcome.evaluation.get("data"):
+            seen.setdefault(outcome.trial.system, set()).add(data["sha256"])
+    for system, digests in seen.items():
+        if len(digests) > 1:
+            warnings.warn(
+                f"the runs on {system} are on {len(digests)} different data files: machines that share a study should "
+                "share its data/ too",
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True)

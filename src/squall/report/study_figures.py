@@ -1,5 +1,6 @@
 """The figures of a study: the paper's Figures 1 to 5 and the course of the trainings."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -133,7 +134,7 @@ def temperature_figure(found: GridResults, kind: Any = "last") -> Figure:
 
 def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
     points, zero = [], None
-    colours = iter(COLOURS[1:])
+    colours = itertools.cycle(COLOURS[1:])
     for row in rows:
         summary = summarize(list(row.values(("rollout", "states"), kind).values()))
         if summary is None:
@@ -153,13 +154,18 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
     T = np.array([t for t, _ in points])
     middle = np.array([s.median for _, s in points])
     spread = np.array([[s.median - s.low for _, s in points], [s.high - s.median for _, s in points]])
+    unbounded = ~np.isfinite(spread[1])  # some or most of the seeds diverged
     spread[~np.isfinite(spread)] = 0
     middle[~np.isfinite(middle)] = np.nan
     panel.set(xscale="log", yscale="log")
     if len(points):
         panel.set_xlim(T.min() / 3, T.max() * 3)
         panel.errorbar(T, middle, spread, color=COLOURS[0], marker="o", capsize=3, label="imbalance-aware, T")
-    if zero is not None and len(points) > 2:
+        if unbounded.any():
+            height = np.full(unbounded.sum(), 0.97)
+            marks = panel.plot(T[unbounded], height, "x", color=COLOURS[1], transform=panel.get_xaxis_transform())
+            marks[0].set_label("a seed diverged")
+    if zero is not None and len(points) > 1:
         panel.set_xticks([*T], ["0" if i == 0 else f"{t:g}" for i, t in enumerate(T)], fontsize=7)
         panel.minorticks_off()
 
@@ -170,7 +176,7 @@ def training_figure(found: GridResults) -> Figure:
     figure = Figure(figsize=(6 * len(groups), 7), layout="constrained")
     panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
     for column, (title, rows) in enumerate(groups):
-        for colour, row in zip(COLOURS * 3, rows, strict=False):
+        for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
             for i, (steps, errors, growth) in enumerate(_courses(row)):
                 label = {"label": _name(row)} if i == 0 else {}
                 panels[0, column].semilogy(steps, errors, color=colour, lw=1, **label)

@@ -18,6 +18,7 @@ from squall.report.study_figures import (
 )
 from squall.report.study_tables import WEIGHED, csv_table, markdown_table, regime_table, status_table
 from squall.run_folder import write_beside
+from squall.study import slug
 
 __all__ = ["write_report"]
 
@@ -78,7 +79,7 @@ def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
             for label, rows in first_labels(found):
                 figure = field_comparison(rows, label)
                 if figure is not None:
-                    yield f"{name}-fields-{label}", figure
+                    yield f"{name}-fields-{slug(label)}", figure
         if "temperature" in show:
             for kind in ("last", "best"):
                 yield f"{name}-temperature-{kind}", temperature_figure(found, kind)

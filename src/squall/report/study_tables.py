@@ -47,24 +47,29 @@ WEIGHED: Mapping[str, float] = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.
 
 
 def markdown_table(found: GridResults, baseline: str | None) -> str:
-    """One table per label of the first axis: medians over seeds with their 95 % bootstrap intervals.
+    """One table per label of the first axis, and per system: medians over seeds with their 95 % bootstrap intervals.
 
     "best" are the weights that rolled out best on the validation trajectories. p is of the paired test of the
     rollout's states against the baseline, corrected for all comparisons of the grid.
     """
     p_values = _tests(found, baseline)
     parts = [f"### {found.grid.about or found.grid.name}\n"]
-    for first, rows in itertools.groupby(found.rows, key=lambda row: row.labels[:1] if len(row.labels) > 1 else ()):
-        parts.append("\n".join([*_heading(first), *_lines(list(rows), found, p_values), ""]))
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in found.rows:
+        first = row.labels[0] if len(row.labels) > 1 else ""
+        groups.setdefault((first, row.outcomes[0].trial.system), []).append(row)
+    for (first, system), rows in groups.items():
+        several = sum(other == first for other, _ in groups) > 1 or not first
+        title = ", ".join(filter(None, [first, system if several else ""]))
+        parts.append("\n".join([*_heading(title), *_lines(rows, found, p_values), ""]))
     count = max((len(row.outcomes) for row in found.rows), default=0)
     parts.append(_footnote(count, len(p_values)))
     return "\n".join(parts)
 
 
-def _heading(first: tuple[str, ...]) -> list[str]:
+def _heading(title: str) -> list[str]:
     names = ["", "seeds", "diverged", *COLUMNS, "p", "published: states, energy"]
-    title = [f"**{first[0]}**", ""] if first else []
-    return [*title, "| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return [f"**{title}**", "", "| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
 
 
 def _lines(rows: Sequence[Row], found: GridResults, p_values: Mapping[tuple[str, ...], float]) -> Iterator[str]:
@@ -91,7 +96,7 @@ def _interval(summary: Summary | None, best: float | None) -> str:
     if summary is None:
         return ""
     median = _number(summary.median)
-    median = f"**{median}**" if summary.median == best else median
+    median = f"**{median}**" if summary.median == best and math.isfinite(summary.median) else median
     return median if summary.count == 1 else f"{median} [{_number(summary.low)}, {_number(summary.high)}]"
 
 
@@ -124,6 +129,11 @@ def _footnote(seeds: int, comparisons: int) -> str:
         "Mean squared errors, medians over seeds [95 % bootstrap interval]; the least median in bold. One step: of the "
         "rate (u' − u)/dt."
     )
+    if 1 < seeds < 6:
+        text += (
+            f" With {seeds} seeds the interval is from the least to the largest, which holds the median of all seeds "
+            f"{100 * (1 - 2 * 0.5**seeds):.0f} % of the time only."
+        )
     least = 0.5 ** (seeds - 1) if seeds else 1.0
     if comparisons and min(1.0, least * comparisons) > 0.05:
         text += (

@@ -109,6 +109,11 @@ class CahnHilliard(System):
         check_count(n)
         return (uniform(generator, 0, 1, n, 1, self.points) - 0.5) * 0.1
 
+    @property
+    def has_regimes(self) -> bool:
+        """Whether there are phases to separate."""
+        return min(self.a, self.b, self.gamma) > 0
+
     def regimes(self, u: Trajectories) -> Int64[Tensor, "batch steps channel points"]:
         r"""What happens at every point over every step of a trajectory, as an index into `regime_names`.
 
@@ -128,13 +133,15 @@ class CahnHilliard(System):
         Raises:
             ValueError: if a, b or γ is not positive: there are no phases then.
         """
-        if min(self.a, self.b, self.gamma) <= 0:
+        if not self.has_regimes:
             raise ValueError(f"a, b and gamma are {self.a}, {self.b}, {self.gamma}: phases need all of them positive")
         phase = (self.a / self.b) ** 0.5
         moves = (u.diff(dim=1) / self.dt).abs() >= FAST * phase * self.a**2 / (4 * self.gamma)
         size = u[:, :-1].abs() / phase
         reach = round(2 * (2 * self.gamma / self.a) ** 0.5 / self.grid.spacing)
-        near = torch.stack([size.roll(shift, -1) for shift in range(-reach, reach + 1)]).amax(0) > ESTABLISHED
+        near = size > ESTABLISHED
+        for shift in range(1, reach + 1):
+            near = near | (size.roll(shift, -1) > ESTABLISHED) | (size.roll(-shift, -1) > ESTABLISHED)
         settled = (near & ~moves).cummax(dim=1).values
         resting = torch.where(size > ESTABLISHED, 3, 2)
         return torch.where(settled, torch.where(moves, 1, resting), 0)
