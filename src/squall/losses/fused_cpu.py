@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["BlockPasses", "SmallPasses", "cpu_passes"]
 
 COMPILED = 1 << 21
-"""Largest batch for the compiled passes, which use one thread."""
+"""Largest batch that runs in the compiled passes, on one thread, where torch has more than a few."""
+FEW_THREADS = 4
+"""Up to so many threads of torch, operator by operator, are slower than one that is compiled."""
 SMALL = 1 << 16
 """Largest batch that runs in the calling thread without them."""
 BLOCK = 1 << 17
@@ -212,7 +214,8 @@ def cpu_passes(prediction: Tensor, target: Tensor, keep: bool) -> "SmallPasses |
         keep: a gradient will be asked for: where the temperature is known beforehand, the sweep writes it, up to
             its scale, instead of computing every density twice.
     """
-    compiled = compiled_passes() if prediction.numel() <= COMPILED else None
+    alone = prediction.numel() <= COMPILED or torch.get_num_threads() <= FEW_THREADS
+    compiled = compiled_passes() if alone else None
     if compiled is not None:
         return compiled(prediction, target, keep)
     small = prediction.numel() <= SMALL
