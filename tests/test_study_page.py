@@ -74,6 +74,7 @@ def trial(path, error: float | None, best: float | None = None, diverged_at: int
     )
     folder.append_metrics({"step": 10, "validation": {"rollout_states": error, "growth_factor": 1.5}})
     folder.write_json("evaluation.json", evaluation(error, best))
+    folder.write_json("trial.json", {})
     truth = np.random.default_rng(0).normal(size=(2, 9, 1, 6))
     prediction = truth + 0.5
     if diverged_at is not None:

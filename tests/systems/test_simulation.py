@@ -106,7 +106,8 @@ def test_a_soliton_travels_at_its_speed_to_second_order_in_dx(alpha, beta):
         system = KortewegDeVries(alpha=alpha, beta=beta, points=points, width=20.0, dt=2e-3)
         x = system.grid.coordinates()
         u = system.simulate(system.soliton(x, 0.0, k, 10.0)[None, None], steps=250)[0, :, 0]
-        travelled = (crest(u[-1], system.width) - crest(u[0], system.width)).item()
+        moved = (crest(u[-1], system.width) - crest(u[0], system.width)).item()
+        travelled = (moved + system.width / 2) % system.width - system.width / 2  # the shorter way round the ring
         time = 250 * system.dt
         errors.append(abs(travelled / time + 4 * beta * k**2))
         spread = (u[-1] - system.soliton(x, time, k, 10.0)).abs().max() / u[0].abs().max()
