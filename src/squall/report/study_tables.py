@@ -145,8 +145,7 @@ def _footnote(seeds: int, comparisons: int) -> str:
 
 def csv_table(results: Results) -> str:
     """Every number of every trial: one line per grid, trial and kind of weights; diverged is `inf`."""
-    fields = ["u"]
-    places = metrics(fields)
+    places = metrics(["u"])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["grid", "labels", "seed", "state", "weights", "step", *places])
