@@ -66,8 +66,9 @@ def test_the_passes_agree_with_the_formula(
     case: Case, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For any number of blocks, the last one shorter."""
-    monkeypatch.setattr(_by_hand, "BLOCK", 10)
-    inputs = case.inputs(rows, columns)
+    hidden = 8
+    monkeypatch.setattr(_by_hand, "BLOCK", 10 * hidden * torch.float64.itemsize)
+    inputs = case.inputs(rows, columns, hidden)
     ours, formula = case.function(*inputs), case.function.formula(*inputs)
     torch.testing.assert_close(ours, formula, rtol=1e-13, atol=1e-13)
     g = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
@@ -84,6 +85,18 @@ def test_one_input_at_a_time(case: Case, name: str) -> None:
     ours = torch.autograd.grad(case.function(*inputs).square().sum(), wanted)
     formula = torch.autograd.grad(case.function.formula(*inputs).square().sum(), wanted)
     torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, _by_hand.FEW_THREADS + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_tanh_is_exact_to_rounding(threads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    z = torch.cat([torch.logspace(-30, 2, 1001, dtype=torch.float64), torch.zeros(1), torch.tensor([torch.inf])])
+    z = torch.cat([-z, z]).to(dtype).unsqueeze(1)
+    truth, ours = z.double().tanh(), _by_hand.tanh_(z)
+    torch.testing.assert_close(ours.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
+    assert ours is z
+    assert _by_hand.tanh_(torch.full((1,), torch.nan, dtype=dtype)).isnan()
 
 
 def test_any_memory_layout(case: Case) -> None:

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from squall.models._by_hand import ByHand, Gradients, blocks, times_slope
+from squall.models._by_hand import ByHand, Gradients, blocks, tanh_, times_slope
 
 
 def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tens
     out = torch.empty_like(x)
     a1, a2, d1 = (x.new_empty(len(x), len(w1)) for _ in range(3))
     for rows, (d2,) in blocks(a1, scratch=1):
-        torch.addmm(b1, x[rows], w1.T, out=a1[rows]).tanh_()
-        torch.addmm(b2, a1[rows], w2.T, out=a2[rows]).tanh_()
+        tanh_(torch.addmm(b1, x[rows], w1.T, out=a1[rows]))
+        tanh_(torch.addmm(b2, a1[rows], w2.T, out=a2[rows]))
         times_slope(w3.expand_as(d2), a2[rows], out=d2)
         torch.mm(d2, w2, out=d1[rows])
         times_slope(d1[rows], a1[rows], out=d1[rows])

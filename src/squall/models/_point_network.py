@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from squall.models._by_hand import ByHand, Gradients, blocks, times_slope
+from squall.models._by_hand import ByHand, Gradients, blocks, tanh_, times_slope
 
 
 def point_network(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
@@ -35,9 +35,12 @@ def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tens
     # One piece of memory: once freed it stays with the process, where two go back to the system after every step.
     kept = x.new_empty(2, len(x), len(w1))
     a1, a2 = kept
-    torch.addmm(b1, x, w1.T, out=a1).tanh_()
-    torch.addmm(b2, a1, w2.T, out=a2).tanh_()
-    return a2 @ w3.T, kept
+    y = x.new_empty(len(x), len(w3))
+    for rows, _ in blocks(a1, scratch=0):
+        tanh_(torch.addmm(b1, x[rows], w1.T, out=a1[rows]))
+        tanh_(torch.addmm(b2, a1[rows], w2.T, out=a2[rows]))
+        torch.mm(a2[rows], w3.T, out=y[rows])
+    return y, kept
 
 
 def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Gradients:
