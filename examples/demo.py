@@ -14,14 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from squall.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
 from squall.report import Comparison, Group, compare, comparison_figure, comparison_table, write_figures
@@ -30,6 +23,7 @@ from squall.run_folder import RunFolder
 from squall.runs import run
 from squall.simulation import simulate_to_file
 from squall.systems import CahnHilliard, KortewegDeVries, System
+from squall.terminal import progress_bar
 from squall.trained import evaluate_run
 from squall.training import TrainingSettings
 
@@ -88,16 +82,11 @@ def slug(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
-def progress_bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
-
-
 def simulated(name: str, out: Path, progress: Progress) -> Path:
     system, _ = SYSTEMS[name]
     path = out / f"{slug(name)}.hdf5"
     if not path.exists():
-        task = progress.add_task(f"simulating {name}", total=500)
+        task = progress.add_task(f"simulating {name}", total=500, status="")
         simulate_to_file(system, path, progress=lambda done: progress.update(task, completed=done))
     return path
 
@@ -115,7 +104,7 @@ def configuration(name: str, data: Path, loss: str, seed: int, steps: int) -> Ru
 def train_all(jobs: Sequence[tuple[RunConfig, Path]], progress: Progress) -> None:
     """Two processes at a time; the bar follows what they write into their folders."""
     total = sum(config.training.steps for config, _ in jobs)
-    task = progress.add_task(f"training {len(jobs)} models", total=total)
+    task = progress.add_task(f"training {len(jobs)} models", total=total, status="")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         pending: list[Future[None]] = [pool.submit(train_one, *job) for job in jobs]
         while not all(future.done() for future in pending):

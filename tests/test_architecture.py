@@ -10,7 +10,7 @@ import squall
 PACKAGE = Path(squall.__file__).parent
 
 FLOORS = [
-    {"_types"},
+    {"_types", "terminal"},
     {"grid", "integrators", "losses", "placement"},
     {"systems", "models"},
     {"data", "sampling"},

@@ -46,6 +46,13 @@ TINY = {
 }
 
 
+THEIRS = {"table": "imbalance_aware_learning.table_1"}
+
+
+def grid_with(**keys) -> dict:
+    return {"a": {"axes": [["CH"], ["original"]], **keys}}
+
+
 def written(tmp_path: Path, values: dict) -> Path:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -96,12 +103,12 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": 3}, "'sedes' is not a key: did you mean 'seeds'"),
+        ({"sedes": 3}, "'sedes' is no key: did you mean 'seeds'"),
         ({"seeds": 0}, "'seeds' is 0, but must be how many seeds, at least 1"),
         ({"grids": {}}, "'grids' is missing"),
-        ({"grids": {"a": {"axes": [["CH"], ["orignal"]]}}}, "'orignal' is not a variant: did you mean 'original'"),
+        ({"grids": {"a": {"axes": [["CH"], ["orignal"]]}}}, "'orignal' is no variant: did you mean 'original'"),
         ({"grids": {"a": {"axes": []}}}, "the grid 'a' has no axes"),
-        ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is not a key of the grid 'a': did you mean 'axes'"),
+        ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is no key of the grid 'a': did you mean 'axes'"),
         ({"grids": {"a": {"axes": [["original"]]}}}, "names no system"),
         ({"grids": {"a": {"axes": [["CH"]], "show": ["tabel"]}}}, "did you mean 'table'"),
         ({"variants": TINY["variants"] | {"CH": "cahn-hilliard"}}, "the variant 'CH' is 'cahn-hilliard'"),
@@ -110,6 +117,14 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"base": {"model": "hnn", "model.hidden": 3}}, "'model' is 'hnn', but 'model.hidden' asks for a part of it"),
         ({"variants": TINY["variants"] | {"CH": {"system": {"name": "cahn-hilliard", "gama": 1}}}}, "made.*gama"),
         ({"variants": TINY["variants"] | {"CH": {"system": {"name": "cahn-hilliard", "steps": "8"}}}}, "is '8'"),
+        ({"grids": grid_with(published={"tabel": "x"})}, "'tabel' is no key of 'published' of the grid 'a'"),
+        ({"grids": grid_with(published={"table": "table_1"})}, "'table_1' is no table"),
+        ({"grids": grid_with(published={**THEIRS, "rows": {"original": "orig"}})}, "did you mean 'original'"),
+        ({"grids": grid_with(published={**THEIRS, "columns": {"CH": "heat"}})}, "'heat_states' is no column"),
+        ({"grids": grid_with(published={**THEIRS, "rows": {"sharp": "original"}})}, "'sharp' is no label"),
+        ({"evaluations": {"stable": {"integrator": "rk5"}}}, "'rk5' is no integrator.*did you mean 'rk4'"),
+        ({"evaluations": {"stable": {"integrator": "rk4", "substeps": 0}}}, "'substeps' of the evaluation 'stable'"),
+        ({"evaluations": {"stable": {"substeps": 2}}}, "'None' is no integrator"),
         ({"baseline": "orig"}, "did you mean 'original'"),
         ({"base": {"training.stps": 3}}, "did you mean 'training.steps'"),
         ({"variants": TINY["variants"] | {"CH": {"system": "heat"}}}, "the system 'heat' is unknown: known are cahn"),
@@ -265,10 +280,8 @@ def test_holms_correction_by_hand():
 
 def test_published_numbers_stand_beside_ours():
     grid = read_study("paper").grids["table-1"]
-    find = published(grid)
-    assert find(Row(("KdV", "T = 100"), ()), "states") == 0.864
-    assert find(Row(("KdV", "T = 100"), ()), "energy") == 835
-    assert find(Row(("CH", "T = 0"), ()), "states") is None
+    assert published(grid, Row(("KdV", "T = 100"), ())) == (0.864, 835)
+    assert published(grid, Row(("CH", "T = 0"), ())) is None
 
 
 def test_the_report_of_a_finished_study(finished):

@@ -18,14 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 import squall
 import squall.data
@@ -42,13 +35,14 @@ from squall.report.figures import save
 from squall.report.results import read_results
 from squall.report.study_report import write_report
 from squall.report.study_tables import status_table
-from squall.run_folder import RunFolder, write_beside
+from squall.run_folder import RunFolder, evaluation_suffix, write_beside
 from squall.runs import run
 from squall.simulation import simulate_to_file
 from squall.study import PRESETS, read_study
 from squall.study_run import run_study
 from squall.systems import SYSTEMS, ConvergenceError
-from squall.trained import evaluate_run, evaluation_suffix, open_run
+from squall.terminal import progress_bar, told
+from squall.trained import evaluate_run, open_run
 from squall.training import Recorder, TrainingDiverged
 
 __all__ = ["main"]
@@ -156,7 +150,10 @@ def _add_study_actions(parser: ArgumentParser) -> list[str]:
     run_parser = _new_parser(description="Run what the folder does not hold yet; the same command goes on.")
     run_parser.add_argument("study", type=str, help=f"a YAML file, or one of the presets {', '.join(PRESETS)}")
     run_parser.add_argument("--out", type=Path | None, default=None, help="the folder; studies/<name> if left out")
-    run_parser.add_argument("--workers", type=int | None, default=None, help="runs at a time; one per core if left out")
+    run_parser.add_argument("--workers", type=int | None, default=None, help="processes; one per core if left out")
+    run_parser.add_argument(
+        "--together", type=int, default=1, help="trials that a process trains as one batched computation; for a GPU"
+    )
     run_parser.add_argument("--part", type=str, default="1/1", help="i/n: the i-th of n parts, one per machine")
     status = _new_parser(description="How far a study is.")
     report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
@@ -230,7 +227,7 @@ def _simulate(arguments: Namespace, console: Console) -> int:
     if initial is not None and (count is not None or seed is not None):
         raise ValueError("--initial gives the first states: --trajectories and --seed do not go with it")
     states = None if initial is None else _initial_states(initial, (1, system.points))
-    with _progress(console, "steps") as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task(f"simulating {name}", total=steps, status="")
         simulate_to_file(
             system,
@@ -268,7 +265,7 @@ def _train(arguments: Namespace, console: Console) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
     config = RunConfig(**options)
     out = arguments.out or default_folder(config)
-    with _progress(console, "steps") as progress, _Watcher(progress, config) as watcher:
+    with progress_bar(console) as progress, _Watcher(progress, config) as watcher:
         result = run(config, out, watcher)
     if result is None:
         console.print(f"{out} holds the finished run: nothing to train")
@@ -403,15 +400,14 @@ def _study(arguments: Namespace, console: Console) -> int:
 def _study_run(options: Namespace, console: Console) -> int:
     study = read_study(options.study)
     out = options.out or Path("studies") / study.name
-    part = _part(options.part)
-    with _progress(console, "steps") as progress:
-        task = progress.add_task(f"study {study.name}, {len(study.trials)} trials", total=None, status="")
+    with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
         failed = run_study(
             study,
             out,
             workers=options.workers,
-            part=part,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            together=options.together,
+            part=_part(options.part),
+            progress=progress,
         )
     for trial in failed:
         _say(console, f"{trial.name}: the training diverged; kept as a result", "yellow")
@@ -425,20 +421,6 @@ def _part(text: str) -> tuple[int, int]:
     if match is None:
         raise ValueError(f"--part is '{text}', but must be such as 2/3: the second of three parts")
     return int(match[1]), int(match[2])
-
-
-def _progress(console: Console, unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-        console=console,
-    )
 
 
 COMMANDS: dict[str, Callable[[Namespace, Console], int]] = {

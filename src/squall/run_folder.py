@@ -2,6 +2,7 @@
 
     config.yaml         the resolved configuration
     environment.json    versions, device, data, seed
+    sampling.npz        stiffness index of the training transitions, where they are not drawn uniformly
     metrics.jsonl       one line per logged step
     checkpoints/        last-<step>/ and best-<step>/, two of each, with their checksums
     evaluation.json     what `evaluate` found, and rollouts.npz, the fields for its figures
@@ -30,11 +31,13 @@ from safetensors.torch import load_file, save
 from squall.training import Checkpoint
 
 __all__ = [
+    "SAMPLING",
     "CheckpointError",
     "DamagedCheckpointWarning",
     "Kind",
     "RunFolder",
     "RunFolderError",
+    "evaluation_suffix",
     "fingerprint",
     "write_beside",
 ]
@@ -44,6 +47,8 @@ Kind = Literal["last", "best"]
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
 
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK = 256, 2**20
+
+SAMPLING = "sampling.npz"
 
 KEPT = 2
 """Checkpoints of each kind that are kept: the newest, and the one before in case it is damaged."""
@@ -92,6 +97,13 @@ def fingerprint(path: Path | str) -> dict[str, Any]:
             file.seek(offset)
             digest.update(file.read(FINGERPRINT_BLOCK))
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def evaluation_suffix(method: str | None, count: int) -> str:
+    """What sets the files of an evaluation by another integrator apart."""
+    if method is None and count == 1:
+        return ""
+    return f"-{method or 'same'}-{count}"
 
 
 class RunFolder:

@@ -4,25 +4,31 @@ import contextlib
 import dataclasses
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
-from squall.config import ConfigError, RunConfig, difference, to_dict
+from squall.config import ConfigError, RunConfig, difference, flat, to_dict
 from squall.data import Transitions
+from squall.ensemble import Member, train_together
 from squall.evaluation import RolloutValidation
 from squall.experiment import Experiment, build, sampler_of
 from squall.placement import threads
-from squall.run_folder import Kind, RunFolder, RunFolderError, fingerprint
-from squall.sampling import StiffnessAwareSampler
+from squall.run_folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint
+from squall.sampling import Sampler, StiffnessAwareSampler
 from squall.training import Checkpoint, Recorder, TrainingDiverged, TrainingResult, Validation, train
 
-__all__ = ["run"]
+__all__ = ["can_run_together", "run", "run_together"]
+
+FULL_PRECISIONS = {"32-true": torch.float32, "64-true": torch.float64}
 
 
 def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) -> TrainingResult | None:
@@ -41,44 +47,165 @@ def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) ->
             is in the message.
         TrainingDiverged: with the last good checkpoint in a note.
     """
+    prepared = _prepare(config, path)
+    experiment, fabric = prepared.experiment, prepared.fabric
+    with threads(config.device.threads), prepared.opened():
+        if _finished(prepared.folder, config.training.steps):
+            return None
+        recorder = prepared.recorder(watcher)
+        try:
+            return train(
+                experiment.model,
+                prepared.transitions,
+                config.training,
+                sampler=prepared.sampler,
+                substeps=prepared.substeps,
+                loss=experiment.loss,
+                step=experiment.step,
+                scale=experiment.normalization.std,
+                validate=_validation(experiment),
+                recorder=recorder,
+                fabric=fabric,
+            )
+        except TrainingDiverged as error:
+            error.add_note(recorder.last_good)
+            raise
+
+
+def run_together(
+    asked: Sequence[tuple[RunConfig, Path | str]], watcher: Recorder | None = None
+) -> list[TrainingResult | TrainingDiverged | None]:
+    """Train several configurations as one batched computation, into a folder each: see `can_run_together`.
+
+    Every run ends where `run` would have brought it, to rounding. One alone is left to `run`.
+
+    Args:
+        asked: the configurations and their run folders.
+        watcher: is told of every step and line of metrics, and can ask for a stop.
+
+    Returns:
+        for each its result, what its training diverged by, or None if its folder holds the finished run already.
+
+    Raises:
+        ValueError: for configurations that cannot be run together.
+        RunFolderError: as `run`.
+    """
+    if len(asked) == 1:
+        try:
+            return [run(*asked[0], watcher)]
+        except TrainingDiverged as error:
+            return [error]
+    if odd := [path for config, path in asked if not can_run_together(asked[0][0], config)]:
+        raise ValueError(f"{odd[0]} cannot be trained together with {asked[0][1]}: they differ in more than the loss")
+    prepared = [_prepare(config, path) for config, path in asked]
+    found: list[TrainingResult | TrainingDiverged | None] = [None] * len(prepared)
+    with threads(asked[0][0].device.threads), contextlib.ExitStack() as stack:
+        for one in prepared:
+            stack.enter_context(one.opened())
+        for group in _by_step(prepared):
+            for i, result in zip(group, _train_together([prepared[i] for i in group], watcher), strict=True):
+                found[i] = result
+    return found
+
+
+def can_run_together(a: RunConfig, b: RunConfig) -> bool:
+    """Whether two configurations differ only by seed, loss and sampling, without substeps, in one full precision.
+
+    >>> from squall.config import LossConfig, ModelConfig
+    >>> can_run_together(RunConfig(), RunConfig(loss=LossConfig(name="mse")))
+    True
+    >>> can_run_together(RunConfig(), RunConfig(model=ModelConfig(hidden=3)))
+    False
+    """
+    return _shape(a) == _shape(b) and all(
+        config.sampling.substeps == 1 and config.device.precision in FULL_PRECISIONS for config in (a, b)
+    )
+
+
+def _shape(config: RunConfig) -> dict[str, Any]:
+    own = ("training.seed", "loss.", "sampling.", "data.path")
+    same_data = {"data": Path(config.data.path).resolve()}
+    return same_data | {key: x for key, x in flat(to_dict(config)).items() if not key.startswith(own)}
+
+
+def _by_step(prepared: Sequence["_Prepared"]) -> list[list[int]]:
+    """Those that are not finished, by the step at which they stand: a kill may have fallen between two checkpoints."""
+    groups: dict[int, list[int]] = {}
+    for i, one in enumerate(prepared):
+        checkpoint = one.folder.load("last")
+        step = checkpoint.step if checkpoint else 0
+        if step < one.experiment.config.training.steps:
+            groups.setdefault(step, []).append(i)
+    return list(groups.values())
+
+
+def _train_together(
+    prepared: Sequence["_Prepared"], watcher: Recorder | None
+) -> list[TrainingResult | TrainingDiverged]:
+    first = prepared[0]
+    members = [
+        Member(
+            one.experiment.model.to(one.fabric.device, FULL_PRECISIONS[one.experiment.config.device.precision]),
+            one.experiment.loss,
+            one.sampler,
+            _validation(one.experiment),
+            one.recorder(watcher),
+        )
+        for one in prepared
+    ]
+    return train_together(
+        members,
+        first.transitions,
+        first.experiment.config.training,
+        step=first.experiment.step,
+        scale=first.experiment.normalization.std,
+        device=first.fabric.device,
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A configuration with its folder, as objects, before anything is written."""
+
+    folder: RunFolder
+    experiment: Experiment
+    transitions: Transitions
+    sampler: Sampler
+    fabric: Fabric
+
+    @property
+    def substeps(self) -> Tensor | None:
+        """How many steps cover dt, for every transition; None if one does."""
+        if not isinstance(self.sampler, StiffnessAwareSampler):
+            return None
+        return 1 + self.sampler.is_stiff * (self.experiment.config.sampling.substeps - 1)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder, made and described, against other processes."""
+        first = self.fabric.is_global_zero
+        if first:
+            self.folder.create()
+        self.fabric.barrier()
+        with self.folder.locked() if first else contextlib.nullcontext():
+            if first:
+                _describe(self)
+            yield
+
+    def recorder(self, watcher: Recorder | None) -> "_FolderRecorder":
+        return _FolderRecorder(self.folder, watcher or Recorder(), self.fabric)
+
+
+def _prepare(config: RunConfig, path: Path | str) -> _Prepared:
     folder = RunFolder(path)
     config = _with_absolute_path(config)
     _refuse_other(folder, config)
     experiment = build(config)
     transitions = Transitions(experiment.split.train)
     sampler = sampler_of(experiment, transitions)
-    stiff = sampler.is_stiff if isinstance(sampler, StiffnessAwareSampler) else None
     fabric = _fabric(config, folder)
     fabric.launch()
-    first = fabric.is_global_zero
-    if first:
-        folder.create()
-    fabric.barrier()
-    with threads(config.device.threads), folder.locked() if first else contextlib.nullcontext():
-        if _finished(folder, config.training.steps):
-            return None
-        if first:
-            _describe(folder, experiment, fabric)
-        recorder = _FolderRecorder(folder, watcher or Recorder(), fabric)
-        validation = experiment.split.validation
-        try:
-            return train(
-                experiment.model,
-                transitions,
-                config.training,
-                sampler=sampler,
-                substeps=None if stiff is None else 1 + stiff * (config.sampling.substeps - 1),
-                loss=experiment.loss,
-                step=experiment.step,
-                scale=experiment.normalization.std,
-                validate=_validation(experiment) if validation.trajectories else None,
-                recorder=recorder,
-                fabric=fabric,
-            )
-        except TrainingDiverged as error:
-            saved = recorder.saved_step
-            error.add_note(f"The last good checkpoint: {'none yet' if saved is None else f'step {saved}'}, in {path}")
-            raise
+    return _Prepared(folder, experiment, transitions, sampler, fabric)
 
 
 def _with_absolute_path(config: RunConfig) -> RunConfig:
@@ -90,8 +217,9 @@ def _with_absolute_path(config: RunConfig) -> RunConfig:
     )
 
 
-def _validation(experiment: Experiment) -> RolloutValidation:
-    return RolloutValidation(experiment.split.validation, experiment.step, experiment.normalization.std)
+def _validation(experiment: Experiment) -> RolloutValidation | None:
+    source = experiment.split.validation
+    return RolloutValidation(source, experiment.step, experiment.normalization.std) if source.trajectories else None
 
 
 def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
@@ -145,8 +273,9 @@ def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
         raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
 
 
-def _describe(folder: RunFolder, experiment: Experiment, fabric: Fabric) -> None:
+def _describe(prepared: _Prepared) -> None:
     """What is needed to understand the run years later."""
+    folder, experiment, fabric = prepared.folder, prepared.experiment, prepared.fabric
     config = experiment.config
     if not folder.has("config.yaml"):
         folder.write_config(to_dict(config))
@@ -168,6 +297,12 @@ def _describe(folder: RunFolder, experiment: Experiment, fabric: Fabric) -> None
     }
     if not folder.has("environment.json"):
         folder.write_json("environment.json", environment)
+    if isinstance(prepared.sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
+        trajectories = experiment.split.train.trajectories
+        index, stiff = (
+            x.reshape(trajectories, -1).numpy() for x in (prepared.sampler.index, prepared.sampler.is_stiff)
+        )
+        folder.write_arrays(SAMPLING, index=index.astype("f4"), stiff=stiff, dt=np.array(prepared.transitions.dt))
 
 
 def _version(package: str) -> str | None:
@@ -204,6 +339,11 @@ class _FolderRecorder(Recorder):
 
     def resume_best(self) -> Checkpoint | None:
         return self.folder.load("best")
+
+    @property
+    def last_good(self) -> str:
+        saved = "none yet" if self.saved_step is None else f"step {self.saved_step}"
+        return f"The last good checkpoint: {saved}, in {self.folder.path}"
 
     def stopping(self) -> bool:
         return self.watcher.stopping()

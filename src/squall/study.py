@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,23 +25,38 @@ from typing import Any
 import yaml
 
 from squall.config import ConfigError, RunConfig, difference, flat, from_dict, to_dict
+from squall.integrators import INTEGRATORS, next_state
 from squall.run_folder import RunFolder, RunFolderError, write_beside
 from squall.systems import SYSTEMS
 
-__all__ = ["PRESETS", "SIZES", "TRIAL", "Grid", "Study", "StudyFolder", "Trial", "read_study", "slug"]
+__all__ = [
+    "PRESETS",
+    "SHOWN_FROM_FIELDS",
+    "SIZES",
+    "TRIAL",
+    "Grid",
+    "OtherIntegrator",
+    "Study",
+    "StudyFolder",
+    "Trial",
+    "read_study",
+    "slug",
+]
 
-PRESETS = ("paper", "paper-small", "smoke")
+PRESETS = ("paper", "paper-small", "sweeps-small", "smoke")
 """The studies that come with the package."""
 
 TRIAL = "trial.json"
 """What a run folder of a study gets last: whose it is, once all else is there."""
 
-KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "keep_weights"}
+KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
 GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
 SIZES = ("trajectories", "steps", "seed")
 """What may be said of a system beside its parameters."""
-SHOWN = ("table", "fields", "temperature", "one-step", "training")
+SHOWN = ("table", "fields", "temperature", "one-step", "training", "sampling", "integrators")
 """What the report can make of a grid."""
+SHOWN_FROM_FIELDS = {"fields", "one-step"}
+"""What of it needs the fields of the rollouts."""
 NOT_THE_TRIAL = ("data.path", "device.threads")
 """Keys that do not make another trial."""
 
@@ -86,8 +102,7 @@ class Grid:
         name, about: for people.
         axes: the labels along each axis.
         show: what the report makes of it, of `SHOWN`.
-        published: where the numbers that others published for it are: the `table` of published_results.toml, its
-            `rows` and `columns` by our labels.
+        published: what others published for it, (states, energy) by the labels of a row and of a column.
         trials: by their labels, one per axis, and their seed.
     """
 
@@ -95,8 +110,26 @@ class Grid:
     about: str
     axes: tuple[tuple[str, ...], ...]
     show: tuple[str, ...]
-    published: Mapping[str, Any]
+    published: Mapping[tuple[str, str], tuple[float, float]]
     trials: Mapping[tuple[tuple[str, ...], int], Trial] = field(repr=False)
+
+    @cached_property
+    def identities(self) -> set[str]:
+        """Of all its trials."""
+        return {trial.identity for trial in self.trials.values()}
+
+
+@dataclass(frozen=True)
+class OtherIntegrator:
+    """Rollouts by another integrator than that of the training.
+
+    Attributes:
+        integrator: its name.
+        substeps: how many steps of it cover one dt of the data.
+    """
+
+    integrator: str
+    substeps: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +141,7 @@ class Study:
         systems: data sets to simulate, by the name of their file: the system, its parameters, trajectories and steps.
         grids: by name, in the order in which they are run.
         baseline: the label of the trials that the others are tested against.
+        evaluations: by name, what the trials of the grids that show `integrators` are rolled out by as well.
         keep_weights: whether the weights stay after a run is evaluated.
         source: the values of the YAML.
     """
@@ -117,6 +151,7 @@ class Study:
     systems: Mapping[str, Mapping[str, Any]]
     grids: Mapping[str, Grid]
     baseline: str | None
+    evaluations: Mapping[str, OtherIntegrator]
     keep_weights: bool
     source: Mapping[str, Any] = field(repr=False)
 
@@ -124,6 +159,10 @@ class Study:
     def trials(self) -> tuple[Trial, ...]:
         """Every trial once, in the order of the grids and, within one, seed by seed."""
         return tuple({trial.identity: trial for grid in self.grids.values() for trial in grid.trials.values()}.values())
+
+    def shown(self, trial: Trial) -> set[str]:
+        """What the report makes of the grids that a trial stands in."""
+        return {what for grid in self.grids.values() if trial.identity in grid.identities for what in grid.show}
 
 
 def read_study(path: Path | str) -> Study:
@@ -186,13 +225,51 @@ def _study(values: Mapping[str, Any]) -> Study:
         show = tuple(asked.get("show", ("table",)))
         for what in show:
             _known(f"part of a report, as 'show' of the grid '{name}' has it", [what], SHOWN)
-        grids[name] = Grid(name, str(asked.get("about", "")), axes, show, asked.get("published") or {}, trials)
+        theirs = _published(name, asked.get("published"), {label for axis in axes for label in axis})
+        grids[name] = Grid(name, str(asked.get("about", "")), axes, show, theirs, trials)
     baseline = values.get("baseline")
     if baseline is not None:
         _known("variant, as 'baseline' has it", [baseline], variants)
     _refuse_one_name_for_two(first.values())
     about, keep = str(values.get("about", "")), bool(values.get("keep_weights", False))
-    return Study(str(values["name"]), about, systems, grids, baseline, keep, values)
+    evaluations = {
+        str(name): _evaluation(str(name), asked)
+        for name, asked in _mapping("evaluations", values.get("evaluations")).items()
+    }
+    return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values)
+
+
+def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """What others published: a `table` of published_results.toml, its `rows` and `columns` named by our labels."""
+    about = _mapping(f"'published' of the grid '{grid}'", asked)
+    if not about:
+        return {}
+    where = f"'published' of the grid '{grid}'"
+    _known(f"key of {where}", about, ("table", "rows", "columns"))
+    tables: Any = tomllib.loads(resources.files("squall").joinpath("presets/published_results.toml").read_text())
+    known = {f"{group}.{name}": table for group, part in tables.items() for name, table in part.items()}
+    _known(f"table, as {where} has it", [about.get("table")], known)
+    table = known[about["table"]]
+    rows, columns = (_mapping(f"'{key}' of {where}", about.get(key)) for key in ("rows", "columns"))
+    _known(f"label of the grid '{grid}', as {where} has it", [*rows, *columns], labels)
+    _known(f"row of {about['table']}", rows.values(), [name for name in table if name != "columns"])
+    _known(f"column of {about['table']}", [f"{name}_states" for name in columns.values()], table["columns"])
+    found = {}
+    for (row, theirs), (column, name) in itertools.product(rows.items(), columns.items()):
+        numbers = dict(zip(table["columns"], table[theirs], strict=True))
+        found[row, column] = (numbers[f"{name}_states"], numbers[f"{name}_energy"])
+    return found
+
+
+def _evaluation(name: str, asked: Any) -> OtherIntegrator:
+    known = [integrator for integrator in INTEGRATORS if integrator != next_state.name]
+    values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", asked))
+    _known(f"key of the evaluation '{name}'", values, ("integrator", "substeps"))
+    _known(f"integrator, as the evaluation '{name}' has it", [values["integrator"]], known)
+    substeps = values["substeps"]
+    if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
+        raise ConfigError(f"'substeps' of the evaluation '{name}' is {substeps!r}, but must be at least 1")
+    return OtherIntegrator(values["integrator"], substeps)
 
 
 def _known(what: str, names: Any, known: Any) -> None:
@@ -200,7 +277,7 @@ def _known(what: str, names: Any, known: Any) -> None:
         if name not in known:
             near = difflib.get_close_matches(str(name), [str(x) for x in known], n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(map(str, known)))}"
-            raise ConfigError(f"'{name}' is not a {what}: {hint}")
+            raise ConfigError(f"'{name}' is no {what}: {hint}")
 
 
 def _mapping(what: str, values: Any) -> Mapping[str, Any]:
@@ -311,7 +388,7 @@ class StudyFolder:
         Raises:
             RunFolderError: if it holds another study, or a run that this study asks for otherwise.
         """
-        there = self.path / "study.yaml"
+        there, before = self.path / "study.yaml", None
         if there.exists():
             before = yaml.safe_load(there.read_text())
             if not isinstance(before, dict) or before.get("name") != study.name:
@@ -324,8 +401,9 @@ class StudyFolder:
         self._refuse_other_runs(study)
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         (self.path / "data").mkdir(exist_ok=True)
-        with write_beside(there) as part:
-            part.write_text(yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
+        if before != study.source:  # else its comments are kept
+            with write_beside(there) as part:
+                part.write_text(yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
 
     def _refuse_other_runs(self, study: Study) -> None:
         for trial in study.trials:

@@ -11,14 +11,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from squall.config import RunConfig
-from squall.run_folder import RunFolder, RunFolderError
-from squall.runs import run
+from squall.run_folder import SAMPLING, RunFolder, RunFolderError, evaluation_suffix
+from squall.runs import can_run_together, run_together
 from squall.simulation import simulate_to_file
-from squall.study import SIZES, TRIAL, Study, StudyFolder, Trial
+from squall.study import SHOWN_FROM_FIELDS, SIZES, TRIAL, OtherIntegrator, Study, StudyFolder, Trial
 from squall.systems import SYSTEMS
 from squall.trained import evaluate_run
 from squall.training import Recorder, TrainingDiverged
@@ -41,6 +42,7 @@ def run_study(
     path: Path | str,
     *,
     workers: int | None = None,
+    together: int = 1,
     part: tuple[int, int] = (1, 1),
     progress: Progress | None = None,
 ) -> list[Trial]:
@@ -52,7 +54,9 @@ def run_study(
     Args:
         study: what to run.
         path: the folder of the study.
-        workers: how many trials at a time, one thread each; as many as there are cores if left out.
+        workers: how many processes, one thread each; as many as there are cores if left out.
+        together: how many trials a process trains at once as one batched computation, where they differ only by
+            seed, loss and sampling; meant for a GPU.
         part: (i, n): only the i-th of n parts of the trials, for n machines whose folders are then copied together.
         progress: told of the steps that are done.
 
@@ -64,8 +68,9 @@ def run_study(
         ValueError: for a part or a number of workers that cannot be.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, but must be at least 1")
+    for name, value in (("workers", workers), ("together", together)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, but must be at least 1")
     trials = part_of(study.trials, part)
     folder = StudyFolder(path)
     RunFolder(folder.path).create()
@@ -73,7 +78,9 @@ def run_study(
         folder.create(study)
         _simulate(folder, study, trials)
         pending = [trial for trial in trials if folder.state(trial) not in ("done", "failed")]
-        _run_all(folder, trials, pending, workers, study.keep_weights, progress or (lambda done, total: None))
+        tasks = [_task(study, folder, trial) for trial in pending]
+        batches = _batches(tasks, together)
+        _run_all(folder, trials, batches, workers, progress or (lambda done, total: None))
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
 
@@ -102,17 +109,47 @@ def _simulate(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> Non
             simulate_to_file(system(**options), path, **sizes)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does: one trial, and what is kept of it."""
+
+    trial: Trial
+    config: RunConfig
+    path: Path
+    evaluations: tuple[OtherIntegrator, ...]
+    keep_fields: bool
+    keep_weights: bool
+
+
+def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
+    shown = study.shown(trial)
+    evaluations = tuple(study.evaluations.values()) if "integrators" in shown else ()
+    keep_fields = bool(shown & SHOWN_FROM_FIELDS)
+    config = _on_one_thread(folder.config(trial))
+    return _Task(trial, config, folder.run(trial).path, evaluations, keep_fields, study.keep_weights)
+
+
+def _batches(tasks: Sequence[_Task], together: int) -> list[list[_Task]]:
+    """Tasks that are trained as one, at most so many at once, in the order of their first."""
+    alike: list[list[_Task]] = []
+    for task in tasks:
+        for group in alike:
+            if len(group) < together and can_run_together(group[0].config, task.config):
+                group.append(task)
+                break
+        else:
+            alike.append([task])
+    return alike
+
+
 def _run_all(
-    folder: StudyFolder, trials: Sequence[Trial], pending: Sequence[Trial], workers: int, keep: bool, progress: Progress
+    folder: StudyFolder, trials: Sequence[Trial], batches: Sequence[list[_Task]], workers: int, progress: Progress
 ) -> None:
     total = sum(trial.config.training.steps for trial in trials)
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
-        jobs: list[Future[None]] = [
-            pool.submit(_run_one, trial, _on_one_thread(folder.config(trial)), folder.run(trial).path, keep)
-            for trial in pending
-        ]
+        jobs: list[Future[None]] = [pool.submit(_run_batch, batch) for batch in batches]
         try:
             while not all(job.done() for job in jobs) and not any(_failed(job) for job in jobs):
                 progress(sum(folder.steps_done(trial) for trial in trials), total)
@@ -169,24 +206,37 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _run_one(trial: Trial, config: RunConfig, path: Path, keep: bool) -> None:
-    folder = RunFolder(path)
+def _run_batch(tasks: Sequence[_Task]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            result = _trained(config, folder)
-        except TrainingDiverged as error:
-            _free_of_this_machine(folder, trial)
-            folder.write_json("failed.json", {"step": error.step, "message": str(error)})
-            _forget_weights(folder, keep)
-            return
-        if result is not None and not result.finished:
-            return
-        evaluate_run(path, data=config.data.path, fields_of="last")
+        for task in tasks:
+            _wait_for(RunFolder(task.path))
+        results = run_together([(task.config, task.path) for task in tasks], _stop)
+        for task, result in zip(tasks, results, strict=True):
+            if isinstance(result, TrainingDiverged):
+                _keep_failure(task, result)
+            elif result is None or result.finished:
+                _keep_result(task)
+
+
+def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
+    folder = RunFolder(task.path)
+    _free_of_this_machine(folder, task.trial)
+    folder.write_json("failed.json", {"step": error.step, "message": str(error)})
+    _forget(task)
+
+
+def _keep_result(task: _Task) -> None:
+    folder, trial = RunFolder(task.path), task.trial
+    evaluate_run(task.path, data=task.config.data.path, fields_of="last")
     _thin(folder)
+    for other in task.evaluations:
+        by = {"method": other.integrator, "count": other.substeps}
+        evaluate_run(task.path, data=task.config.data.path, **by)
+        _thin(folder, evaluation_suffix(**by))
     _free_of_this_machine(folder, trial)
     folder.write_json(TRIAL, {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system})
-    _forget_weights(folder, keep)
+    _forget(task)
 
 
 def _free_of_this_machine(folder: RunFolder, trial: Trial) -> None:
@@ -196,30 +246,29 @@ def _free_of_this_machine(folder: RunFolder, trial: Trial) -> None:
     folder.write_config(values)
 
 
-def _trained(config: RunConfig, folder: RunFolder) -> Any:
-    """Train, once a worker of a killed study has let go of the folder."""
+def _wait_for(folder: RunFolder) -> None:
+    """Until a worker of a killed study has let go of a folder."""
     for _ in range(LOCK_SECONDS if folder.path.exists() else 0):
         try:
             with folder.locked():
-                break
+                return
         except RunFolderError:
             time.sleep(1)
-    return run(config, folder.path, _stop)
 
 
-def _thin(folder: RunFolder) -> None:
+def _thin(folder: RunFolder, suffix: str = "") -> None:
     """Keep the fields and the curves of the rollouts at some of the times, the fields in half precision: they are for
     figures."""
-    found = folder.read_json("evaluation.json")
+    found = folder.read_json(f"evaluation{suffix}.json")
     for item in found["checkpoints"].values():
         item["curves"] = {name: _strided(values) for name, values in item["curves"].items()}
-    arrays = folder.read_arrays("rollouts.npz")
+    arrays = folder.read_arrays(f"rollouts{suffix}.npz")
     stride = max(1, (len(arrays["time"]) - 1) // (FRAMES_KEPT - 1))
     for name, dtype in {"truth": "f2", "prediction": "f2", "step_error": "f4", "regime": "i1"}.items():
         arrays[name] = arrays[name][:, ::stride].astype(dtype)
     arrays["time"] = arrays["time"][::stride]
-    folder.write_arrays("rollouts.npz", **arrays)
-    folder.write_json("evaluation.json", found)
+    folder.write_arrays(f"rollouts{suffix}.npz", **arrays)
+    folder.write_json(f"evaluation{suffix}.json", found)
 
 
 def _strided(values: list[Any]) -> list[Any]:
@@ -230,6 +279,12 @@ def _strided(values: list[Any]) -> list[Any]:
     return values[::-1][::stride][::-1]
 
 
-def _forget_weights(folder: RunFolder, keep: bool) -> None:
-    if not keep:
-        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+def _forget(task: _Task) -> None:
+    """Remove what no part of the report needs."""
+    if not task.keep_weights:
+        shutil.rmtree(task.path / "checkpoints", ignore_errors=True)
+    if task.trial.seed != 0:  # the index is of the data alone
+        (task.path / SAMPLING).unlink(missing_ok=True)
+    if not task.keep_fields:
+        for path in task.path.glob("rollouts*.npz"):
+            path.unlink()

@@ -20,10 +20,11 @@ from squall.run_folder import (
     Kind,
     RunFolder,
     RunFolderError,
+    evaluation_suffix,
     fingerprint,
 )
 
-__all__ = ["TrainedRun", "evaluate_run", "evaluation_suffix", "open_run"]
+__all__ = ["TrainedRun", "evaluate_run", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,6 @@ def _device(name: str) -> torch.device:
 def _write_rollouts(folder: RunFolder, name: str, rollouts: Rollouts, test: Source) -> None:
     coordinates = {f"axis_{i}": x for i, x in enumerate(test.coordinates)}
     folder.write_arrays(name, **vars(rollouts), **coordinates)
-
-
-def evaluation_suffix(method: str | None, count: int) -> str:
-    """What sets the files of an evaluation by another integrator apart."""
-    if method is None and count == 1:
-        return ""
-    return f"-{method or 'same'}-{count}"
 
 
 def _evaluation_step(experiment: Experiment, method: str | None, count: int) -> Step:

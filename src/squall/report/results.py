@@ -1,12 +1,11 @@
 """What a study found, read from its run folders: one row per combination of labels, its seeds summarised."""
 
+import itertools
 import math
-import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from squall.report.comparison import Place, value_at
-from squall.run_folder import Kind, RunFolder
+from squall.run_folder import SAMPLING, Kind, RunFolder, evaluation_suffix
 from squall.study import Grid, Study, StudyFolder, Trial
 
 __all__ = [
@@ -45,19 +44,28 @@ class Outcome:
         state: `done`, `failed`, `started` or `missing`.
         folder: its run folder.
         evaluation: what `evaluation.json` holds; empty unless done.
+        others: what the evaluations by other integrators hold, by their name in the study, where they were made.
     """
 
     trial: Trial
     state: str
     folder: RunFolder = field(repr=False)
     evaluation: Mapping[str, Any] = field(repr=False)
+    others: Mapping[str, Mapping[str, Any]] = field(repr=False, default_factory=dict)
 
-    def value(self, place: Place, kind: Kind) -> float | None:
+    def value(self, place: Place, kind: Kind, by: str | None = None) -> float | None:
         """A number of the evaluation of the best or the last weights; infinite where it is not finite or the training
-        diverged, None where it does not apply or is not there yet."""
+        diverged, None where it does not apply or is not there yet.
+
+        Args:
+            place: where the number is in an evaluation.
+            kind: of the weights.
+            by: the name of an evaluation by another integrator; by that of the training if left out.
+        """
         if self.state == "failed":
             return math.inf
-        checkpoints = self.evaluation.get("checkpoints", {})
+        evaluation = self.evaluation if by is None else self.others.get(by, {})
+        checkpoints = evaluation.get("checkpoints", {})
         if not checkpoints:
             return None
         # Weights that are both the best and the last are evaluated once.
@@ -78,6 +86,10 @@ class Outcome:
         """Versions, commit and machine of the run; empty if it has not started."""
         return self.folder.read_json("environment.json") if self.folder.has("environment.json") else {}
 
+    def stiffness(self) -> dict[str, np.ndarray] | None:
+        """The stiffness-aware index of the training transitions, if the trial sampled by it."""
+        return self.folder.read_arrays(SAMPLING) if self.folder.has(SAMPLING) else None
+
     def fields(self) -> dict[str, np.ndarray] | None:
         """Truth, prediction and one-step errors of some test trajectories, if they were kept."""
         return self.folder.read_arrays("rollouts.npz") if self.folder.has("rollouts.npz") else None
@@ -90,10 +102,15 @@ class Row:
     labels: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
 
-    def values(self, place: Place, kind: Kind = "last") -> dict[int, float]:
+    def values(self, place: Place, kind: Kind = "last", by: str | None = None) -> dict[int, float]:
         """The numbers that there are, by seed."""
-        found = {outcome.trial.seed: outcome.value(place, kind) for outcome in self.outcomes}
+        found = {outcome.trial.seed: outcome.value(place, kind, by) for outcome in self.outcomes}
         return {seed: value for seed, value in found.items() if value is not None}
+
+    @property
+    def name(self) -> str:
+        """Its labels without the first, which names the group that it stands in."""
+        return ", ".join(self.labels[1:] or self.labels)
 
     @property
     def diverged(self) -> int:
@@ -108,10 +125,22 @@ class Row:
 
 @dataclass(frozen=True)
 class GridResults:
-    """The rows of a grid, in the order of its axes."""
+    """The rows of a grid, in the order of its axes, and the names of the evaluations by other integrators it shows."""
 
     grid: Grid
     rows: tuple[Row, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Every trial once."""
+        return list({one.folder.path: one for row in self.rows for one in row.outcomes}.values())
+
+    @property
+    def groups(self) -> list[tuple[str, list[Row]]]:
+        """The rows by their first label; where that is their only one they are one group without a name."""
+        grouped = itertools.groupby(self.rows, key=lambda row: row.labels[0] if len(row.labels) > 1 else "")
+        return [(title, list(rows)) for title, rows in grouped]
 
     def baseline_of(self, row: Row, baseline: str | None) -> Row | None:
         """The row with the label of the baseline in the place where it belongs, and else the same labels."""
@@ -129,6 +158,11 @@ class Results:
     study: Study
     grids: Mapping[str, GridResults]
 
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Every trial once."""
+        return list({one.folder.path: one for found in self.grids.values() for one in found.outcomes}.values())
+
 
 def read_results(path: Path | str) -> Results:
     """Read a study's folder, however far it is.
@@ -141,8 +175,14 @@ def read_results(path: Path | str) -> Results:
     outcomes: dict[str, Outcome] = {}
     for trial in study.trials:
         state, run = folder.state(trial), folder.run(trial)
-        evaluation = run.read_json("evaluation.json") if state == "done" else {}
-        outcomes[trial.identity] = Outcome(trial, state, run, evaluation)
+        done = state == "done"
+        evaluation = run.read_json("evaluation.json") if done else {}
+        files = {
+            name: f"evaluation{evaluation_suffix(other.integrator, other.substeps)}.json"
+            for name, other in study.evaluations.items()
+        }
+        others = {name: run.read_json(file) for name, file in files.items() if done and run.has(file)}
+        outcomes[trial.identity] = Outcome(trial, state, run, evaluation, others)
     _warn_of_other_data(outcomes.values())
     grids = {}
     for name, grid in study.grids.items():
@@ -151,7 +191,7 @@ def read_results(path: Path | str) -> Results:
             Row(these, tuple(outcomes[t.identity] for (ls, _), t in grid.trials.items() if ls == these))
             for these in labels
         )
-        grids[name] = GridResults(grid, rows)
+        grids[name] = GridResults(grid, rows, tuple(study.evaluations) if "integrators" in grid.show else ())
     return Results(study, grids)
 
 
@@ -230,20 +270,7 @@ def corrected(p_values: Mapping[Any, float]) -> dict[Any, float]:
     return {name: found[name] for name in p_values}
 
 
-def published(grid: Grid) -> Callable[[Row, str], float | None]:
-    """(row, "states" | "energy") → what others published for it, None where they did not."""
-    about = grid.published
-    if not about:
-        return lambda row, metric: None
-    values: Any = tomllib.loads(resources.files("squall").joinpath("presets/published_results.toml").read_text())
-    for name in about["table"].split("."):
-        values = values[name]
-
-    def find(row: Row, metric: str) -> float | None:
-        named = [about["rows"][label] for label in row.labels if label in about["rows"]]
-        columns = [f"{about['columns'][label]}_{metric}" for label in row.labels if label in about["columns"]]
-        if not named or not columns or columns[0] not in values["columns"]:
-            return None
-        return values[named[0]][values["columns"].index(columns[0])]
-
-    return find
+def published(grid: Grid, row: Row) -> tuple[float, float] | None:
+    """States and energy that others published for a row, None where they did not."""
+    pairs = itertools.product(row.labels, row.labels)
+    return next((grid.published[pair] for pair in pairs if pair in grid.published), None)

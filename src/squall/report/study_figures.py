@@ -19,6 +19,7 @@ __all__ = [
     "field_comparison",
     "first_labels",
     "regime_figure",
+    "sampling_figure",
     "step_error_figure",
     "temperature_figure",
     "training_figure",
@@ -34,10 +35,6 @@ def first_labels(found: GridResults) -> list[tuple[str, list[Row]]]:
     for row in found.rows:
         groups.setdefault(row.labels[0], []).append(row)
     return list(groups.items())
-
-
-def _name(row: Row) -> str:
-    return ", ".join(row.labels[1:] or row.labels)
 
 
 def regime_figure(outcome: Outcome) -> Figure | None:
@@ -86,7 +83,7 @@ def step_error_figure(outcome: Outcome) -> Figure | None:
 
 def field_comparison(rows: Sequence[Row], title: str, trajectory: int = 0, seed: int = 0) -> Figure | None:
     """Figures 3 and 4: the prediction and its error for each loss, below the truth; None without kept fields."""
-    found = [(_name(row), fields) for row in rows if (fields := _fields_of(row, seed)) is not None]
+    found = [(row.name, fields) for row in rows if (fields := _fields_of(row, seed)) is not None]
     if not found:
         return None
     truth = found[0][1]["truth"][trajectory, :, 0].astype(float)
@@ -119,14 +116,40 @@ def _mesh(panel: Axes, time: np.ndarray, x: np.ndarray, values: np.ndarray, limi
     return panel.pcolormesh(time, x, masked, vmin=-limit, vmax=limit, cmap="RdBu_r", rasterized=True)
 
 
+def sampling_figure(outcome: Outcome) -> Figure | None:
+    """Which transitions SANN calls stiff: the index over trajectories and time, and how many of them over time."""
+    found = outcome.stiffness()
+    if found is None:
+        return None
+    index, stiff, dt = found["index"], found["stiff"], float(found["dt"])
+    time = dt * np.arange(index.shape[1])
+    order = np.argsort(-stiff.sum(1), kind="stable")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    positive = index[index > 0]
+    norm = LogNorm(*np.quantile(positive, [0.01, 1.0])) if positive.size else None
+    image = left.pcolormesh(time, np.arange(len(index)), index[order], norm=norm, cmap="magma", rasterized=True)
+    figure.colorbar(image, ax=left, label="stiffness-aware index, 1/time")
+    left.set(xlabel="time t", ylabel="training trajectory, sorted", title="stiffness-aware index")
+    chosen = ListedColormap(["#DDDDDD", COLOURS[1]])
+    middle.pcolormesh(time, np.arange(len(index)), stiff[order], cmap=chosen, vmin=0, vmax=1, rasterized=True)
+    middle.set(xlabel="time t", title=f"called stiff: {100 * stiff.mean():.0f} % of the transitions")
+    right.plot(time, stiff.mean(0), color=COLOURS[1])
+    right.set(xlabel="time t", ylabel="share of the trajectories", ylim=(0, 1), title="called stiff, over time")
+    return figure
+
+
 def temperature_figure(found: GridResults, kind: Any = "last") -> Figure:
     """Figure 5: the rollout error of the states against the temperature; what has none is a line."""
     groups = first_labels(found)
     figure = Figure(figsize=(5.5 * len(groups), 4.2), layout="constrained")
     for panel, (title, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         _temperature_panel(panel, rows, kind)
+        residual = rows[0].outcomes[0].trial.config.training.residual
         panel.set(
-            title=f"{title}, {kind} weights", xlabel="temperature T, (rate)²", ylabel="rollout error of the states"
+            title=f"{title}, {kind} weights",
+            xlabel=f"temperature T, ({residual})²",
+            ylabel="rollout error of the states",
         )
         panel.legend(fontsize=8)
     return figure
@@ -142,7 +165,7 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
         loss = row.outcomes[0].trial.config.loss
         T = None if loss.temperature is None or loss.differentiate_weights else float(loss.temperature)
         if T is None:
-            shown = f"{_name(row)}" + ("" if math.isfinite(summary.median) else " (diverged)")
+            shown = row.name + ("" if math.isfinite(summary.median) else " (diverged)")
             panel.axhline(summary.median if math.isfinite(summary.median) else np.nan, color=next(colours), label=shown)
         elif T == 0:
             zero = summary
@@ -178,7 +201,7 @@ def training_figure(found: GridResults) -> Figure:
     for column, (title, rows) in enumerate(groups):
         for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
             for i, (steps, errors, growth) in enumerate(_courses(row)):
-                label = {"label": _name(row)} if i == 0 else {}
+                label = {"label": row.name} if i == 0 else {}
                 panels[0, column].semilogy(steps, errors, color=colour, lw=1, **label)
                 panels[1, column].plot(steps, growth, color=colour, lw=1)
         panels[0, column].set(title=title, ylabel="validation rollout error of the states")

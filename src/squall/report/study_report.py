@@ -12,6 +12,7 @@ from squall.report.study_figures import (
     field_comparison,
     first_labels,
     regime_figure,
+    sampling_figure,
     step_error_figure,
     temperature_figure,
     training_figure,
@@ -65,6 +66,15 @@ def _done(found: GridResults) -> Iterator[Outcome]:
     return (outcome for row in found.rows for outcome in row.outcomes if outcome.state == "done")
 
 
+def _sampled(found: GridResults) -> dict[str, Outcome]:
+    """By data set, the first trial that sampled by stiffness."""
+    first: dict[str, Outcome] = {}
+    for outcome in _done(found):
+        if outcome.stiffness() is not None:
+            first.setdefault(outcome.trial.system, outcome)
+    return first
+
+
 def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
     for name, found in results.grids.items():
         show = found.grid.show
@@ -80,6 +90,11 @@ def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
                 figure = field_comparison(rows, label)
                 if figure is not None:
                     yield f"{name}-fields-{slug(label)}", figure
+        if "sampling" in show:
+            for system, outcome in _sampled(found).items():
+                figure = sampling_figure(outcome)
+                if figure is not None:
+                    yield f"{name}-sampling-{slug(system)}", figure
         if "temperature" in show:
             for kind in ("last", "best"):
                 yield f"{name}-temperature-{kind}", temperature_figure(found, kind)

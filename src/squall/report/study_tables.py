@@ -31,14 +31,16 @@ __all__ = ["WEIGHED", "csv_table", "markdown_table", "regime_table", "status_tab
 KINDS: tuple[Kind, ...] = ("last", "best")
 STATES: Place = ("rollout", "states")
 ENERGY: Place = ("rollout", "energy")
-COLUMNS: dict[str, tuple[Place, Kind]] = {
-    "states": (STATES, "last"),
-    "energy": (ENERGY, "last"),
-    "one step: mean": (("one_step", "mean"), "last"),
-    "top 1 %": (("one_step", "top_1_percent"), "last"),
-    "growth": (("growth", "max"), "last"),
-    "states, best": (STATES, "best"),
-    "energy, best": (ENERGY, "best"),
+Column = tuple[Place, Kind, str | None]
+"""Where a number is, of which weights, and by which other integrator they were rolled out."""
+COLUMNS: dict[str, Column] = {
+    "states": (STATES, "last", None),
+    "energy": (ENERGY, "last", None),
+    "one step: mean": (("one_step", "mean"), "last", None),
+    "top 1 %": (("one_step", "top_1_percent"), "last", None),
+    "growth": (("growth", "max"), "last", None),
+    "states, best": (STATES, "best", None),
+    "energy, best": (ENERGY, "best", None),
 }
 """The numbers of the Markdown table: smaller is better."""
 
@@ -61,34 +63,41 @@ def markdown_table(found: GridResults, baseline: str | None) -> str:
     for (first, system), rows in groups.items():
         several = sum(other == first for other, _ in groups) > 1 or not first
         title = ", ".join(filter(None, [first, system if several else ""]))
-        parts.append("\n".join([*_heading(title), *_lines(rows, found, p_values), ""]))
+        parts.append("\n".join([*_heading(title, _columns(found)), *_lines(rows, found, p_values), ""]))
     count = max((len(row.outcomes) for row in found.rows), default=0)
     parts.append(_footnote(count, len(p_values)))
     return "\n".join(parts)
 
 
-def _heading(title: str) -> list[str]:
-    names = ["", "seeds", "diverged", *COLUMNS, "p", "published: states, energy"]
+def _columns(found: GridResults) -> dict[str, Column]:
+    """Those of every table, and the states by the other integrators that this one shows."""
+    others: dict[str, Column] = {}
+    for name in found.others:
+        others |= {f"states, {name}": (STATES, "last", name), f"states, best, {name}": (STATES, "best", name)}
+    return COLUMNS | others
+
+
+def _heading(title: str, columns: Mapping[str, Column]) -> list[str]:
+    names = ["", "seeds", "diverged", *columns, "p", "published: states, energy"]
     return [f"**{title}**", "", "| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
 
 
 def _lines(rows: Sequence[Row], found: GridResults, p_values: Mapping[tuple[str, ...], float]) -> Iterator[str]:
-    theirs = published(found.grid)
+    columns = _columns(found)
     summaries = {
-        name: [summarize(list(row.values(place, kind).values())) for row in rows]
-        for name, (place, kind) in COLUMNS.items()
+        name: [summarize(list(row.values(*column).values())) for row in rows] for name, column in columns.items()
     }
     best = {name: min((s.median for s in column if s), default=None) for name, column in summaries.items()}
     for i, row in enumerate(rows):
         cells = [_interval(column[i], best[name]) for name, column in summaries.items()]
         p = p_values.get(row.labels)
         print_p = "" if p is None else f"{p:.2g}"
-        others = [number(x) for x in (theirs(row, "states"), theirs(row, "energy")) if x is not None]
-        label = ", ".join(row.labels[1:] or row.labels)
+        others = [number(x) for x in published(found.grid, row) or ()]
+        label = row.name
         seeds = f"{row.finished}" if row.finished == len(row.outcomes) else f"{row.finished} of {len(row.outcomes)}"
         yield "| " + " | ".join([label, seeds, str(row.diverged), *cells, print_p, ", ".join(others)]) + " |"
     for name, values in _free(rows).items():
-        cells = [number(x) if (x := values.get(column)) is not None else "" for column in COLUMNS]
+        cells = [number(x) if (x := values.get(column)) is not None else "" for column in columns]
         yield "| " + " | ".join([f"*{name}*", "", "", *cells, "", ""]) + " |"
 
 
@@ -144,18 +153,18 @@ def _footnote(seeds: int, comparisons: int) -> str:
 
 
 def csv_table(results: Results) -> str:
-    """Every number of every trial: one line per grid, trial and kind of weights; diverged is `inf`."""
+    """Every number of every trial: one line per grid, trial, integrator and kind of weights; diverged is `inf`."""
     places = metrics(["u"])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["grid", "labels", "seed", "state", "weights", "step", *places])
+    writer.writerow(["grid", "labels", "seed", "state", "weights", "step", "rolled out by", *places])
     for name, found in results.grids.items():
         for row in found.rows:
             for outcome in row.outcomes:
-                for kind in KINDS:
-                    values = [outcome.value(place, kind) for place in places.values()]
+                for by, kind in itertools.product((None, *outcome.others), KINDS):
+                    values = [outcome.value(place, kind, by) for place in places.values()]
                     step = value_at(outcome.evaluation.get("checkpoints", {}).get(kind), ("step",), "")
-                    head = [name, " / ".join(row.labels), outcome.trial.seed, outcome.state, kind, step]
+                    head = [name, " / ".join(row.labels), outcome.trial.seed, outcome.state, kind, step, by or ""]
                     writer.writerow([*head, *("" if x is None else f"{x:.6g}" for x in values)])
     return text.getvalue()
 
