@@ -1,8 +1,11 @@
 """A study: its grids, its folder, what a kill leaves, and what the report says of it."""
 
+import dataclasses
+import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from scipy import stats
 
 from squall.cli import main
@@ -19,9 +23,12 @@ from squall.config import ConfigError
 from squall.report.results import Row, compare_paired, corrected, published, read_results, summarize
 from squall.report.study_report import write_report
 from squall.report.tables import number
-from squall.run_folder import RunFolderError
+from squall.run_folder import RunFolder, RunFolderError
+from squall.runs import run, run_together
 from squall.study import PRESETS, StudyFolder, read_study
 from squall.study_run import part_of, run_study
+from squall.terminal import told
+from squall.training import Recorder
 
 TINY = {
     "name": "tiny",
@@ -39,8 +46,12 @@ TINY = {
         "sharp": {"loss": {"temperature": 0.1}},
         "mean": {"loss.name": "mse"},
     },
+    "evaluations": {"RK4 of dt/2": {"integrator": "rk4", "substeps": 2}},
     "grids": {
-        "all": {"axes": [["CH"], ["original", "sharp"]], "show": ["table", "fields", "training", "temperature"]},
+        "all": {
+            "axes": [["CH"], ["original", "sharp"]],
+            "show": ["table", "fields", "training", "temperature", "integrators"],
+        },
         "again": {"axes": [["CH"], ["mean"]], "seeds": 1},
     },
 }
@@ -292,4 +303,92 @@ def test_the_report_of_a_finished_study(finished):
     values = row.values(("rollout", "states"))
     assert number(float(np.median(list(values.values())))) in text
     lines = (finished / "report" / "results.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 5  # both kinds of weights of four trials, of which one stands in two grids
+    assert len(lines) == 1 + 2 * 2 * 5  # two integrators, both kinds of weights, four trials, one of them in two grids
+
+
+def test_weights_are_rolled_out_by_the_other_integrators_of_a_study(finished):
+    found = read_results(finished).grids["all"]
+    (name,) = found.others
+    for row in found.rows:
+        own, other = row.values(("rollout", "states")), row.values(("rollout", "states"), by=name)
+        assert own.keys() == other.keys() == {0, 1}
+        assert all(own[seed] != other[seed] for seed in own)
+        assert all(outcome.others[name]["integrator"] == "2 × rk4" for outcome in row.outcomes)
+    write_report(finished)
+    text = (finished / "report" / "tables.md").read_text()
+    assert "| states, RK4 of dt/2 | states, best, RK4 of dt/2 |" in text
+    assert {path.name for path in finished.glob("runs/*/rollouts*")} == {"rollouts.npz"}
+
+
+# Together
+
+
+def test_trials_together_end_where_they_end_apart(tmp_path, finished):
+    run_study(read_study(written(tmp_path, TINY)), tmp_path / "out", workers=1, together=4)
+    apart, together = results_of(finished), results_of(tmp_path / "out")
+    assert apart.keys() == together.keys()
+    for name, found in together.items():
+        for kind, item in found["checkpoints"].items():
+            other = apart[name]["checkpoints"][kind]
+            assert item["step"] == other["step"]
+            for part in ("rollout", "one_step"):
+                expected = {key: x for key, x in other[part].items() if isinstance(x, float)}
+                assert {key: item[part][key] for key in expected} == pytest.approx(expected, rel=1e-3), (name, kind)
+
+
+def test_trials_that_stand_at_different_steps_go_on_together(tmp_path, finished):
+    """One has half of its steps behind it, one is done, one has not begun."""
+    study = read_study(written(tmp_path, TINY))
+    folder = StudyFolder(tmp_path / "out")
+    folder.create(study)
+    shutil.copytree(finished / "data", folder.path / "data", dirs_exist_ok=True)
+    half, done, *rest = [(folder.config(trial), folder.run(trial).path) for trial in study.trials]
+    run(*half, StopAt(30))
+    run(*done)
+    results = run_together([half, done, *rest])
+    assert results[1] is None
+    assert [result.step for result in results if result] == [60, 60, 60]
+    steps = [line["step"] for line in RunFolder(half[1]).read_metrics() if "loss" in line]
+    assert steps == list(range(10, 61, 10))
+    with pytest.raises(ValueError, match="they differ in more than the loss"):
+        run_together([half, (dataclasses.replace(half[0], integrator="rk4"), tmp_path / "other")])
+
+
+class StopAt(Recorder):
+    def __init__(self, step: int) -> None:
+        self.last, self.step = step, 0
+
+    def stepped(self, step: int) -> None:
+        self.step = step
+
+    def stopping(self) -> bool:
+        return self.step >= self.last
+
+
+# SANN
+
+
+def test_the_report_shows_what_sann_picks(tmp_path):
+    values = changed(seeds=2)
+    values["variants"]["SANN"] = {"loss.name": "mse", "sampling": {"name": "stiffness-aware", "fraction": 0.25}}
+    values["grids"] = {"sann": {"axes": [["CH"], ["SANN"]], "show": ["table", "sampling"]}}
+    out = tmp_path / "out"
+    run_study(read_study(written(tmp_path, values)), out, workers=1)
+    (kept,) = out.glob("runs/*/sampling.npz")  # the index is of the data, whatever the seed
+    found = np.load(kept)
+    assert found["index"].shape == found["stiff"].shape == (3, 10)
+    assert found["stiff"].sum() == round(0.25 * 30)
+    assert found["index"][found["stiff"]].min() >= found["index"][~found["stiff"]].max()
+    assert any("sann-sampling" in path.name for path in write_report(out))
+    assert not list(out.glob("runs/*/rollouts*")), "no part of the report shows fields"
+
+
+def test_progress_is_told_in_lines_where_nobody_watches():
+    text = io.StringIO()
+    with told(Console(file=text, width=200), "study x") as progress:
+        for done in (0, 1, 4, 100, 400):
+            progress(done, 400)
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 4  # 0, 1, 25 and 100 percent
+    assert lines[0] == "study x: 0 of 400 steps"
+    assert lines[-1] == "study x: 400 of 400 steps, 0 minutes left"

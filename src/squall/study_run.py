@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,11 @@ from squall.training import Recorder, TrainingDiverged
 __all__ = ["Progress", "part_of", "run_study"]
 
 POLL_SECONDS = 0.5
+PROGRESS_SECONDS = 2.0
 LOCK_SECONDS = 30
 """How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
 
+ROLLOUTS = "rollouts.npz"
 FRAMES_KEPT = 101
 """Times at which the fields of a rollout are kept."""
 
@@ -117,16 +119,15 @@ class _Task:
     config: RunConfig
     path: Path
     evaluations: tuple[OtherIntegrator, ...]
-    keep_fields: bool
+    shown: frozenset[str]
     keep_weights: bool
 
 
 def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
-    shown = study.shown(trial)
+    shown = frozenset(study.shown(trial))
     evaluations = tuple(study.evaluations.values()) if "integrators" in shown else ()
-    keep_fields = bool(shown & SHOWN_FROM_FIELDS)
     config = _on_one_thread(folder.config(trial))
-    return _Task(trial, config, folder.run(trial).path, evaluations, keep_fields, study.keep_weights)
+    return _Task(trial, config, folder.run(trial).path, evaluations, shown, study.keep_weights)
 
 
 def _batches(tasks: Sequence[_Task], together: int) -> list[list[_Task]]:
@@ -151,9 +152,12 @@ def _run_all(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
         jobs: list[Future[None]] = [pool.submit(_run_batch, batch) for batch in batches]
         try:
-            while not all(job.done() for job in jobs) and not any(_failed(job) for job in jobs):
+            waiting = set(jobs)
+            while waiting:
                 progress(sum(folder.steps_done(trial) for trial in trials), total)
-                time.sleep(POLL_SECONDS)
+                done, waiting = wait(waiting, PROGRESS_SECONDS, FIRST_COMPLETED)
+                if any(_failed(job) for job in done):
+                    break
         finally:
             stop.set()  # after an interrupt or an error: every worker saves and stops
             pool.shutdown(cancel_futures=True)
@@ -229,11 +233,12 @@ def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
 def _keep_result(task: _Task) -> None:
     folder, trial = RunFolder(task.path), task.trial
     evaluate_run(task.path, data=task.config.data.path, fields_of="last")
-    _thin(folder)
     for other in task.evaluations:
-        by = {"method": other.integrator, "count": other.substeps}
-        evaluate_run(task.path, data=task.config.data.path, **by)
-        _thin(folder, evaluation_suffix(**by))
+        evaluate_run(task.path, data=task.config.data.path, method=other.integrator, count=other.substeps)
+    for name in ("evaluation", *(f"evaluation{evaluation_suffix(x.integrator, x.substeps)}" for x in task.evaluations)):
+        _thin_curves(folder, f"{name}.json")
+    if task.shown & SHOWN_FROM_FIELDS:
+        _thin_fields(folder, with_errors="one-step" in task.shown)
     _free_of_this_machine(folder, trial)
     folder.write_json(TRIAL, {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system})
     _forget(task)
@@ -256,27 +261,33 @@ def _wait_for(folder: RunFolder) -> None:
             time.sleep(1)
 
 
-def _thin(folder: RunFolder, suffix: str = "") -> None:
-    """Keep the fields and the curves of the rollouts at some of the times, the fields in half precision: they are for
-    figures."""
-    found = folder.read_json(f"evaluation{suffix}.json")
+def _thin_curves(folder: RunFolder, name: str) -> None:
+    """Keep the curves of the rollouts at some of the times."""
+    found = folder.read_json(name)
     for item in found["checkpoints"].values():
         item["curves"] = {name: _strided(values) for name, values in item["curves"].items()}
-    arrays = folder.read_arrays(f"rollouts{suffix}.npz")
+    folder.write_json(name, found)
+
+
+def _thin_fields(folder: RunFolder, with_errors: bool) -> None:
+    """Keep the fields at some of the times and in half precision: they are for figures."""
+    arrays = folder.read_arrays(ROLLOUTS)
     stride = max(1, (len(arrays["time"]) - 1) // (FRAMES_KEPT - 1))
+    arrays["time"] = arrays["time"][::stride]
     for name, dtype in {"truth": "f2", "prediction": "f2", "step_error": "f4", "regime": "i1"}.items():
         arrays[name] = arrays[name][:, ::stride].astype(dtype)
-    arrays["time"] = arrays["time"][::stride]
-    folder.write_arrays(f"rollouts{suffix}.npz", **arrays)
-    folder.write_json(f"evaluation{suffix}.json", found)
+    if not with_errors:
+        del arrays["step_error"], arrays["regime"]
+    folder.write_arrays(ROLLOUTS, **arrays)
 
 
 def _strided(values: list[Any]) -> list[Any]:
-    """About as many of a curve's numbers as times are kept, the last among them; of several curves, so many each."""
+    """About as many of a curve's numbers as times are kept, the last among them, to six digits; of several curves, so
+    many each."""
     if values and isinstance(values[0], list):
         return [_strided(one) for one in values]
     stride = max(1, len(values) // (FRAMES_KEPT - 1))
-    return values[::-1][::stride][::-1]
+    return [x if x is None else float(f"{x:.6g}") for x in values[::-1][::stride][::-1]]
 
 
 def _forget(task: _Task) -> None:
@@ -285,6 +296,6 @@ def _forget(task: _Task) -> None:
         shutil.rmtree(task.path / "checkpoints", ignore_errors=True)
     if task.trial.seed != 0:  # the index is of the data alone
         (task.path / SAMPLING).unlink(missing_ok=True)
-    if not task.keep_fields:
-        for path in task.path.glob("rollouts*.npz"):
+    for path in task.path.glob("rollouts*.npz"):
+        if path.name != ROLLOUTS or not task.shown & SHOWN_FROM_FIELDS:
             path.unlink()

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from squall.report.figures import COLOURS
 from squall.report.results import GridResults, Outcome, Row, summarize
@@ -181,6 +182,9 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
     spread[~np.isfinite(spread)] = 0
     middle[~np.isfinite(middle)] = np.nan
     panel.set(xscale="log", yscale="log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
     if len(points):
         panel.set_xlim(T.min() / 3, T.max() * 3)
         panel.errorbar(T, middle, spread, color=COLOURS[0], marker="o", capsize=3, label="imbalance-aware, T")
