@@ -2,23 +2,29 @@
 
     python benchmarks/ensemble.py [--members 6] [--hidden 64] [--steps 40] [--device cpu]
 
-The paper's step (batch 200 of 50 points, Euler, mean squared error, float32) of several seeds: batched
-(`squall.ensemble`, on all cores or the device), and one after the other (on a CPU: two processes of one thread each, as
-`squall study` runs them). Printed are member steps per second. The floor is what neither can save: the six (HNN++) or
-three (NODE) matrix products of hidden size and the two tanh of every member's step, on one core each of two.
+The paper's step (batch 200 of 50 points, Euler, mean squared error, float32) of several seeds, in member steps per
+second: apart, as `squall study run` trains them on a CPU (two processes of one thread each, one training after the
+other); batched (`squall.ensemble`) in one process on all threads or the device; and batched in two processes of one
+thread, half of the members each. Two bounds, by two processes: "passes" computes nothing but the forward and backward
+passes of every member's network, which a batch cannot save; "floor" nothing but their six (HNN++) or three (NODE)
+matrix products of hidden size and the two tanh. So passes / apart is the most that batching can gain with these passes.
 """
 
 import argparse
 import multiprocessing
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
 import torch
 
 from squall.data import InMemory, Transitions
 from squall.ensemble import Member, train_together
 from squall.losses import MeanSquaredError
 from squall.models import HNN, NODE
+from squall.models._density_gradient import fast_density_gradient
+from squall.models._point_network import fast_point_network
 from squall.sampling import UniformSampler
 from squall.systems import CahnHilliard
 from squall.training import TrainingSettings, train
@@ -55,35 +61,63 @@ def alone(kind: str, hidden: int, seeds: list[int], steps: int) -> float:
     return time.perf_counter() - start
 
 
-def separate(kind: str, hidden: int, count: int, steps: int) -> float:
-    """Member steps per second of two processes."""
+def in_two_processes(work: Callable[..., float], kind: str, hidden: int, count: int, steps: int) -> float:
+    """Member steps per second of two processes that share the members."""
     halves = [list(range(count))[i::2] for i in (0, 1)]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        seconds = list(pool.map(alone, [kind] * 2, [hidden] * 2, halves, [steps] * 2))
+        seconds = list(pool.map(work, [kind] * 2, [hidden] * 2, halves, [steps] * 2))
     return count * steps / max(seconds)
 
 
-def batched(kind: str, hidden: int, count: int, steps: int, device: str) -> float:
+def batched(kind: str, hidden: int, seeds: list[int], steps: int, device: str = "cpu", threads: int = 1) -> float:
+    """Seconds of the trainings of some seeds as one."""
+    torch.set_num_threads(threads)
     data = transitions()
-    members = [member(kind, hidden, seed, len(data)) for seed in range(count)]
+    members = [member(kind, hidden, seed, len(data)) for seed in seeds]
     train_together([member(kind, hidden, 99, len(data))], data, settings(3), device=device)  # warm up
     start = time.perf_counter()
     train_together(members, data, settings(steps), device=device)
-    return count * steps / (time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
-def floor(kind: str, hidden: int) -> float:
-    """Member steps per second of two cores that compute nothing but the products and the tanh."""
+def passes(kind: str, hidden: int, seeds: list[int], steps: int) -> float:
+    """Seconds of as many passes of the network by hand, and nothing else."""
+    torch.set_num_threads(1)
+    model = member(kind, hidden, 0, BATCH).model
+    function = fast_density_gradient if kind == "HNN++" else fast_point_network
+    inputs = (torch.randn(BATCH * POINTS, 3), *(w.detach() for w in model.network.weights))
+    g = torch.randn_like(function.forward(*inputs)[0])
+    needed = (False, *[True] * 5)
+
+    def step() -> None:
+        _, *kept = function.forward(*inputs)
+        function.backward(g, inputs, tuple(kept), needed)
+
+    return seconds_of(step, len(seeds) * steps)
+
+
+def floor(kind: str, hidden: int, seeds: list[int], steps: int) -> float:
+    """Seconds of as many times the products and the tanh, and nothing else."""
     torch.set_num_threads(1)
     x, out = torch.randn(BATCH * POINTS, hidden), torch.empty(BATCH * POINTS, hidden)
     weight = torch.randn(hidden, hidden)
-    start = time.perf_counter()
-    for _ in range(20):
+
+    def step() -> None:
         for _ in range(PRODUCTS[kind]):
             torch.mm(x, weight, out=out)
         for _ in range(2):
-            torch.tanh(x, out=out)
-    return 2 * 20 / (time.perf_counter() - start)
+            np.tanh(x.numpy(), out=out.numpy())
+
+    return seconds_of(step, len(seeds) * steps)
+
+
+def seconds_of(step: Callable[[], None], repetitions: int) -> float:
+    for _ in range(3):  # warm up
+        step()
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        step()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -95,12 +129,16 @@ def main() -> None:
     options = parser.parse_args()
     threads = torch.get_num_threads()
     print(f"{options.members} members, hidden {options.hidden}, {options.steps} steps, {options.device}")
-    print(f"{'member steps per second':24s} {'batched':>9s} {'separate':>9s} {'ratio':>7s} {'floor':>9s}")
+    names = ("apart", "batched", "by two", "passes", "floor")
+    print(f"{'member steps per second':24s} " + " ".join(f"{name:>9s}" for name in names))
     for kind in PRODUCTS:
-        apart = separate(kind, options.hidden, options.members, options.steps)
-        torch.set_num_threads(threads)
-        together = batched(kind, options.hidden, options.members, options.steps, options.device)
-        print(f"{kind:24s} {together:9.1f} {apart:9.1f} {together / apart:7.2f} {floor(kind, options.hidden):9.1f}")
+        sizes = (kind, options.hidden, options.members, options.steps)
+        apart = in_two_processes(alone, *sizes)
+        seconds = batched(kind, options.hidden, list(range(options.members)), options.steps, options.device, threads)
+        together = options.members * options.steps / seconds
+        rates = (apart, together, *(in_two_processes(work, *sizes) for work in (batched, passes, floor)))
+        print(f"{kind:24s} " + " ".join(f"{rate:9.1f}" for rate in rates))
+        print(f"{'ratio to apart':24s} " + " ".join(f"{rate / apart:9.2f}" for rate in rates))
 
 
 if __name__ == "__main__":

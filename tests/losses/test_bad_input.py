@@ -35,7 +35,7 @@ ones = torch.ones(2, 3, 4)
         ({"mask": ones}, TypeError, "mask must be boolean"),
         ({"mask": torch.ones(5, dtype=torch.bool)}, ValueError, r"mask has shape \(5,\)"),
         ({"mask": torch.ones(9, 2, 3, 4, dtype=torch.bool)}, ValueError, "does not broadcast to"),
-        ({"measure": torch.tensor([1.0, -2.0, 1.0, 1.0])}, ValueError, r"1 of 4 .* index \(1,\): -2"),
+        ({"measure": torch.tensor([1.0, -2.0, 1.0, 1.0])}, ValueError, r"has 1 other values of 4.* index \(1,\): -2"),
         ({"measure": torch.tensor([1.0, math.nan, 1.0, 1.0])}, ValueError, "measure must be finite"),
         ({"over": "space"}, ValueError, "over must be one of 'all', 'sample', 'channel'"),
         ({"prediction": ones[0, 0], "target": ones[0, 0], "over": "channel"}, ValueError, "needs tensors of shape"),
@@ -48,6 +48,8 @@ ones = torch.ones(2, 3, 4)
         ({"trim": 1.0}, ValueError, "trim=1 drops every point"),
         ({"mean_share": -0.1}, ValueError, "mean_share is a fraction"),
         ({"reduction": "sum"}, ValueError, "reduction must be"),
+        ({"group": "wrld"}, ValueError, "group must be 'world', a process group or None, got 'wrld'"),
+        ({"error": lambda p, t: p - t - 1}, ValueError, r"must not be negative, but has \d+ negative values of"),
     ],
 )
 def test_bad_arguments(kwargs, error, message, unchecked):

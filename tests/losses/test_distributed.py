@@ -14,7 +14,9 @@ SCRIPT = """
     import torch
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
-    from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative
+    from squall.losses import (
+        Accumulation, EffectiveFraction, ImbalanceAwareLoss, KLBudget, LaggedAccumulation, Relative
+    )
     import squall.losses.imbalance as imbalance
 
     torch.set_num_threads(1)
@@ -58,6 +60,49 @@ SCRIPT = """
     mask[:4] = True  # all False on the last process
     value = ImbalanceAwareLoss()(x[mine], y[mine], mask=mask[mine])
     torch.testing.assert_close(value, ImbalanceAwareLoss(group=None)(x, y, mask=mask), rtol=1e-6, atol=0)
+    only = mask[mine] if rank == 0 else None  # on some processes only: all of it counts elsewhere
+    everywhere = torch.cat([mask[: bounds[1]], torch.ones_like(mask[bounds[1]:])])
+    value = ImbalanceAwareLoss()(x[mine], y[mine], mask=only)
+    torch.testing.assert_close(value, ImbalanceAwareLoss(group=None)(x, y, mask=everywhere), rtol=1e-6, atol=0)
+
+    for over in ("all", "sample", "channel"):  # the map under DistributedDataParallel
+        whole, parallel = model(), DistributedDataParallel(model())
+        ImbalanceAwareLoss(over=over, group=None, reduction="none")(whole(x), y).sum().backward()
+        ImbalanceAwareLoss(over=over, reduction="none")(parallel(x[mine]), y[mine]).sum().backward()
+        torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
+
+    if world == 2:  # micro-batches on every process
+        parts = [slice(bounds[rank], bounds[rank] + 2), slice(bounds[rank] + 2, bounds[rank + 1])]
+        for temperature in (KLBudget(0.3), 30.0):
+            whole = model()
+            expected = ImbalanceAwareLoss(temperature, group=None)(whole(x), y)
+            expected.backward()
+            parallel = DistributedDataParallel(model())
+            both = Accumulation(ImbalanceAwareLoss(temperature))
+            for part in parts:
+                both.observe(parallel(x[part]), y[part])
+            value = 0
+            for part in parts:
+                loss = both.loss(parallel(x[part]), y[part])
+                loss.backward()
+                value += loss.detach()
+            torch.testing.assert_close(value, expected.detach(), rtol=1e-6, atol=0)
+            torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
+            settled = ImbalanceAwareLoss(temperature)
+            for _ in range(12):  # the lagged temperature of a budget settles
+                parallel.zero_grad()
+                lagged = LaggedAccumulation(settled)
+                for part in parts:
+                    lagged.loss(parallel(x[part]), y[part]).backward()
+                value = lagged.finish(parallel.parameters())
+            assert abs(value / expected.item() - 1) < 1e-6, (value, expected)
+            torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-4, atol=1e-8)
+    try:
+        torch.func.vmap(ImbalanceAwareLoss())(x[mine], y[mine])
+    except ValueError as error:
+        assert "pass group=None" in str(error)
+    else:
+        assert bounds[rank] == bounds[rank + 1]
     broken = x.clone()
     broken[0, 0, 0] = float("nan")
     try:

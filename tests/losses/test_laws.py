@@ -296,6 +296,66 @@ def test_shares_by_channel_sum_to_one():
     assert shares["c"]["ratio"] > 1 > shares["a"]["ratio"]
 
 
+def test_shares_count_points_by_their_measure_and_not_behind_a_mask():
+    """Uniform weights: every class has the share of its points, whatever is masked and however cells are measured."""
+    errors, labels = torch.ones(40, dtype=torch.float64), torch.arange(40) % 2
+    mask, measure = torch.arange(40) >= 15, torch.linspace(1, 3, 40, dtype=torch.float64)
+    for options in ({"mask": mask}, {"measure": measure}, {"mask": mask, "measure": measure}):
+        weights = imbalance_weights(errors, math.inf, **options)
+        shares = weight_shares(weights, labels, ["even", "odd"], **options)
+        assert [share["ratio"] for share in shares.values()] == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (torch.zeros(3, dtype=torch.int64), None, "labels has shape"),
+        (torch.tensor([0, -1, 0, 0]), None, "but the least is -1"),
+        (torch.tensor([0, 1, 2, 0]), ["a", "b"], "names has 2 names, but the labels go up to 2: give 3"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        weight_shares(torch.full((4,), 0.25), labels, names)
+
+
+def test_the_share_of_the_top_is_not_fooled_by_the_structure_of_a_batch():
+    """Every 8th column is badly predicted; a regular sample would meet only these, or none."""
+    errors = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
+    errors[:, ::8] += 3
+    loss = ImbalanceAwareLoss(KLBudget(0.3), error=lambda prediction, target: prediction)
+    loss(errors, torch.zeros_like(errors))
+    weights = loss.weights(errors, torch.zeros_like(errors)).flatten()
+    top = errors.flatten().topk(errors.numel() // 100).indices
+    assert loss.report()["top_share"] == pytest.approx(weights[top].sum().item(), rel=0.05)
+
+
+def test_an_infinite_cap_is_none():
+    errors = torch.rand(50)
+    torch.testing.assert_close(imbalance_weights(errors, 0.1, cap=math.inf), imbalance_weights(errors, 0.1))
+
+
+@pytest.mark.parametrize("value", [-math.inf, -1.0])
+def test_negative_errors_are_refused(value):
+    with pytest.raises(ValueError, match=r"(non-finite|negative) values of 3, the first at index"):
+        imbalance_weights(torch.tensor([1.0, value, 2.0]))
+
+
+def test_a_measure_that_is_nan_behind_the_mask_counts_nothing():
+    errors, mask = torch.rand(6), torch.tensor([True, True, False, True, True, True])
+    measure = torch.where(mask, 2.0, math.nan)
+    torch.testing.assert_close(
+        imbalance_weights(errors, mask=mask, measure=measure), imbalance_weights(errors, mask=mask)
+    )
+
+
+def test_a_relative_temperature_where_the_sum_of_the_errors_overflows():
+    residuals = 1e153 * torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scaled = imbalance_aware_loss(residuals, torch.zeros_like(residuals), Relative(4.0))
+    plain = imbalance_aware_loss(residuals / 1e153, torch.zeros_like(residuals), Relative(4.0))
+    torch.testing.assert_close(scaled / 1e306, plain, rtol=1e-12, atol=0)
+
+
 def test_budget_that_cannot_be_met_is_the_limit_and_a_warning():
     errors = torch.tensor([1.0, 2.0, 2.0])
     with pytest.warns(RuntimeWarning, match="cannot be met in 1 of 1 groups"):

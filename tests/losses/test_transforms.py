@@ -37,6 +37,20 @@ def test_vmap_of_the_loss_and_of_its_gradient(rule):
     )
 
 
+@pytest.mark.parametrize("points", [4, 12, 4000])
+@pytest.mark.parametrize("tail", ["normal", "heavy"])
+@pytest.mark.parametrize("rule", [KLBudget(0.05), KLBudget(0.3), KLBudget(1.0), EffectiveFraction(0.3)], ids=str)
+def test_a_traced_solver_settles_in_its_few_iterations(rule, tail, points):
+    """A program that is traced cannot stop when the budget is met: the fixed number of iterations has to do."""
+    generator = torch.Generator().manual_seed(points)
+    p = torch.randn(20, points, generator=generator, dtype=torch.float64)
+    if tail == "heavy":
+        p = p * p.abs().square()
+    each = torch.stack([imbalance_aware_loss(one, torch.zeros_like(one), rule) for one in p])
+    together = torch.func.vmap(lambda one: imbalance_aware_loss(one, torch.zeros_like(one), rule))(p)
+    torch.testing.assert_close(together, each, rtol=1e-6, atol=0)
+
+
 def test_module_inside_a_transform_keeps_its_state():
     p, t = batch(5, 20)
     loss = ImbalanceAwareLoss()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["in_backward", "is_traced", "is_transformed"]
+__all__ = ["in_backward", "is_traced", "is_transformed", "is_vmapped"]
 
 
 def is_transformed() -> bool:
@@ -11,6 +11,14 @@ def is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_vmapped() -> bool:
+    """Inside torch.func.vmap, at its innermost."""
+    if not is_transformed():
+        return False
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack().key() == functorch.TransformType.Vmap
 
 
 def is_traced(tensor: Tensor) -> bool:

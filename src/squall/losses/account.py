@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from squall.losses.checks import check_labels, combined_measure
 from squall.losses.fused import Solution
 from squall.losses.weights import Weighed
 
@@ -14,6 +15,7 @@ __all__ = ["FusedAccount", "WeighedAccount", "account_of", "weight_shares"]
 
 SAMPLE = 1 << 17
 """Points kept for the share of the top 1 %; exact up to here, a sample above."""
+GOLDEN = (math.sqrt(5) - 1) / 2
 TOP = 0.01
 
 
@@ -90,7 +92,7 @@ def top_share(weights: Tensor, measure: Tensor, errors: Tensor) -> float:
     measure, weights = measure[order], weights[order]
     before = measure.cumsum(0) - measure
     taken = ((TOP * measure.sum() - before) / measure.clamp(min=1e-300)).clamp(0, 1)
-    return float(1 - (weights * (1 - taken)).sum() / measure.sum())
+    return min(1.0, max(0.0, float(1 - (weights * (1 - taken)).sum() / measure.sum())))
 
 
 def _amax(values: Tensor) -> Tensor:
@@ -99,11 +101,21 @@ def _amax(values: Tensor) -> Tensor:
 
 
 def _thinned(values: Tensor) -> Tensor:
-    return values.reshape(-1)[:: max(1, values.numel() // SAMPLE)].clone()
+    """All values, or a sample of many: a step of the golden ratio of them meets no structure of the batch."""
+    values = values.reshape(-1)
+    if values.numel() <= SAMPLE:
+        return values.clone()
+    places = torch.arange(SAMPLE, device=values.device, dtype=torch.float64) * GOLDEN % 1
+    return values[(places * values.numel()).long()]
 
 
 def weight_shares(
-    weights: Tensor, labels: Tensor | Literal["channel"], names: Sequence[str] | None = None
+    weights: Tensor,
+    labels: Tensor | Literal["channel"],
+    names: Sequence[str] | None = None,
+    *,
+    mask: Tensor | None = None,
+    measure: Tensor | None = None,
 ) -> dict[str, dict[str, float]]:
     """Where the weight goes: the share of each class of points in the weight, and in the points.
 
@@ -111,10 +123,14 @@ def weight_shares(
         weights: w, as `ImbalanceAwareLoss.weights` or `imbalance_weights` gives them, shape (batch, channel, *space).
         labels: the class of every point, integers from 0, broadcastable; or "channel".
         names: of the classes; the numbers otherwise.
+        mask, measure: as the loss was given them: what is masked is no point, and points count by their measure.
 
     Returns:
         For every class `weight` and `points` (each sums to 1 over the classes) and `ratio`, their quotient: how
         much more a point of the class counts than in the mean.
+
+    Raises:
+        ValueError: for labels that do not broadcast or are negative, or fewer names than classes.
 
     Example:
         >>> shares = weight_shares(torch.tensor([0.1, 0.1, 0.8]), torch.tensor([0, 0, 1]), ["calm", "violent"])
@@ -123,10 +139,12 @@ def weight_shares(
     """
     if isinstance(labels, str):
         labels = torch.arange(weights.shape[1], device=weights.device).view(-1, *[1] * (weights.dim() - 2))
+    total = combined_measure(mask, measure, weights)
+    check_labels(labels, weights, names)
     classes = labels.broadcast_to(weights.shape).reshape(-1)
     weight = torch.bincount(classes, weights.reshape(-1).double())
-    points = torch.bincount(classes).double() / classes.numel()
-    weight = weight / weight.sum()
+    points = torch.bincount(classes, None if total is None else total.reshape(-1).double()).double()
+    weight, points = weight / weight.sum(), points / points.sum()
     return {
         names[k] if names else str(k): {"weight": w, "points": p, "ratio": w / p if p else math.nan}
         for k, (w, p) in enumerate(zip(weight.tolist(), points.tolist(), strict=True))

@@ -2,23 +2,27 @@
 
 The weights of a point depend on all points, so the plain sum of the losses of micro-batches is another loss.
 `Accumulation` looks at every micro-batch twice and is exact; `LaggedAccumulation` looks once, with the
-temperature of the step before, and puts the gradients in scale at the end.
+temperature of the step before, and puts the gradients in scale at the end. Both work over several processes, each with
+as many micro-batches as the others, under DistributedDataParallel as the loss itself does.
 """
 
 import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from squall.losses.checks import check_pair
-from squall.losses.distributed import process_group
+from squall.losses.distributed import gathered, globally, process_group, sharding_of
 from squall.losses.imbalance import ImbalanceAwareLoss, Points
 from squall.losses.sums import Sums
 from squall.losses.temperature import Budget, Fixed, newton_step
 from squall.losses.weights import Over
 
 __all__ = ["Accumulation", "LaggedAccumulation"]
+
+LARGEST_GROWTH = 80.0
+"""Of β l after the first micro-batch: the exponential of more is no float32."""
 
 
 class Accumulation:
@@ -41,11 +45,8 @@ class Accumulation:
     """
 
     def __init__(self, loss: ImbalanceAwareLoss) -> None:
-        if loss.recipe.weighing.differentiate or process_group(loss.recipe.group) is not None:
-            raise ValueError(
-                "Accumulation takes a loss with detached weights on one process (group=None); over several "
-                "processes use LaggedAccumulation or larger local batches"
-            )
+        if loss.recipe.weighing.differentiate:
+            raise ValueError("Accumulation takes a loss with detached weights, not differentiate_weights=True")
         self._loss = loss
         self._observed: list[Points] = []
         self._weights: list[Tensor] | None = None
@@ -62,7 +63,7 @@ class Accumulation:
     def loss(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
     ) -> Tensor:
-        """Second call, in the same order: Σ w l over this micro-batch, w normalised over all of them."""
+        """Second call, in the same order: Σ w l over this micro-batch of all processes, w normalised over all."""
         if self._weights is None:
             self._weights = self._weigh()
         if not self._weights:
@@ -73,7 +74,9 @@ class Accumulation:
                 f"micro-batches must come in the order in which they were observed: expected errors of shape "
                 f"{tuple(weights.shape)} (group, point), got {tuple(points.errors.shape)}"
             )
-        return (weights * points.errors).sum(dtype=torch.float64).to(weights.dtype)
+        recipe = self._loss.recipe
+        local = (weights * points.errors).sum(dtype=torch.float64)
+        return globally(local, sharding_of(recipe.over, process_group(recipe.group))).to(weights.dtype)
 
     def _points(self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None) -> Points:
         prediction, target = check_pair(prediction, target, self._loss.recipe.over)
@@ -101,7 +104,8 @@ class LaggedAccumulation:
 
     `loss` gives Σ exp(β l − c) l with β and c fixed by what came before; its gradients accumulate in `.grad`.
     `finish` divides them by Z = Σ exp(β l − c) over all micro-batches: they are then exactly those of the large
-    batch at the temperature 1/β. A budget is followed with a delay of one step.
+    batch at the temperature 1/β. A budget is followed with a delay of one step. Over several processes c and Z are
+    common to all; what `loss` returns is this process's part.
 
     Args:
         loss: over everything, with a fixed temperature or a budget, without guards.
@@ -129,6 +133,7 @@ class LaggedAccumulation:
         self._beta = math.nan
         self._shift = math.nan
         self._parts: list[Sums] = []
+        self._device = torch.device("cpu")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Σ exp(β l − c) l over this micro-batch; call backward on it."""
@@ -137,13 +142,7 @@ class LaggedAccumulation:
         errors = recipe.points(prediction, target, None, None).errors
         if not self._parts:
             self._start(errors.detach())
-        part = sums_of(errors.detach(), self._beta)
-        if part.top - self._shift > 80:
-            raise RuntimeError(
-                "the errors have grown so much since the first micro-batch that the lagged weights overflow; "
-                "use Accumulation for this batch"
-            )
-        self._parts.append(part)
+        self._parts.append(sums_of(errors.detach(), self._beta))
         weights = (self._beta * errors.detach() - self._shift).exp()
         return (weights * errors).sum(dtype=torch.float64).to(errors.dtype)
 
@@ -152,19 +151,41 @@ class LaggedAccumulation:
             self._beta = 1 / self._rule.temperature
         else:
             self._beta = math.exp(self._loss.log_inverse_temperature.item())
+        self._device = errors.device
         if not self._beta > 0:  # nothing came before
-            weighed = self._loss.recipe.weighing.weigh(errors)
+            group = process_group(self._loss.recipe.group)
+            weighed = self._loss.recipe.weighing.weigh(errors, sharding=sharding_of("all", group))
             self._beta = float(weighed.sharpness / weighed.population.scale)
-        first = sums_of(errors, self._beta)
+        first = self._over_all(sums_of(errors, self._beta))
         self._shift = first.top + math.log(first.zeroth)
+
+    def _over_all(self, mine: Sums) -> Sums:
+        """The sums of all processes."""
+        group = process_group(self._loss.recipe.group)
+        if group is None:
+            return mine
+        return Sums.merged([Sums.of_numbers(part) for part in gathered(mine.numbers(), group, self._device)])
 
     @torch.no_grad()
     def finish(self, parameters: Iterable[nn.Parameter]) -> float:
-        """Put the accumulated gradients in scale; the value of the loss of the large batch."""
+        """Put the accumulated gradients in scale; the value of the loss of the large batch.
+
+        Raises:
+            RuntimeError: before the first loss; or if the errors grew so much after the first micro-batch that the
+                gradients have overflowed, on all processes.
+        """
         if not self._parts:
             raise RuntimeError("finish before the first loss")
-        sums = Sums.merged(self._parts)
-        scale = math.exp(self._shift - sums.top) / sums.zeroth
+        sums = self._over_all(Sums.merged(self._parts))
+        self._parts = []
+        if not sums.top - self._shift <= LARGEST_GROWTH:
+            raise RuntimeError(
+                "the errors have grown so much since the first micro-batch that the lagged weights overflow: drop "
+                "these gradients, and use Accumulation for this batch"
+            )
+        group = process_group(self._loss.recipe.group)
+        world = 1 if group is None else distributed.get_world_size(group)  # the gradients are means over processes
+        scale = world * math.exp(self._shift - sums.top) / sums.zeroth
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
@@ -174,7 +195,6 @@ class LaggedAccumulation:
             if divergence > 0 and slope > 0:
                 beta *= newton_step(divergence, slope, self._rule.budget, 1e-3, 1e3)
         self._loss.advance(math.log(beta))
-        self._parts = []
         return sums.first / sums.zeroth / self._beta
 
 

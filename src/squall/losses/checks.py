@@ -1,11 +1,21 @@
 """What the loss is given, checked: every message says which argument, what came and what to do."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced
 
-__all__ = ["check_any", "check_errors", "check_finite", "check_not_empty", "check_pair", "combined_measure"]
+__all__ = [
+    "check_any",
+    "check_errors",
+    "check_finite",
+    "check_labels",
+    "check_not_empty",
+    "check_pair",
+    "combined_measure",
+]
 
 
 def check_errors(errors: Tensor, over: str) -> Tensor:
@@ -37,17 +47,18 @@ def combined_measure(mask: Tensor | None, measure: Tensor | None, like: Tensor) 
     """μ of every point: the measure where the mask is True, 0 elsewhere; None where neither is given."""
     if mask is None and measure is None:
         return None
-    total = torch.ones((), dtype=like.dtype, device=like.device)
-    if measure is not None:
-        _check_broadcast("measure", measure, like)
-        _check_measure(measure)
-        total = measure.to(like.dtype)
     if mask is not None:
         _check_broadcast("mask", mask, like)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be boolean (True: counts), got {mask.dtype}; weights go into measure")
+    if measure is not None:
+        _check_broadcast("measure", measure, like)
+    total = torch.ones((), dtype=like.dtype, device=like.device) if measure is None else measure
+    if mask is not None:
         total = torch.where(mask, total, 0)
-    return total.expand(like.shape)
+    if measure is not None:
+        _check_measure(total)
+    return total.to(like.dtype).expand(like.shape)
 
 
 def check_any(everything: Tensor) -> None:
@@ -60,14 +71,20 @@ def check_any(everything: Tensor) -> None:
 
 
 def check_finite(errors: Tensor, prediction: Tensor, target: Tensor) -> None:
-    """Raise where an error is NaN or infinite, with the count and the first index of the culprits.
+    """Raise where an error is NaN, infinite or negative, with the count and the first index of the culprits.
 
     Args:
         errors: the pointwise errors.
         prediction, target: what they came from, masked points replaced.
     """
-    if errors.numel() == 0 or is_traced(errors) or bool(errors.detach().amax().isfinite()):
+    if errors.numel() == 0 or is_traced(errors):
         return
+    least, largest = errors.detach().aminmax()
+    if bool((least >= 0) & largest.isfinite()):
+        return
+    if bool(errors.detach().isfinite().all()):
+        bad = errors.detach() < 0
+        raise ValueError(f"an error must not be negative, but has {_counted(bad, 'negative')}")
     for name, values in (("prediction", prediction), ("target", target)):
         if not bool(values.isfinite().all()):
             raise ValueError(f"{name} {_culprits(values)}; mask them, or find where they come from")
@@ -78,9 +95,24 @@ def check_finite(errors: Tensor, prediction: Tensor, target: Tensor) -> None:
 
 
 def _culprits(values: Tensor) -> str:
-    bad = ~values.isfinite()
+    return f"has {_counted(~values.isfinite(), 'non-finite')}"
+
+
+def _counted(bad: Tensor, what: str) -> str:
     first = tuple(bad.nonzero()[0].tolist())
-    return f"has {int(bad.sum())} non-finite values of {values.numel()}, the first at index {first}"
+    return f"{int(bad.sum())} {what} values of {bad.numel()}, the first at index {first}"
+
+
+def check_labels(labels: Tensor, like: Tensor, names: Sequence[str] | None) -> None:
+    """Classes of points: integers from 0 that broadcast, with a name each where there are names."""
+    _check_broadcast("labels", labels, like)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be integers from 0, got {labels.dtype}")
+    if labels.numel() and int(labels.min()) < 0:
+        raise ValueError(f"labels must be integers from 0, but the least is {int(labels.min())}")
+    count = int(labels.max()) + 1 if labels.numel() else 0
+    if names is not None and len(names) < count:
+        raise ValueError(f"names has {len(names)} names, but the labels go up to {count - 1}: give {count}")
 
 
 def _check_over(values: Tensor, over: str) -> None:
@@ -118,11 +150,8 @@ def _check_measure(measure: Tensor) -> None:
         return
     bad = ~((measure >= 0) & measure.isfinite())
     if bool(bad.any()):
-        first = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"measure must be finite and not negative; {int(bad.sum())} of {measure.numel()} values are, "
-            f"the first at index {first}: {float(measure[first])}"
-        )
+        value = float(measure[tuple(bad.nonzero()[0].tolist())])
+        raise ValueError(f"measure must be finite and not negative, but has {_counted(bad, 'other')}: {value}")
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -12,11 +12,21 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from squall.losses._tracing import is_vmapped
 from squall.losses.fused import Passes
 from squall.losses.population import ALONE, Sharding, here
 from squall.losses.sums import Sums
 
-__all__ = ["Group", "ShardedPasses", "globally", "process_group", "sharding_of", "together"]
+__all__ = [
+    "Group",
+    "ShardedPasses",
+    "gathered",
+    "globally",
+    "globally_each",
+    "process_group",
+    "sharding_of",
+    "together",
+]
 
 T = TypeVar("T")
 
@@ -29,7 +39,11 @@ def process_group(group: Group) -> distributed.ProcessGroup | None:
     if group is None or torch.compiler.is_exporting() or not distributed.is_initialized():
         return None
     chosen = distributed.group.WORLD if isinstance(group, str) else group
-    return chosen if chosen is not None and distributed.get_world_size(chosen) > 1 else None
+    if chosen is None or distributed.get_world_size(chosen) == 1:
+        return None
+    if is_vmapped():
+        raise ValueError("under torch.vmap the weights cannot be shared with other processes: pass group=None")
+    return chosen
 
 
 def sharding_of(over: str, group: distributed.ProcessGroup | None) -> Sharding:
@@ -76,6 +90,19 @@ def globally(local: Tensor, sharding: Sharding) -> Tensor:
     return sharding.world * local + (total - sharding.world * local).detach()
 
 
+def globally_each(local: Tensor, sharding: Sharding) -> Tensor:
+    """This process's part of a map over the whole batch, with its gradient times the number of processes."""
+    return local if sharding.world == 1 else sharding.world * local + ((1 - sharding.world) * local).detach()
+
+
+def gathered(numbers: list[float], group: distributed.ProcessGroup, device: torch.device) -> list[list[float]]:
+    """The numbers of every process, in the order of the ranks."""
+    mine = torch.tensor(numbers, dtype=torch.float64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(everyone, mine, group=group)
+    return [numbers.tolist() for numbers in everyone]
+
+
 class ShardedPasses:
     """The fused passes over a batch of which this process holds a part: sums are gathered and merged."""
 
@@ -86,15 +113,12 @@ class ShardedPasses:
 
     @classmethod
     def of(cls, passes: Passes | None, group: distributed.ProcessGroup, device: torch.device) -> "ShardedPasses | None":
-        """The passes over all parts; None where some process has none over its part."""
+        """The passes over all parts; None on all processes where one has none over its part."""
         able = agreed(passes is not None and passes.count > 0, device, group)
         return cls(passes, group, device) if able and passes is not None else None
 
     def _gathered(self, numbers: list[float]) -> list[list[float]]:
-        mine = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        everyone = [torch.empty_like(mine) for _ in range(self.world)]
-        distributed.all_gather(everyone, mine, group=self.group)
-        return [numbers.tolist() for numbers in everyone]
+        return gathered(numbers, self.group, self.device)
 
     def largest_and_mean(self) -> tuple[float, float]:
         largest, mean = self.passes.largest_and_mean()

@@ -27,6 +27,7 @@ _TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
+FEW = 1000
 SERIES_ERROR = 3e-7
 """Relative error of the value up to which the temperature is moved without another pass; a tenth for a rule that
 looks at 2 β too, where the series has one term less."""
@@ -165,10 +166,12 @@ def _series_reaches(sums: Sums, ratio: float, error: float) -> bool:
     """Whether the error of Taylor's series at ratio · β is negligible.
 
     The first term left out of the mean is κ₄ h³/6; distributions with the heavy tails of squared errors have
-    κ₄ ≈ 1.5 κ₃²/κ₂ (exactly so for Gaussian residuals).
+    κ₄ ≈ 1.5 κ₃²/κ₂ (exactly so for Gaussian residuals). Few points have no such law, and another pass costs nothing.
     """
     mean, variance, third = sums.cumulants
     h = abs(ratio - 1)
+    if sums.count < FEW:
+        return h < 1e-6
     return h < 0.05 and h**3 * third**2 < 4 * error * variance * mean
 
 

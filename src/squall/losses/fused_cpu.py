@@ -191,7 +191,7 @@ def sampled(prediction: Tensor, target: Tensor) -> Tensor:
     """The squared errors: of all points of a small batch; of a larger one of runs of one cache line."""
     if prediction.numel() > SMALL:
         runs, length = 1024, 16
-        step = prediction.numel() // runs
+        step = (prediction.numel() // runs - 1) | 1  # odd: no power of two in the shape is met again and again
         prediction, target = (x.as_strided((runs, length), (step, 1)) for x in (prediction, target))
     return (prediction - target).square_().view(-1)
 

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from squall.losses._tracing import in_backward, is_transformed
 from squall.losses.account import FusedAccount, WeighedAccount, account_of
 from squall.losses.checks import check_finite, check_pair, combined_measure
-from squall.losses.distributed import Group, ShardedPasses, globally, process_group, sharding_of, together
+from squall.losses.distributed import (
+    Group,
+    ShardedPasses,
+    globally,
+    globally_each,
+    process_group,
+    sharding_of,
+    together,
+)
 from squall.losses.errors import PointwiseError, as_error, squared_error
 from squall.losses.fused import FusedLoss, Passes, passes_for, solve
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
@@ -51,6 +59,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.reduction not in ("mean", "none"):
             raise ValueError(f"reduction must be 'mean' or 'none', got {self.reduction!r}")
+        if isinstance(self.group, str) and self.group != "world":
+            raise ValueError(f"group must be 'world', a process group or None, got {self.group!r}")
 
     def evaluate(
         self,
@@ -68,9 +78,9 @@ class Recipe:
             prediction.device,
             group,
         )
-        if self._plain and mask is None and measure is None:
-            passes = passes_for(prediction, target)
-            if group is not None:
+        if self._plain:
+            passes = passes_for(prediction, target) if mask is None and measure is None else None
+            if group is not None:  # a mask may be there on some of the processes only
                 passes = ShardedPasses.of(passes, group, prediction.device)
             if passes is not None:
                 fused = self._fused(passes, prediction, target, step, log_inverse_temperature)
@@ -141,6 +151,8 @@ class Recipe:
         weighted = weighed.weights * errors
         if self.reduction == "mean":
             weighted = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
+        else:
+            weighted = globally_each(weighted, sharding)
         return Evaluated(weighted, account, log_beta), weighed
 
 
@@ -255,7 +267,8 @@ class ImbalanceAwareLoss(nn.Module):
     def weights(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
     ) -> Tensor:
-        """The weights of a batch, of its shape, summing to 1: to look at; nothing is remembered of it.
+        """The weights that the next call would give a batch, of its shape, summing to 1: to look at; nothing is
+        remembered of it.
 
         Args:
             prediction, target, mask, measure: as in the call of the loss.
@@ -273,8 +286,9 @@ class ImbalanceAwareLoss(nn.Module):
         Returns:
             `temperature` (unit of the error; the median over groups), `effective_fraction` (1/Σw² over n),
             `kl` (nats), `max_weight` (largest share of one point), `top_share` (weight of the 1 % of points
-            with the largest errors; beyond 65 536 points an estimate from a sample), `mean_error`, `max_error`,
-            `loss`. Empty before the first call.
+            with the largest errors; of a large batch an estimate from a sample of this process), `mean_error`,
+            `max_error`, `loss`. Empty before the first call. Warm, the effective fraction of a KL budget is that at
+            the temperature of the call before, which drifts by little.
         """
         return {} if self._account is None else self._account.numbers()
 

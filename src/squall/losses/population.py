@@ -115,7 +115,8 @@ class Population:
 
     def mean(self) -> Tensor:
         """Mean error of each group, in the unit of the errors."""
-        return self.expectation(self.errors)
+        scale = self.scale.to(self.errors.dtype).unsqueeze(1)  # their sum may be too large where their mean is not
+        return self.scale * self.expectation(self.errors / scale)
 
     def tied_share(self) -> Tensor:
         """Share of each group's measure that sits exactly at its largest error."""

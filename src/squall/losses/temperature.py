@@ -37,6 +37,8 @@ TOLERANCE = 1e-7
 """Relative accuracy to which a budget is met."""
 TRACED_ITERATIONS, MOST_ITERATIONS = 16, 100
 LARGEST_SHARPNESS = 1e12
+LARGEST_STEP = 1.0
+"""Most that log b may change in a step of Newton's method: more overshoots where the divergence saturates."""
 
 
 class TemperatureRule(abc.ABC):
@@ -75,7 +77,9 @@ class Fixed(TemperatureRule):
             sharpest = torch.full_like(population.scale, math.inf)
         else:
             sharpest = population.scale / self.temperature
-        return torch.where(torch.as_tensor(softness, device=sharpest.device) > 0, sharpest * softness, 0)
+        if isinstance(softness, Tensor):
+            return torch.where(softness > 0, sharpest * softness, 0)
+        return sharpest * softness if softness > 0 else torch.zeros_like(sharpest)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,8 @@ def solve_budget(population: Population, rule: Budget, budget: Tensor | float, s
     maximum allow, the answer is ∞ (and a warning); where all errors are equal it is 0, since every b weighs alike.
     """
     top_share = population.tied_share()
-    budget = torch.as_tensor(budget, dtype=torch.float64, device=top_share.device).expand_as(top_share)
+    # No number is copied to the device, which the capture of a CUDA graph forbids.
+    budget = budget.double().expand_as(top_share) if isinstance(budget, Tensor) else torch.full_like(top_share, budget)
     feasible = budget < -top_share.log() * (1 - 1e-9)
     variance = population.tilt(torch.zeros_like(top_share)).variance
     guess = (2 * budget / variance.clamp(min=1e-300)).sqrt()
@@ -194,12 +199,12 @@ def solve_budget(population: Population, rule: Budget, budget: Tensor | float, s
     low, high = torch.full_like(b, 1e-14), torch.full_like(b, LARGEST_SHARPNESS * 1e3)
     active = feasible & (budget > 0) & (variance > 0)
     for _ in range(TRACED_ITERATIONS if is_traced(population.errors) else MOST_ITERATIONS):
-        divergence, slope = (torch.as_tensor(x) for x in rule.spread(b, population.tilt))
+        divergence, slope = rule.spread(b, population.tilt)
         over = divergence > budget
         low, high = torch.where(over, low, b), torch.where(over, b, high)
         missing = budget.clamp(min=1e-300).log() - divergence.clamp(min=1e-300).log()
-        newton = b * (missing * divergence / slope).exp()
-        inside = (newton > low) & (newton < high)
+        newton = b * (missing * divergence / slope).clamp(-LARGEST_STEP, LARGEST_STEP).exp()
+        inside = (newton >= low) & (newton <= high)  # b itself once it has settled
         following = torch.where(inside, newton, (low * high).sqrt())
         settled = ((following / b - 1).abs() < TOLERANCE) | ~active
         b = torch.where(active, following, b)
@@ -225,7 +230,8 @@ def newton_step(divergence: float, slope: float, budget: float, low: float, high
         budget: the divergence wanted.
         low, high: the bracket, as factors of the present b; low < 1 < high.
     """
-    factor = math.exp(min(2.0, max(-2.0, math.log(budget / divergence) * divergence / slope)))
+    change = math.log(budget / divergence) * divergence / slope
+    factor = math.exp(min(LARGEST_STEP, max(-LARGEST_STEP, change)))
     return factor if low < factor < high else math.sqrt(low * high)
 
 

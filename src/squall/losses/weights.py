@@ -59,6 +59,8 @@ class Weighing:
     differentiate: bool = False
 
     def __post_init__(self) -> None:
+        if self.cap == math.inf:
+            object.__setattr__(self, "cap", None)
         if self.cap is not None and not self.cap >= 1:
             raise ValueError(f"cap is in units of the uniform weight and must be at least 1, got {self.cap}")
         for name in ("mean_share", "trim", "winsorize"):
