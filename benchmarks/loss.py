@@ -1,7 +1,7 @@
 """What does weighing every point cost, and is it exact?
 
-    python benchmarks/loss.py                 # n = 1e4 … 1e7, about a minute
-    python benchmarks/loss.py --sizes 1e8     # needs about 3 GB
+    python benchmarks/loss.py                     # n = 1e4 … 1e8, two threads; needs about 3 GB
+    python benchmarks/loss.py --others --sizes 1e6  # what the fused passes do not know: masks, guards, other errors
 
 Forward and backward of one loss, side by side in one run: `mse_loss`, the imbalance-aware loss written operator by
 operator (`eager`), and ours with a fixed temperature and with a KL budget (a new batch in every step, so that the
@@ -50,6 +50,30 @@ LOSSES: dict[str, Callable[[], Loss]] = {
 }
 
 
+OTHERS: dict[str, Callable[[], Loss]] = {
+    "mse_loss": lambda: functional.mse_loss,
+    "KL 0.3": lambda: ImbalanceAwareLoss(),
+    "KL 0.3, masked": lambda: masked(ImbalanceAwareLoss()),
+    "T, masked": lambda: masked(ImbalanceAwareLoss(TEMPERATURE)),
+    "KL 0.3, Huber": lambda: ImbalanceAwareLoss(error="huber"),
+    "KL 0.3, over samples": lambda: in_samples(ImbalanceAwareLoss(over="sample")),
+    "KL 0.3, cap 20": lambda: ImbalanceAwareLoss(cap=20.0),
+    "KL 0.3, trim 0.001": lambda: ImbalanceAwareLoss(trim=0.001),
+}
+"""What goes by the formula, operator by operator."""
+
+
+def masked(loss: ImbalanceAwareLoss) -> Loss:
+    def call(prediction: Tensor, target: Tensor) -> Tensor:
+        return loss(prediction, target, mask=(torch.arange(len(target), device=target.device) % 5 > 0))
+
+    return call
+
+
+def in_samples(loss: ImbalanceAwareLoss) -> Loss:
+    return lambda prediction, target: loss(prediction.view(100, 1, -1), target.view(100, 1, -1))
+
+
 def batches(n: int, device: str) -> tuple[Tensor, list[Tensor]]:
     """A prediction, and targets of three batches (one where memory is short)."""
     generator = torch.Generator(device).manual_seed(0)
@@ -58,10 +82,10 @@ def batches(n: int, device: str) -> tuple[Tensor, list[Tensor]]:
     return prediction, [torch.randn(n, generator=generator, device=device) for _ in range(count)]
 
 
-def times(n: int, device: str) -> dict[str, float]:
+def times(n: int, device: str, made: dict[str, Callable[[], Loss]] = LOSSES) -> dict[str, float]:
     """Median seconds of a step of every loss."""
     prediction, targets = batches(n, device)
-    losses = {name: make() for name, make in LOSSES.items()}
+    losses = {name: make() for name, make in made.items()}
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     steps = max(5, min(301, int(2e8 / n)))
     for step in range(-3, steps):
@@ -166,10 +190,19 @@ def peak(n: int, name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7])
+    parser.add_argument("--sizes", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7, 1e8])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--others", action="store_true", help="time the losses that go by the formula, alone")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
+    torch.set_num_threads(arguments.threads)
+    if arguments.others:
+        for n in map(int, arguments.sizes):
+            seconds = times(n, arguments.device, OTHERS)
+            for name, second in seconds.items():
+                print(f"{n:8.0e}  {name:24s} {1e3 * second:9.3f} ms  {second / seconds['mse_loss']:7.2f} × mse_loss")
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.device}\n")
     row(*(title for title, _ in COLUMNS))
     for n in map(int, arguments.sizes):
