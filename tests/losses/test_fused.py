@@ -76,6 +76,42 @@ def test_fused_and_eager_agree(monkeypatch, n, rule):
         assert fused_report[name] == pytest.approx(eager_report[name], rel=0.05)
 
 
+@pytest.mark.parametrize("n", [1000, SMALL + 1, 3 * SMALL + 17])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_what_is_masked_is_removed(n, rule):
+    """Also by the fused passes, with NaN behind the mask, and for every share of masked points that they take."""
+    for share in (0.05, 0.7):
+        prediction, target = batch(n)
+        mask = torch.rand(n, generator=torch.Generator().manual_seed(1)) >= share
+        kept = prediction.detach()[mask].numpy(), target[mask].numpy()
+        hidden = torch.where(mask, prediction, math.nan)
+        loss = ImbalanceAwareLoss(rule)
+        for _ in range(2):  # cold, then warm
+            prediction.grad = None
+            value = loss(hidden, torch.where(mask, target, math.inf), mask=mask)
+            assert "Fused" in type(value.grad_fn).__name__
+            value.backward(retain_graph=True)
+            report = loss.report()
+            expected, gradient = oracle.loss(*kept, 1 / report["temperature"])
+            precision = 2e-6 * max(1, report["max_error"] / report["temperature"] / 10)
+            assert value.item() == pytest.approx(expected, rel=precision)
+            assert prediction.grad[~mask].abs().max() == 0
+            assert relative(prediction.grad[mask].numpy(), gradient) < precision
+        removed = ImbalanceAwareLoss(rule)
+        removed(prediction[mask], target[mask])
+        for name, theirs in removed.report().items():
+            close = {"top_share": 0.25, "effective_fraction": 0.05}.get(name, 1e-3)  # of a sample; of the pass
+            assert report[name] == pytest.approx(theirs, rel=close, abs=1e-6), name
+
+
+def test_a_mask_that_leaves_little_goes_by_the_formula():
+    prediction, target = batch(1000)
+    mask = torch.arange(1000) < 200
+    value = ImbalanceAwareLoss()(prediction, target, mask=mask)
+    assert "Fused" not in type(value.grad_fn).__name__
+    torch.testing.assert_close(value, ImbalanceAwareLoss()(prediction[:200], target[:200]))
+
+
 @pytest.mark.parametrize("factor", [3.0, -2.0, 0.0])
 @pytest.mark.parametrize("rule", [2.0, math.inf, KLBudget()], ids=str)
 @pytest.mark.parametrize("n", [100, SMALL + 1])

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from squall.losses.checks import check_labels, combined_measure
 from squall.losses.fused import Solution
+from squall.losses.sums import scattered
 from squall.losses.weights import Weighed
 
 __all__ = ["FusedAccount", "WeighedAccount", "account_of", "weight_shares"]
 
 SAMPLE = 1 << 17
 """Points kept for the share of the top 1 %; exact up to here, a sample above."""
-GOLDEN = (math.sqrt(5) - 1) / 2
 TOP = 0.01
 
 
@@ -101,12 +101,7 @@ def _amax(values: Tensor) -> Tensor:
 
 
 def _thinned(values: Tensor) -> Tensor:
-    """All values, or a sample of many: a step of the golden ratio of them meets no structure of the batch."""
-    values = values.reshape(-1)
-    if values.numel() <= SAMPLE:
-        return values.clone()
-    places = torch.arange(SAMPLE, device=values.device, dtype=torch.float64) * GOLDEN % 1
-    return values[(places * values.numel()).long()]
+    return values.reshape(-1)[scattered(values.numel(), SAMPLE, values.device)]
 
 
 def weight_shares(

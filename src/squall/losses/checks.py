@@ -8,6 +8,7 @@ from torch import Tensor
 from squall.losses._tracing import is_traced
 
 __all__ = [
+    "broadcasts",
     "check_any",
     "check_errors",
     "check_finite",
@@ -136,12 +137,16 @@ def _check_floating(name: str, values: Tensor) -> None:
         raise TypeError(f"{name} must be floating point, got {values.dtype}; convert it, e.g. {name}.float()")
 
 
-def _check_broadcast(name: str, values: Tensor, like: Tensor) -> None:
+def broadcasts(values: Tensor, like: Tensor) -> bool:
+    """Whether the values broadcast to the shape of `like`."""
     try:
-        matches = torch.broadcast_shapes(values.shape, like.shape) == like.shape
+        return torch.broadcast_shapes(values.shape, like.shape) == like.shape
     except RuntimeError:
-        matches = False
-    if not matches:
+        return False
+
+
+def _check_broadcast(name: str, values: Tensor, like: Tensor) -> None:
+    if not broadcasts(values, like):
         raise ValueError(f"{name} has shape {tuple(values.shape)}, which does not broadcast to {tuple(like.shape)}")
 
 

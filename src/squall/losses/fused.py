@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced
+from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
-from squall.losses.sums import Sums
+from squall.losses.sums import Sums, scattered
 from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
 
-__all__ = ["FusedLoss", "Passes", "Solution", "passes_for", "solve"]
+__all__ = ["FusedLoss", "Passes", "Solution", "masked_passes", "passes_for", "solve"]
 
 _TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
+MASKED_SAMPLE = 1 << 14
 FEW = 1000
 SERIES_ERROR = 3e-7
 """Relative error of the value up to which the temperature is moved without another pass; a tenth for a rule that
@@ -88,6 +90,52 @@ def passes_for(prediction: Tensor, target: Tensor) -> Passes | None:
 
         return TritonPasses(prediction.detach(), target.detach())
     return None
+
+
+class MaskedPasses:
+    """Passes over the points that a mask leaves: those behind it have no error, and what that adds is taken off again.
+
+    Args:
+        passes: over tensors of which prediction and target are both 0 behind the mask.
+        prediction, target: these tensors.
+        mask: True where a point counts, of their shape.
+        count: how many do.
+    """
+
+    def __init__(self, passes: Passes, prediction: Tensor, target: Tensor, mask: Tensor, count: int) -> None:
+        self.passes, self.count, self.hidden = passes, count, passes.count - count
+        self.prediction, self.target, self.mask = prediction, target, mask
+
+    def largest_and_mean(self) -> tuple[float, float]:
+        largest, mean = self.passes.largest_and_mean()
+        return largest, mean * self.passes.count / self.count
+
+    def sweep(self, beta: float, moments: int) -> Sums:
+        return self.passes.sweep(beta, moments).without_zeros(self.hidden)
+
+    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+        return self.passes.gradient(beta, top, factor)
+
+    def sample(self) -> Tensor:
+        places = scattered(self.passes.count, MASKED_SAMPLE, self.prediction.device)
+        prediction, target, mask = (x.reshape(-1)[places] for x in (self.prediction, self.target, self.mask))
+        return (prediction - target)[mask].square()
+
+
+def masked_passes(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Passes] | None:
+    """Prediction and target with 0 behind the mask, and the passes over what it leaves; None where the eager formula
+    has to do, as where it leaves less than a quarter of the points: what is taken off would drown the rest."""
+    if is_traced(prediction) or mask.dtype != torch.bool or not broadcasts(mask, prediction):
+        return None
+    mask = mask.expand(prediction.shape)
+    count = int(mask.sum())
+    if count == 0 or 4 * count < mask.numel():
+        return None
+    prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
+    passes = passes_for(prediction, target)
+    if passes is None:
+        return None
+    return prediction, target, MaskedPasses(passes, prediction.detach(), target.detach(), mask, count)
 
 
 def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -> Solution | None:

@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from squall.losses.sums import Sums
+from squall.losses.sums import Sums, scattered
 
 __all__ = ["TritonPasses"]
 
 BLOCK = 4096
+SAMPLE = 1 << 16
 FIELDS = 10
 LN2 = math.log(2)
 
@@ -110,5 +111,5 @@ class TritonPasses:
 
     def sample(self) -> Tensor:
         """Errors of points all over the batch."""
-        every = max(0, (self.count >> 16) - 1) | 1  # odd: no power of two in the shape is met again and again
-        return (self.prediction.view(-1)[::every] - self.target.view(-1)[::every]).square()
+        places = scattered(self.count, SAMPLE, self.prediction.device)
+        return (self.prediction.view(-1)[places] - self.target.view(-1)[places]).square()

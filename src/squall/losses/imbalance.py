@@ -21,7 +21,7 @@ from squall.losses.distributed import (
     together,
 )
 from squall.losses.errors import PointwiseError, as_error, squared_error
-from squall.losses.fused import FusedLoss, Passes, passes_for, solve
+from squall.losses.fused import FusedLoss, Passes, masked_passes, passes_for, solve
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
 from squall.losses.weights import Over, Weighed, Weighing, from_groups, to_groups
 
@@ -79,11 +79,11 @@ class Recipe:
             group,
         )
         if self._plain:
-            passes = passes_for(prediction, target) if mask is None and measure is None else None
+            shown, aim, passes = self._passes(prediction, target, mask, measure)
             if group is not None:  # a mask may be there on some of the processes only
                 passes = ShardedPasses.of(passes, group, prediction.device)
             if passes is not None:
-                fused = self._fused(passes, prediction, target, step, log_inverse_temperature)
+                fused = self._fused(passes, shown, aim, step, log_inverse_temperature)
                 if fused is not None:
                     return fused
         points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
@@ -96,6 +96,17 @@ class Recipe:
     def _plain(self) -> bool:
         """Whether the fused passes know this loss."""
         return self.error is squared_error and self.over == "all" and self.reduction == "mean" and self.weighing.plain
+
+    @staticmethod
+    def _passes(
+        prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None
+    ) -> tuple[Tensor, Tensor, Passes | None]:
+        """The fused passes, None where there are none, and what they are over."""
+        if measure is not None:
+            return prediction, target, None
+        if mask is not None:
+            return masked_passes(prediction, target, mask) or (prediction, target, None)
+        return prediction, target, passes_for(prediction, target)
 
     def _fused(
         self,

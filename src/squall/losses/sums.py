@@ -2,11 +2,24 @@
 
 import math
 import operator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+
+import torch
+from torch import Tensor
 
 from squall.losses.population import Tilt
 
-__all__ = ["Sums"]
+__all__ = ["Sums", "scattered"]
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def scattered(count: int, most: int, device: torch.device) -> Tensor:
+    """All of `count` places, or as many as `most` all over them: steps of the golden ratio meet no structure."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    places = torch.arange(most, device=device, dtype=torch.float64) * GOLDEN % 1
+    return (places * count).long()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,16 @@ class Sums:
     def of_numbers(cls, numbers: list[float]) -> "Sums":
         """The inverse of `numbers`."""
         return cls(int(numbers[0]), *numbers[1:])
+
+    def without_zeros(self, zeros: int) -> "Sums":
+        """The sums without so many points of error 0: their z is 0, and their e is exp(−top)."""
+        each = math.exp(-self.top)
+        return replace(
+            self,
+            count=self.count - zeros,
+            zeroth=self.zeroth - zeros * each,
+            squares=self.squares - zeros * each * each,
+        )
 
     @classmethod
     def merged(cls, parts: list["Sums"]) -> "Sums":
