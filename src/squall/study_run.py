@@ -102,6 +102,8 @@ def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
 
 
 def _simulate(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> None:
+    for part in (folder.path / "data").glob(".*.part"):  # of a study that was killed: this one holds the lock
+        part.unlink()
     for name in dict.fromkeys(trial.system for trial in trials):
         path = folder.path / "data" / f"{name}.hdf5"
         if not path.exists():
