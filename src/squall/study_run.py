@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from squall.config import RunConfig
 from squall.run_folder import SAMPLING, RunFolder, RunFolderError, evaluation_suffix
 from squall.runs import can_run_together, run_together
@@ -225,6 +227,11 @@ def _run_batch(tasks: Sequence[_Task]) -> None:
                 _keep_result(task)
 
 
+def _device(config: RunConfig) -> str:
+    """Where a trial is evaluated: where it was trained."""
+    return "cuda" if config.device.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+
+
 def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
     folder = RunFolder(task.path)
     _free_of_this_machine(folder, task.trial)
@@ -234,9 +241,10 @@ def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
 
 def _keep_result(task: _Task) -> None:
     folder, trial = RunFolder(task.path), task.trial
-    evaluate_run(task.path, data=task.config.data.path, fields_of="last")
+    where: dict[str, Any] = {"data": task.config.data.path, "device": _device(task.config)}
+    evaluate_run(task.path, fields_of="last", **where)
     for other in task.evaluations:
-        evaluate_run(task.path, data=task.config.data.path, method=other.integrator, count=other.substeps)
+        evaluate_run(task.path, method=other.integrator, count=other.substeps, **where)
     for name in ("evaluation", *(f"evaluation{evaluation_suffix(x.integrator, x.substeps)}" for x in task.evaluations)):
         _thin_curves(folder, f"{name}.json")
     if task.shown & SHOWN_FROM_FIELDS:

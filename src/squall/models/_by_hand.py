@@ -24,8 +24,8 @@ Gradients = tuple[Tensor | None, ...]
 class ByHand:
     """The function that `formula` says, computed by `forward` and `backward` where these can take its place.
 
-    They take its place in plain evaluation and in first derivatives by reverse mode, under `torch.vmap` too. Higher
-    derivatives, forward mode, `torch.compile` and autocast go by the formula, so the passes by hand need no
+    They take its place in plain evaluation and in first derivatives by reverse mode, on a CPU under `torch.vmap` too.
+    Higher derivatives, forward mode, `torch.compile` and autocast go by the formula, so the passes by hand need no
     derivatives and may work in place.
 
     Args:
@@ -104,6 +104,8 @@ class _ByHand(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
         function, *tensors = inputs
+        if tensors[0].device.type != "cpu":  # there many small products are one large one
+            return (torch.vmap(function.formula, in_dims[1:], randomness="error")(*tensors),), (0,)
         stacked = [
             x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
             for x, dim in zip(tensors, in_dims[1:], strict=True)
