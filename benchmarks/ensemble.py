@@ -25,6 +25,7 @@ from squall.losses import MeanSquaredError
 from squall.models import HNN, NODE
 from squall.models._density_gradient import fast_density_gradient
 from squall.models._point_network import fast_point_network
+from squall.placement import keep_freed_memory
 from squall.sampling import UniformSampler
 from squall.systems import CahnHilliard
 from squall.training import TrainingSettings, train
@@ -64,7 +65,8 @@ def alone(kind: str, hidden: int, seeds: list[int], steps: int) -> float:
 def in_two_processes(work: Callable[..., float], kind: str, hidden: int, count: int, steps: int) -> float:
     """Member steps per second of two processes that share the members."""
     halves = [list(range(count))[i::2] for i in (0, 1)]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=keep_freed_memory) as pool:
         seconds = list(pool.map(work, [kind] * 2, [hidden] * 2, halves, [steps] * 2))
     return count * steps / max(seconds)
 
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     threads = torch.get_num_threads()
+    keep_freed_memory()
     print(f"{options.members} members, hidden {options.hidden}, {options.steps} steps, {options.device}")
     names = ("apart", "batched", "by two", "passes", "floor")
     print(f"{'member steps per second':24s} " + " ".join(f"{name:>9s}" for name in names))

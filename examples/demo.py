@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from squall.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
+from squall.placement import keep_freed_memory
 from squall.report import Comparison, Group, compare, comparison_figure, comparison_table, write_figures
 from squall.report.figures import save
 from squall.run_folder import RunFolder
@@ -105,7 +106,8 @@ def train_all(jobs: Sequence[tuple[RunConfig, Path]], progress: Progress) -> Non
     """Two processes at a time; the bar follows what they write into their folders."""
     total = sum(config.training.steps for config, _ in jobs)
     task = progress.add_task(f"training {len(jobs)} models", total=total, status="")
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=keep_freed_memory) as pool:
         pending: list[Future[None]] = [pool.submit(train_one, *job) for job in jobs]
         while not all(future.done() for future in pending):
             progress.update(task, completed=sum(steps_done(folder) for _, folder in jobs))

@@ -23,6 +23,7 @@ from rich.progress import Progress
 import squall
 import squall.data
 from squall.config import ConfigError, RunConfig, explain, to_dict
+from squall.placement import keep_freed_memory
 from squall.report import (
     compare,
     comparison_figure,
@@ -265,6 +266,7 @@ def _train(arguments: Namespace, console: Console) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
     config = RunConfig(**options)
     out = arguments.out or default_folder(config)
+    keep_freed_memory()
     with progress_bar(console) as progress, _Watcher(progress, config) as watcher:
         result = run(config, out, watcher)
     if result is None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from squall.config import RunConfig
+from squall.placement import keep_freed_memory
 from squall.run_folder import SAMPLING, RunFolder, RunFolderError, evaluation_suffix
 from squall.runs import can_run_together, run_together
 from squall.simulation import simulate_to_file
@@ -202,6 +203,7 @@ _stop: Recorder = Recorder()
 
 def _start_worker(event: Any) -> None:
     global _stop
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's own process turns it into a stop
     _stop = _Stop(event)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
