@@ -1,7 +1,7 @@
 """What does weighing every point cost, and is it exact?
 
     python benchmarks/loss.py                     # n = 1e4 … 1e8, two threads; needs about 3 GB
-    python benchmarks/loss.py --others --sizes 1e6  # what the fused passes do not know: masks, guards, other errors
+    python benchmarks/loss.py --others --sizes 1e6  # masks, guards, other errors, groups
 
 Forward and backward of one loss, side by side in one run: `mse_loss`, the imbalance-aware loss written operator by
 operator (`eager`), and ours with a fixed temperature and with a KL budget (a new batch in every step, so that the
@@ -60,7 +60,7 @@ OTHERS: dict[str, Callable[[], Loss]] = {
     "KL 0.3, cap 20": lambda: ImbalanceAwareLoss(cap=20.0),
     "KL 0.3, trim 0.001": lambda: ImbalanceAwareLoss(trim=0.001),
 }
-"""What goes by the formula, operator by operator."""
+"""Beside the plain loss: masks, which the fused passes take, and what goes by the formula, operator by operator."""
 
 
 def masked(loss: ImbalanceAwareLoss) -> Loss:
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7, 1e8])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--others", action="store_true", help="time the losses that go by the formula, alone")
+    parser.add_argument("--others", action="store_true", help="time masks, guards, other errors and groups")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"

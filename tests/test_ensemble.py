@@ -7,7 +7,7 @@ from squall.data import InMemory, Transitions
 from squall.ensemble import Member, train_together
 from squall.evaluation import RolloutValidation
 from squall.integrators import euler, midpoint
-from squall.losses import ImbalanceAwareLoss, KLBudget, MeanSquaredError
+from squall.losses import ImbalanceAwareLoss, KLBudget, MeanSquaredError, Schedule
 from squall.models import HNN, NODE
 from squall.sampling import UniformSampler
 from squall.systems import CahnHilliard
@@ -56,6 +56,25 @@ def test_an_ensemble_equals_its_members_alone(source, kind, step):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)  # the solver's tolerance
         assert result.history[0]["loss"] == pytest.approx(alone.history[0]["loss"], rel=1e-6)
         assert result.best.step == alone.best.step
+
+
+def test_a_schedule_goes_on_where_it_stood(source):
+    """Half of the steps together, the rest alone, as all of them alone."""
+    rule = Schedule(KLBudget(0.5), steps=20)
+    memory = Memory(stop=20)
+    train_together([member(0, ImbalanceAwareLoss(rule), source, memory)], Transitions(source), SETTINGS)
+    kept = Memory(checkpoint=memory.checkpoint)
+    one = member(0, ImbalanceAwareLoss(rule), source, kept)
+    resumed = train(
+        one.model, Transitions(source), SETTINGS, loss=one.loss, sampler=one.sampler, recorder=kept,
+        validate=one.validate,
+    )  # fmt: skip
+    alone = train(
+        model(0), Transitions(source), SETTINGS, loss=ImbalanceAwareLoss(rule), sampler=one.sampler,
+        validate=one.validate,
+    )  # fmt: skip
+    for ours, theirs in zip(resumed.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 class Memory(Recorder):

@@ -76,7 +76,7 @@ def changed(**changes) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A finished study; a test that changes it copies it."""
+    """A finished study; a test may write its report or let it grow, and leaves its runs as they are."""
     folder = tmp_path_factory.mktemp("study")
     run_study(read_study(written(folder, TINY)), folder / "out", workers=2)
     return folder / "out"
@@ -136,6 +136,18 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"evaluations": {"stable": {"integrator": "rk5"}}}, "'rk5' is no integrator.*did you mean 'rk4'"),
         ({"evaluations": {"stable": {"integrator": "rk4", "substeps": 0}}}, "'substeps' of the evaluation 'stable'"),
         ({"evaluations": {"stable": {"substeps": 2}}}, "'None' is no integrator"),
+        ({"grids": grid_with(show="table")}, "'show' of the grid 'a' is 'table', but must be a list of table"),
+        ({"grids": grid_with(show=None)}, "'show' of the grid 'a' is None"),
+        ({"baseline": ["original"]}, "is no variant, as 'baseline' has it"),
+        ({"keep_weights": "no"}, "'keep_weights' is 'no', but must be true or false"),
+        ({"base": {3: "x"}}, "Option '3' is not accepted: known are"),
+        ({"variants": TINY["variants"] | {"CH": {"system": {"name": ["x"]}}}}, r"the system '\['x'\]' is unknown"),
+        ({"base": {"integrator": "rk5"}}, "integrator is 'rk5', but must be one of"),
+        ({"base": {"model.name": "hnnn"}, "variants": TINY["variants"] | {"CH": {"system": "cahn-hilliard"}}},
+         "'hnnn' is no model, nor the import path of one: did you mean 'hnn'"),
+        ({"base": {"data.test": 0}}, "has data.test = 0: there would be nothing to evaluate on"),
+        ({"base": {"model": {"name": "my.Model", "predicts": "state"}},
+          "variants": TINY["variants"] | {"CH": {"system": "cahn-hilliard"}}}, "no integrator applies to"),
         ({"baseline": "orig"}, "did you mean 'original'"),
         ({"base": {"training.stps": 3}}, "did you mean 'training.steps'"),
         ({"variants": TINY["variants"] | {"CH": {"system": "heat"}}}, "the system 'heat' is unknown: known are cahn"),
@@ -204,6 +216,59 @@ def test_a_finished_study_is_not_run_again(finished):
     assert not left.exists()
     assert not list(finished.glob("runs/*/checkpoints")), "weights are kept only on request"
     assert not any(str(finished) in path.read_text() for path in finished.glob("runs/*/*.[yj]*")), "can be copied"
+
+
+def test_a_grown_study_says_what_it_can_no_longer_evaluate(tmp_path, finished):
+    more = changed(evaluations={"RK4 of dt/3": {"integrator": "rk4", "substeps": 3}})
+    shutil.copytree(finished, tmp_path / "out")
+    with pytest.warns(UserWarning, match="of 4 trials that are done, whose weights are gone: ch-original"):
+        run_study(read_study(written(tmp_path, more)), tmp_path / "out", workers=1)
+
+
+def test_a_grown_study_evaluates_what_it_kept(tmp_path):
+    values = changed(seeds=1, keep_weights=True, grids={"a": {"axes": [["CH"], ["original"]]}})
+    out = tmp_path / "out"
+    run_study(read_study(written(tmp_path, values)), out, workers=1)
+    before = results_of(out)
+    values["grids"]["a"]["show"] = ["table", "fields", "integrators"]
+    run_study(read_study(written(tmp_path, values)), out, workers=1)
+    assert results_of(out) == before
+    assert (out / "runs" / "ch-original-seed-0" / "evaluation-rk4-2.json").exists()
+    assert (out / "runs" / "ch-original-seed-0" / "rollouts.npz").exists()
+
+
+def test_nothing_of_another_folder_is_touched(tmp_path):
+    (tmp_path / "thesis" / ".big.part").mkdir(parents=True)
+    (tmp_path / "thesis" / ".thesis.tex.part").write_text("half of it")
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match="is not empty and no study"):
+        run_study(read_study(written(tmp_path, TINY)), tmp_path / "thesis", workers=1)
+    assert {path.name for path in (tmp_path / "thesis").iterdir()} == {".big.part", ".thesis.tex.part", "thesis.tex"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.5, 1.5])
+def test_a_worker_does_not_outlive_its_study(tmp_path, delay):
+    """Also where the study is killed while the worker still imports what it needs."""
+    path, out = written(tmp_path, TINY), tmp_path / "out"
+    command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers", "1"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / "data").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(delay)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError("a worker is still there")
 
 
 @pytest.mark.slow
@@ -353,7 +418,7 @@ def test_trials_that_stand_at_different_steps_go_on_together(tmp_path, finished)
     assert [result.step for result in results if result] == [60, 60, 60]
     steps = [line["step"] for line in RunFolder(half[1]).read_metrics() if "loss" in line]
     assert steps == list(range(10, 61, 10))
-    with pytest.raises(ValueError, match="they differ in more than the loss"):
+    with pytest.raises(ValueError, match="can differ only by seed, loss and sampling"):
         run_together([half, (dataclasses.replace(half[0], integrator="rk4"), tmp_path / "other")])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from squall.data import Transitions
 from squall.integrators import Step, euler, increment
+from squall.losses import ImbalanceAwareLoss
 from squall.losses.imbalance import Recipe
 from squall.sampling import Sampler
 from squall.training import (
@@ -192,7 +193,11 @@ class _Stack:
             self._pull(i)
             finished = self.step >= settings.steps
             if not finished:
-                course.save()
+                try:
+                    course.save()
+                except TrainingDiverged as error:
+                    found.append(error)
+                    continue
             course.model.eval()
             found.append(TrainingResult(course.model, course.step, finished, course.history, course.best))
         return found
@@ -204,6 +209,8 @@ class _Stack:
     def _pull(self, i: int) -> None:
         """Bring a member's model and optimiser to where its slice of the stacks is."""
         course = self.courses[i]
+        if isinstance(course.loss, ImbalanceAwareLoss):
+            course.loss.step.fill_(self.step)  # where its schedule stands
         with torch.no_grad():
             for (name, own), stacked in zip(course.model.named_parameters(), self.parameters.values(), strict=True):
                 assert self.parameters[name] is stacked

@@ -51,18 +51,20 @@ class Experiment:
     loss: nn.Module
 
 
-def build(config: RunConfig, normalization: Normalization | None = None) -> Experiment:
+def build(config: RunConfig, normalization: Normalization | None = None, *, split: Split | None = None) -> Experiment:
     """Objects from names: open the data, divide it, make the model, the integrator and the loss.
 
     Args:
         config: the configuration.
         normalization: that of a run which was trained already; found from the training trajectories if left out.
+        split: the data, where they are open already.
 
     Raises:
         ConfigError: at an unknown name, with the known ones.
         squall.data.DataError: if the file cannot be used.
     """
-    source, split = _open(config.data)
+    split = split or _open(config.data)
+    source = split.train
     system = system_of(source)
     normalization = normalization or _normalization(config.data, split.train, system)
     model = _model(config, source, system, normalization)
@@ -96,14 +98,14 @@ def _stiffness(transitions: Transitions, normalization: Normalization, floor: fl
     return torch.cat([stiffness_index(u, u_next, transitions.dt, floor * rms) for u, u_next in pairs()])
 
 
-def _open(config: DataConfig) -> tuple[Source, Split]:
+def _open(config: DataConfig) -> Split:
     if not config.path:
         raise ConfigError(
             "data.path is not set: name an HDF5 file in The Well's layout, such as one that "
             "`squall simulate cahn-hilliard --out ch.hdf5` writes"
         )
     source = squall.data.load(squall.data.open(config.path), limit_bytes=int(config.memory_gib * 2**30))
-    return source, squall.data.split(source, validation=config.validation, test=config.test)
+    return squall.data.split(source, validation=config.validation, test=config.test)
 
 
 def system_of(source: Source) -> System | None:

@@ -13,7 +13,7 @@ __all__ = ["evaluating", "keep_freed_memory", "like_model", "threads"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's settings, as in its malloc.h."""
-KEPT_BYTES = 1 << 30
+KEPT_BYTES, MOST_MAPPED = 1 << 30, 32 << 20
 
 
 def like_model(model: Rate, u: Tensor) -> Tensor:
@@ -69,5 +69,6 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        # Older versions take no more than MOST_MAPPED; the second setting without the first makes things worse.
+        if mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) or mallopt(M_MMAP_THRESHOLD, MOST_MAPPED):
+            mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -147,8 +148,11 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process left half-written."""
-        for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        for part in self.path.glob("checkpoints/.*.part"):
+            shutil.rmtree(part)
+        for part in self.path.glob(".*.part"):
+            if re.fullmatch(r"\..*\.\d+\.part", part.name):  # as `write_beside` names them
+                part.unlink()
 
     # Text files
 

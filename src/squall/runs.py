@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from squall.config import ConfigError, RunConfig, difference, flat, to_dict
-from squall.data import Transitions
+from squall.data import Split, Transitions
 from squall.ensemble import Member, train_together
 from squall.evaluation import RolloutValidation
 from squall.experiment import Experiment, build, sampler_of
@@ -90,14 +90,21 @@ def run_together(
         ValueError: for configurations that cannot be run together.
         RunFolderError: as `run`.
     """
+    if not asked:
+        return []
     if len(asked) == 1:
         try:
             return [run(*asked[0], watcher)]
         except TrainingDiverged as error:
             return [error]
     if odd := [path for config, path in asked if not can_run_together(asked[0][0], config)]:
-        raise ValueError(f"{odd[0]} cannot be trained together with {asked[0][1]}: they differ in more than the loss")
-    prepared = [_prepare(config, path) for config, path in asked]
+        raise ValueError(
+            f"{odd[0]} cannot be trained together with {asked[0][1]}: runs that can differ only by seed, loss and "
+            "sampling, and have no substeps and one full precision"
+        )
+    prepared: list[_Prepared] = []
+    for config, path in asked:
+        prepared.append(_prepare(config, path, prepared[0].experiment.split if prepared else None))
     found: list[TrainingResult | TrainingDiverged | None] = [None] * len(prepared)
     with threads(asked[0][0].device.threads), contextlib.ExitStack() as stack:
         for one in prepared:
@@ -196,11 +203,11 @@ class _Prepared:
         return _FolderRecorder(self.folder, watcher or Recorder(), self.fabric)
 
 
-def _prepare(config: RunConfig, path: Path | str) -> _Prepared:
+def _prepare(config: RunConfig, path: Path | str, split: Split | None = None) -> _Prepared:
     folder = RunFolder(path)
     config = _with_absolute_path(config)
     _refuse_other(folder, config)
-    experiment = build(config)
+    experiment = build(config, split=split)
     transitions = Transitions(experiment.split.train)
     sampler = sampler_of(experiment, transitions)
     fabric = _fabric(config, folder)

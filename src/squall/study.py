@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from squall.config import ConfigError, RunConfig, difference, flat, from_dict, to_dict
+from squall.experiment import MODELS, integrator
 from squall.integrators import INTEGRATORS, next_state
 from squall.run_folder import RunFolder, RunFolderError, write_beside
 from squall.systems import SYSTEMS
@@ -201,9 +202,10 @@ def _study(values: Mapping[str, Any]) -> Study:
     for key in ("name", "grids"):
         if not values.get(key):
             raise ConfigError(f"'{key}' is missing")
-    variants = _mapping("variants", values.get("variants"))
-    for name, part in variants.items():
-        _mapping(f"the variant '{name}'", part)
+    variants = {
+        name: _mapping(f"the variant '{name}'", part)
+        for name, part in _mapping("variants", values.get("variants")).items()
+    }
     base = _mapping("base", values.get("base"))
     systems: dict[str, dict[str, Any]] = {}
     first: dict[str, Trial] = {}
@@ -222,21 +224,39 @@ def _study(values: Mapping[str, Any]) -> Study:
         for seed, labels in itertools.product(seeds, made):
             trial = made[labels].with_seed(seed)
             trials[labels, seed] = first.setdefault(trial.identity, trial)
-        show = tuple(asked.get("show", ("table",)))
+        show = asked.get("show", ["table"])
+        if not isinstance(show, list):
+            raise ConfigError(f"'show' of the grid '{name}' is {show!r}, but must be a list of {', '.join(SHOWN)}")
         for what in show:
             _known(f"part of a report, as 'show' of the grid '{name}' has it", [what], SHOWN)
         theirs = _published(name, asked.get("published"), {label for axis in axes for label in axis})
-        grids[name] = Grid(name, str(asked.get("about", "")), axes, show, theirs, trials)
+        grids[name] = Grid(name, str(asked.get("about", "")), axes, tuple(show), theirs, trials)
     baseline = values.get("baseline")
     if baseline is not None:
         _known("variant, as 'baseline' has it", [baseline], variants)
     _refuse_one_name_for_two(first.values())
-    about, keep = str(values.get("about", "")), bool(values.get("keep_weights", False))
+    about, keep = str(values.get("about", "")), values.get("keep_weights", False)
+    if not isinstance(keep, bool):
+        raise ConfigError(f"'keep_weights' is {keep!r}, but must be true or false")
     evaluations = {
         str(name): _evaluation(str(name), asked)
         for name, asked in _mapping("evaluations", values.get("evaluations")).items()
     }
+    _refuse_what_cannot_be_evaluated(grids.values())
     return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values)
+
+
+def _refuse_what_cannot_be_evaluated(grids: Iterable[Grid]) -> None:
+    """Said before the hours of its training."""
+    for grid in grids:
+        for trial in grid.trials.values():
+            if trial.config.data.test == 0:
+                raise ConfigError(f"'{trial.name}' has data.test = 0: there would be nothing to evaluate on")
+            if "integrators" in grid.show and trial.config.model.predicts == "state":
+                raise ConfigError(
+                    f"'{trial.name}' predicts the next state, which no integrator applies to: take 'integrators' out "
+                    f"of 'show' of the grid '{grid.name}'"
+                )
 
 
 def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -274,7 +294,7 @@ def _evaluation(name: str, asked: Any) -> OtherIntegrator:
 
 def _known(what: str, names: Any, known: Any) -> None:
     for name in names:
-        if name not in known:
+        if name not in list(known):
             near = difflib.get_close_matches(str(name), [str(x) for x in known], n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(map(str, known)))}"
             raise ConfigError(f"'{name}' is no {what}: {hint}")
@@ -285,7 +305,7 @@ def _mapping(what: str, values: Any) -> Mapping[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{what} is {values!r}, but must hold names and values")
-    return values
+    return {str(name): value for name, value in values.items()}  # YAML reads some names as numbers
 
 
 def _seeds(asked: Any) -> range:
@@ -320,7 +340,11 @@ def _trial(
             if not isinstance(place, dict):
                 raise ConfigError(f"'{group}' is {place!r}, but '{key}' asks for a part of it")
         place[name] = value
-    return Trial(labels, 0, data, from_dict(nested))
+    config = from_dict(nested)
+    integrator(config.integrator)
+    if config.model.name not in MODELS and "." not in config.model.name:
+        _known("model, nor the import path of one", [config.model.name], MODELS)
+    return Trial(labels, 0, data, config)
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -334,7 +358,7 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _data(system: Any) -> tuple[str, dict[str, Any]]:
     """The name of a data set and what it is simulated with, from the value of the key 'system'."""
     about: dict[str, Any] = {"name": system} if isinstance(system, str) else dict(_mapping("system", system))
-    if about.get("name") not in SYSTEMS:
+    if about.get("name") not in list(SYSTEMS):
         raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SYSTEMS)}")
     parameters = {key: value for key, value in about.items() if key != "name"}
     for key in SIZES:
@@ -388,7 +412,21 @@ class StudyFolder:
         Raises:
             RunFolderError: if it holds another study, or a run that this study asks for otherwise.
         """
-        there, before = self.path / "study.yaml", None
+        self.refuse_other(study)
+        there = self.path / "study.yaml"
+        (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        (self.path / "data").mkdir(exist_ok=True)
+        if not there.exists() or yaml.safe_load(there.read_text()) != study.source:  # else its comments are kept
+            with write_beside(there) as part:
+                part.write_text(yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
+
+    def refuse_other(self, study: Study) -> None:
+        """Make sure, before anything is written, that the folder is free for a study or holds this one.
+
+        Raises:
+            RunFolderError: as `create`.
+        """
+        there = self.path / "study.yaml"
         if there.exists():
             before = yaml.safe_load(there.read_text())
             if not isinstance(before, dict) or before.get("name") != study.name:
@@ -399,11 +437,6 @@ class StudyFolder:
         elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise RunFolderError(f"{self.path} is not empty and no study: choose another folder")
         self._refuse_other_runs(study)
-        (self.path / "runs").mkdir(parents=True, exist_ok=True)
-        (self.path / "data").mkdir(exist_ok=True)
-        if before != study.source:  # else its comments are kept
-            with write_beside(there) as part:
-                part.write_text(yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
 
     def _refuse_other_runs(self, study: Study) -> None:
         for trial in study.trials:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,6 @@ from squall.training import Recorder, TrainingDiverged
 
 __all__ = ["Progress", "part_of", "run_study"]
 
-POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 2.0
 LOCK_SECONDS = 30
 """How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
@@ -78,14 +78,13 @@ def run_study(
             raise ValueError(f"{name} is {value}, but must be at least 1")
     trials = part_of(study.trials, part)
     folder = StudyFolder(path)
+    folder.refuse_other(study)
     RunFolder(folder.path).create()
     with RunFolder(folder.path).locked():
         folder.create(study)
         _simulate(folder, study, trials)
-        pending = [trial for trial in trials if folder.state(trial) not in ("done", "failed")]
-        tasks = [_task(study, folder, trial) for trial in pending]
-        batches = _batches(tasks, together)
-        _run_all(folder, trials, batches, workers, progress or (lambda done, total: None))
+        pending = _pending([_task(study, folder, trial) for trial in trials], folder)
+        _run_all(folder, trials, _batches(pending, together), workers, progress or (lambda done, total: None))
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
 
@@ -102,6 +101,28 @@ def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
     if not 1 <= i <= n:
         raise ValueError(f"part is {i}/{n}, but must be one of 1/{n} ... {n}/{n}")
     return list(trials[i - 1 :: n])
+
+
+def _pending(tasks: Sequence["_Task"], folder: StudyFolder) -> list["_Task"]:
+    """What is not there yet: trainings, and evaluations that a grown study asks for where the weights were kept."""
+    pending, lacking = [], []
+    for task in tasks:
+        state = folder.state(task.trial)
+        if state not in ("done", "failed"):
+            pending.append(task)
+        elif state == "done" and not all(RunFolder(task.path).has(name) for name in task.wanted):
+            kept = RunFolder(task.path).checkpoint_steps("last")
+            (pending if kept else lacking).append(task)
+        else:
+            _forget(task)  # a kill may have come before
+    if lacking:
+        names = ", ".join(task.trial.name for task in lacking)
+        warnings.warn(
+            f"the study asks for more of {len(lacking)} trials that are done, whose weights are gone: {names}. The "
+            "report shows what there is; remove their folders to run them again",
+            stacklevel=3,
+        )
+    return pending
 
 
 def _simulate(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> None:
@@ -126,6 +147,21 @@ class _Task:
     evaluations: tuple[OtherIntegrator, ...]
     shown: frozenset[str]
     keep_weights: bool
+
+    @property
+    def wanted(self) -> list[str]:
+        """The files that the report needs of it."""
+        names = [f"{name}.json" for name in ("evaluation", *self.others)]
+        if self.shown & SHOWN_FROM_FIELDS:
+            names.append(ROLLOUTS)
+        if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
+            names.append(SAMPLING)
+        return names
+
+    @property
+    def others(self) -> list[str]:
+        """The names of the evaluations by other integrators, without their ending."""
+        return [f"evaluation{evaluation_suffix(x.integrator, x.substeps)}" for x in self.evaluations]
 
 
 def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
@@ -171,7 +207,8 @@ def _run_all(
                 job.result()
         except BrokenProcessPool as error:
             raise RunFolderError(
-                "a worker was killed, perhaps for memory: give the same command again, with fewer --workers"
+                "a worker was killed, perhaps for memory: give the same command again, with fewer --workers or a "
+                "smaller --together"
             ) from error
     progress(sum(folder.steps_done(trial) for trial in trials), total)
 
@@ -206,13 +243,16 @@ def _start_worker(event: Any) -> None:
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's own process turns it into a stop
     _stop = _Stop(event)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if connection.wait([parent.sentinel], timeout=0):  # it ended while this worker was still importing
+        os._exit(1)
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
     """End this worker with the study's process, however that ended; what it was writing is written beside."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
+    connection.wait([parent])
     os._exit(1)
 
 
@@ -230,7 +270,7 @@ def _run_batch(tasks: Sequence[_Task]) -> None:
 
 
 def _device(config: RunConfig) -> str:
-    """Where a trial is evaluated: where it was trained."""
+    """Where a trial is evaluated: on a CUDA device if it was trained on one."""
     return "cuda" if config.device.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
 
 
@@ -247,7 +287,7 @@ def _keep_result(task: _Task) -> None:
     evaluate_run(task.path, fields_of="last", **where)
     for other in task.evaluations:
         evaluate_run(task.path, method=other.integrator, count=other.substeps, **where)
-    for name in ("evaluation", *(f"evaluation{evaluation_suffix(x.integrator, x.substeps)}" for x in task.evaluations)):
+    for name in ("evaluation", *task.others):
         _thin_curves(folder, f"{name}.json")
     if task.shown & SHOWN_FROM_FIELDS:
         _thin_fields(folder, with_errors="one-step" in task.shown)

@@ -20,7 +20,7 @@ __all__ = ["progress_bar", "told"]
 def progress_bar(console: Console) -> Progress:
     """A bar with steps and time left; a task may say more as its field `status`."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps"),
@@ -57,4 +57,5 @@ class _PercentLines:
         self.percent = percent
         minutes = (now - began) / 60 * (total - done) / (done - before) if done > before else None
         left = "" if minutes is None else f", {minutes:.0f} minutes left"
-        self.console.print(f"{self.title}: {done} of {total} steps{left}", highlight=False, soft_wrap=True)
+        line = f"{self.title}: {done} of {total} steps{left}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -82,11 +82,14 @@ class TrainingDiverged(RuntimeError):
     """The loss or a weight left the finite numbers at `step`."""
 
     def __init__(self, step: int, what: str) -> None:
-        self.step = step
+        self.step, self.what = step, what
         super().__init__(
             f"training diverged at step {step}: {what}. A smaller learning rate, a higher temperature, float64 "
             "or normalised data may help"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainingDiverged, (self.step, self.what)
 
 
 @dataclass(frozen=True, order=True)

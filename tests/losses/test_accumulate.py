@@ -82,6 +82,22 @@ def test_lagged_temperature_converges_to_the_budget():
     torch.testing.assert_close(loss.log_inverse_temperature, fresh.log_inverse_temperature, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [0.0, 2.0])
+def test_equal_errors_and_the_lagged_temperature(size):
+    weight = torch.nn.Parameter(torch.ones(()))
+    lagged = LaggedAccumulation(ImbalanceAwareLoss())
+    for _ in range(2):
+        lagged.loss(weight * torch.full((8,), size), torch.zeros(8)).backward()
+    assert lagged.finish([weight]) == pytest.approx(size**2)
+    assert weight.grad.item() == pytest.approx(2 * size**2)
+
+
+def test_a_first_micro_batch_that_cannot_meet_the_budget():
+    lagged = LaggedAccumulation(ImbalanceAwareLoss(KLBudget(3.0)))
+    with pytest.warns(RuntimeWarning, match="cannot be met"), pytest.raises(ValueError, match="no temperature to"):
+        lagged.loss(torch.arange(4.0), torch.zeros(4))
+
+
 def test_misuse_is_refused():
     loss, p = ImbalanceAwareLoss(), torch.randn(3)
     with pytest.raises(RuntimeError, match="observe every micro-batch"):

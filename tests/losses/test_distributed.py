@@ -97,12 +97,13 @@ SCRIPT = """
                 value = lagged.finish(parallel.parameters())
             assert abs(value / expected.item() - 1) < 1e-6, (value, expected)
             torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-4, atol=1e-8)
-    try:
-        torch.func.vmap(ImbalanceAwareLoss())(x[mine], y[mine])
-    except ValueError as error:
-        assert "pass group=None" in str(error)
-    else:
-        assert bounds[rank] == bounds[rank + 1]
+    for function in (ImbalanceAwareLoss(), torch.func.grad(ImbalanceAwareLoss())):
+        try:
+            torch.func.vmap(function)(x[mine], y[mine])
+        except ValueError as error:
+            assert "pass group=None" in str(error)
+        else:
+            assert bounds[rank] == bounds[rank + 1]
     broken = x.clone()
     broken[0, 0, 0] = float("nan")
     try:

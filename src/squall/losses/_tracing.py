@@ -14,11 +14,11 @@ def is_transformed() -> bool:
 
 
 def is_vmapped() -> bool:
-    """Inside torch.func.vmap, at its innermost."""
+    """Inside torch.func.vmap, whatever other transforms are inside it."""
     if not is_transformed():
         return False
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return functorch.peek_interpreter_stack().key() == functorch.TransformType.Vmap
+    return any(level.key() == functorch.TransformType.Vmap for level in functorch.get_interpreter_stack())
 
 
 def is_traced(tensor: Tensor) -> bool:

@@ -152,10 +152,18 @@ class LaggedAccumulation:
         else:
             self._beta = math.exp(self._loss.log_inverse_temperature.item())
         self._device = errors.device
-        if not self._beta > 0:  # nothing came before
+        if not 0 < self._beta < math.inf:  # nothing came before
             group = process_group(self._loss.recipe.group)
             weighed = self._loss.recipe.weighing.weigh(errors, sharding=sharding_of("all", group))
             self._beta = float(weighed.sharpness / weighed.population.scale)
+        if self._beta == math.inf:
+            raise ValueError(
+                "LaggedAccumulation: the budget cannot be met in the first micro-batch, so there is no temperature to "
+                "begin with: use larger micro-batches, a smaller budget, or Accumulation"
+            )
+        if self._beta == 0:  # all errors are equal: every temperature weighs them alike
+            mean = float(errors.mean())
+            self._beta = 1 / (4 * mean) if mean > 0 else 1.0
         first = self._over_all(sums_of(errors, self._beta))
         self._shift = first.top + math.log(first.zeroth)
 

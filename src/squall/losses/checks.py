@@ -71,12 +71,12 @@ def check_any(everything: Tensor) -> None:
         )
 
 
-def check_finite(errors: Tensor, prediction: Tensor, target: Tensor) -> None:
+def check_finite(errors: Tensor, prediction: Tensor | None = None, target: Tensor | None = None) -> None:
     """Raise where an error is NaN, infinite or negative, with the count and the first index of the culprits.
 
     Args:
         errors: the pointwise errors.
-        prediction, target: what they came from, masked points replaced.
+        prediction, target: what they came from, masked points replaced; None where only the errors are known.
     """
     if errors.numel() == 0 or is_traced(errors):
         return
@@ -86,8 +86,10 @@ def check_finite(errors: Tensor, prediction: Tensor, target: Tensor) -> None:
     if bool(errors.detach().isfinite().all()):
         bad = errors.detach() < 0
         raise ValueError(f"an error must not be negative, but has {_counted(bad, 'negative')}")
+    if prediction is None:
+        raise ValueError(f"errors {_culprits(errors)}; mask them, or find where they come from")
     for name, values in (("prediction", prediction), ("target", target)):
-        if not bool(values.isfinite().all()):
+        if values is not None and not bool(values.isfinite().all()):
             raise ValueError(f"{name} {_culprits(values)}; mask them, or find where they come from")
     raise ValueError(
         f"the pointwise error of finite values overflows in {errors.dtype}: it {_culprits(errors)}; "

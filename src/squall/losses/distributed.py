@@ -74,7 +74,7 @@ def together(prepare: Callable[[], T], device: torch.device, group: distributed.
         return prepare()
     try:
         result = prepare()
-    except (ValueError, TypeError):
+    except Exception:
         agreed(False, device, group)
         raise
     if not agreed(True, device, group):

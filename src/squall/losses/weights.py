@@ -207,6 +207,6 @@ def imbalance_weights(
     grouped = None if total is None else to_groups(total, over)
     if mask is not None:
         errors = torch.where(mask, errors, 0)
-    check_finite(errors, errors, errors)
+    check_finite(errors)
     weighed = weighing.weigh(to_groups(errors, over), grouped)
     return from_groups(weighed.weights, errors.shape, over)

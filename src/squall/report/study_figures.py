@@ -117,7 +117,7 @@ def _mesh(panel: Axes, time: np.ndarray, x: np.ndarray, values: np.ndarray, limi
     return panel.pcolormesh(time, x, masked, vmin=-limit, vmax=limit, cmap="RdBu_r", rasterized=True)
 
 
-def sampling_figure(outcome: Outcome) -> Figure | None:
+def sampling_figure(outcome: Outcome, title: str) -> Figure | None:
     """Which transitions SANN calls stiff: the index over trajectories and time, and how many of them over time."""
     found = outcome.stiffness()
     if found is None:
@@ -126,6 +126,7 @@ def sampling_figure(outcome: Outcome) -> Figure | None:
     time = dt * np.arange(index.shape[1])
     order = np.argsort(-stiff.sum(1), kind="stable")
     figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure.suptitle(title)
     left, middle, right = figure.subplots(1, 3)
     positive = index[index > 0]
     norm = LogNorm(*np.quantile(positive, [0.01, 1.0])) if positive.size else None
@@ -165,7 +166,7 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
             continue
         loss = row.outcomes[0].trial.config.loss
         T = None if loss.temperature is None or loss.differentiate_weights else float(loss.temperature)
-        if T is None:
+        if T is None or math.isinf(T):
             shown = row.name + ("" if math.isfinite(summary.median) else " (diverged)")
             panel.axhline(summary.median if math.isfinite(summary.median) else np.nan, color=next(colours), label=shown)
         elif T == 0:
@@ -173,8 +174,8 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
         else:
             points.append((T, summary))
     points.sort(key=lambda point: point[0])
-    if zero is not None and points:
-        points.insert(0, (points[0][0] / 10, zero))
+    if zero is not None:
+        points.insert(0, (points[0][0] / 10 if points else 1.0, zero))
     T = np.array([t for t, _ in points])
     middle = np.array([s.median for _, s in points])
     spread = np.array([[s.median - s.low for _, s in points], [s.high - s.median for _, s in points]])
@@ -192,7 +193,7 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
             height = np.full(unbounded.sum(), 0.97)
             marks = panel.plot(T[unbounded], height, "x", color=COLOURS[1], transform=panel.get_xaxis_transform())
             marks[0].set_label("a seed diverged")
-    if zero is not None and len(points) > 1:
+    if zero is not None:
         panel.set_xticks([*T], ["0" if i == 0 else f"{t:g}" for i, t in enumerate(T)], fontsize=7)
         panel.minorticks_off()
 

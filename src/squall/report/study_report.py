@@ -67,11 +67,12 @@ def _done(found: GridResults) -> Iterator[Outcome]:
 
 
 def _sampled(found: GridResults) -> dict[str, Outcome]:
-    """By data set, the first trial that sampled by stiffness."""
+    """By the labels of its row, the first trial of each that sampled by stiffness."""
     first: dict[str, Outcome] = {}
-    for outcome in _done(found):
-        if outcome.stiffness() is not None:
-            first.setdefault(outcome.trial.system, outcome)
+    for row in found.rows:
+        for outcome in row.outcomes:
+            if outcome.stiffness() is not None:
+                first.setdefault(", ".join(row.labels), outcome)
     return first
 
 
@@ -91,10 +92,10 @@ def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
                 if figure is not None:
                     yield f"{name}-fields-{slug(label)}", figure
         if "sampling" in show:
-            for system, outcome in _sampled(found).items():
-                figure = sampling_figure(outcome)
+            for label, outcome in _sampled(found).items():
+                figure = sampling_figure(outcome, label)
                 if figure is not None:
-                    yield f"{name}-sampling-{slug(system)}", figure
+                    yield f"{name}-sampling-{slug(label)}", figure
         if "temperature" in show:
             for kind in ("last", "best"):
                 yield f"{name}-temperature-{kind}", temperature_figure(found, kind)

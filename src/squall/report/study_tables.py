@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from squall.losses import imbalance_weights
-from squall.report.comparison import Place, metrics, value_at
+from squall.report.comparison import Place, metrics
 from squall.report.results import (
     GridResults,
     Outcome,
@@ -163,10 +163,14 @@ def csv_table(results: Results) -> str:
             for outcome in row.outcomes:
                 for by, kind in itertools.product((None, *outcome.others), KINDS):
                     values = [outcome.value(place, kind, by) for place in places.values()]
-                    step = value_at(outcome.evaluation.get("checkpoints", {}).get(kind), ("step",), "")
+                    step = _whole(outcome.value(("step",), kind))
                     head = [name, " / ".join(row.labels), outcome.trial.seed, outcome.state, kind, step, by or ""]
                     writer.writerow([*head, *("" if x is None else f"{x:.6g}" for x in values)])
     return text.getvalue()
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None or math.isinf(value) else str(int(value))
 
 
 @dataclass(frozen=True)
