@@ -299,6 +299,7 @@ def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
 def test_a_training_that_diverges_is_a_result(tmp_path):
     values = changed(seeds=1)
     values["variants"]["CH"]["training.learning_rate"] = 1e30
+    values["variants"]["sharp"] = {"loss": {"temperature": "inf"}}  # no point of a figure over temperatures, but a line
     failed = run_study(read_study(written(tmp_path, values)), tmp_path / "out", workers=1)
     assert {trial.labels for trial in failed} == {("CH", "original"), ("CH", "sharp")}
     row = read_results(tmp_path / "out").grids["all"].rows[0]
