@@ -6,8 +6,9 @@
 Forward and backward of one loss, side by side in one run: `mse_loss`, the imbalance-aware loss written operator by
 operator (`eager`), and ours with a fixed temperature and with a KL budget (a new batch in every step, so that the
 temperature moves; beyond 1e7 one batch). Times are medians of interleaved steps, as ratios to `mse_loss`; beyond 1e6
-each follows an untimed one of the same loss. Memory is the growth of the peak resident set in a process of its own. Errors are relative to float64. Other work on the machine
-hurts ours more than `mse_loss`, because ours waits for its threads more often: measure on a quiet one.
+each follows an untimed one of the same loss. Memory is the growth of the peak resident set in a process of its own.
+Errors are relative to float64. Other work on the machine hurts ours more than `mse_loss`, because ours waits for its
+threads more often: measure on a quiet one.
 
 The floor: `mse_loss` reads 2n numbers and writes n squares, reads them back, then reads 2n and writes n: 7n. Two
 passes and one write are 5n. On top, each new tensor is faulted in page by page: two for `mse_loss`, one for ours.
