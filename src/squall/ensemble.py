@@ -115,7 +115,7 @@ class _Stack:
         self.parameters, self.buffers = torch.func.stack_module_state([member.model for member in members])
         self.parameters = {name: p.detach().to(device).requires_grad_() for name, p in self.parameters.items()}
         self.buffers = {name: b.to(device) for name, b in self.buffers.items()}
-        self.optimizer = torch.optim.Adam(self.parameters.values(), settings.learning_rate)
+        self.optimizer = adam(self.parameters.values(), settings)
         self._push_moments()
         skeleton = copy.deepcopy(members[0].model).to("meta")
 
@@ -147,7 +147,8 @@ class _Stack:
         shown = torch.where(fine.reshape(-1, *[1] * (prediction.dim() - 1)), prediction, target)
         values = torch.zeros(len(self.members), device=self.device, dtype=self.dtype)
         for chosen, recipe in self.losses:
-            weighted = recipe.evaluate(shown[chosen], target[chosen], step=torch.tensor(self.step)).value
+            now = torch.tensor(self.step)
+            weighted = recipe.evaluate(shown[chosen], target[chosen], step=now, accounted=False).value
             values = values.index_add(0, chosen, weighted.flatten(1).sum(1) * len(chosen))
         self.optimizer.zero_grad()
         values.sum().backward()
@@ -228,12 +229,13 @@ class _Stack:
             if states[0]:
                 for key, value in states[0].items():
                     parts = [state[key] for state in states if state]
-                    together = value.clone() if value.dim() == 0 else torch.stack(parts).to(self.device)
-                    self.optimizer.state[stacked][key] = together
+                    together = value.clone() if value.dim() == 0 else torch.stack(parts)
+                    self.optimizer.state[stacked][key] = together.to(self.device)
 
 
 def _course(member: Member, settings: TrainingSettings) -> Course:
-    course = Course(member.model, adam(member.model, settings), member.loss, member.recorder, one_process())
+    optimizer = adam(member.model.parameters(), settings)
+    course = Course(member.model, optimizer, member.loss, member.recorder, one_process())
     course.resume()
     return course
 

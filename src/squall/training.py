@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -233,7 +233,9 @@ def train(
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
     predict: Any
     update: Any
-    predict, update = fabric.setup(_Increment(model, step, transitions.dt), optimizer or adam(model, settings))
+    predict, update = fabric.setup(
+        _Increment(model, step, transitions.dt), optimizer or adam(model.parameters(), settings)
+    )
     trial = Course(model, update, loss, recorder, fabric)
 
     with _private_randomness(settings.seed, fabric.device):
@@ -342,11 +344,12 @@ def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
 
-def adam(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
+def adam(parameters: Iterable[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+    parameters = list(parameters)
     if not parameters:
         raise ValueError("the model has no parameters: there is nothing to train")
-    return torch.optim.Adam(parameters, settings.learning_rate)
+    real = all(p.is_floating_point() for p in parameters)  # the fused step knows no complex numbers
+    return torch.optim.Adam(parameters, settings.learning_rate, fused=real or None)
 
 
 def _stopping(recorder: Recorder, fabric: Fabric) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from squall.models import _by_hand
+from squall.models import _rows
 from squall.models._by_hand import ByHand
 from squall.models._density_gradient import density_gradient, fast_density_gradient
 from squall.models._point_network import fast_point_network, point_network
@@ -67,7 +67,7 @@ def test_the_passes_agree_with_the_formula(
 ) -> None:
     """For any number of blocks, the last one shorter."""
     hidden = 8
-    monkeypatch.setattr(_by_hand, "BLOCK", 10 * hidden * torch.float64.itemsize)
+    monkeypatch.setattr(_rows, "BLOCK", 10 * hidden * torch.float64.itemsize)
     inputs = case.inputs(rows, columns, hidden)
     ours, formula = case.function(*inputs), case.function.formula(*inputs)
     torch.testing.assert_close(ours, formula, rtol=1e-13, atol=1e-13)
@@ -87,16 +87,16 @@ def test_one_input_at_a_time(case: Case, name: str) -> None:
     torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("threads", [1, _by_hand.FEW_THREADS + 1])
+@pytest.mark.parametrize("threads", [1, _rows.FEW_THREADS + 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_tanh_is_exact_to_rounding(threads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     z = torch.cat([torch.logspace(-30, 2, 1001, dtype=torch.float64), torch.zeros(1), torch.tensor([torch.inf])])
     z = torch.cat([-z, z]).to(dtype).unsqueeze(1)
-    truth, ours = z.double().tanh(), _by_hand.tanh_(z)
+    truth, ours = z.double().tanh(), _rows.tanh_(z)
     torch.testing.assert_close(ours.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
     assert ours is z
-    assert _by_hand.tanh_(torch.full((1,), torch.nan, dtype=dtype)).isnan()
+    assert _rows.tanh_(torch.full((1,), torch.nan, dtype=dtype)).isnan()
 
 
 def test_any_memory_layout(case: Case) -> None:

@@ -70,8 +70,13 @@ class Recipe:
         measure: Tensor | None = None,
         step: Tensor | None = None,
         log_inverse_temperature: Tensor | None = None,
+        *,
+        accounted: bool = True,
     ) -> Evaluated:
-        """The loss; `step` and `log_inverse_temperature` (scalars) are what remains of the calls before."""
+        """The loss; `step` and `log_inverse_temperature` (scalars) are what remains of the calls before.
+
+        Without being `accounted` for, it saves what only a report would show.
+        """
         group = process_group(self.group)
         prediction, target = together(
             partial(check_pair, prediction, target, self.over, may_be_empty=group is not None),
@@ -87,7 +92,7 @@ class Recipe:
                 if fused is not None:
                     return fused
         points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
-        evaluated, _ = self.weigh(points, step, log_inverse_temperature)
+        evaluated, _ = self.weigh(points, step, log_inverse_temperature, accounted=accounted)
         if self.reduction == "mean":
             return evaluated
         return evaluated._replace(value=from_groups(evaluated.value, prediction.shape, self.over))
@@ -141,7 +146,7 @@ class Recipe:
         return Points(to_groups(errors, self.over), None if total is None else to_groups(total, self.over))
 
     def weigh(
-        self, points: Points, step: Tensor | None, log_inverse_temperature: Tensor | None
+        self, points: Points, step: Tensor | None, log_inverse_temperature: Tensor | None, *, accounted: bool = True
     ) -> tuple[Evaluated, Weighed]:
         """The loss by the formula, operator by operator (the reference, and what every transform can trace), with
         the weights that it used."""
@@ -156,7 +161,8 @@ class Recipe:
             log_inverse_temperature=log_inverse_temperature,
             step=step,
         )
-        account = None if is_transformed() or torch.compiler.is_exporting() else account_of(weighed, errors)
+        accounted = accounted and not is_transformed() and not torch.compiler.is_exporting()
+        account = account_of(weighed, errors) if accounted else None
         inverse = (weighed.sharpness / weighed.population.scale).log()
         log_beta = inverse.squeeze(0) if len(inverse) == 1 else math.nan
         weighted = weighed.weights * errors

@@ -1,20 +1,14 @@
 """Functions of tensors with a formula, and with passes by hand that make their first derivatives cheap."""
 
 import itertools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 2 << 20
-"""Bytes of a matrix worked on at once on a CPU: few enough to stay in its caches, enough to be worth threads."""
-
-FEW_THREADS = 6
-"""Up to so many threads of PyTorch are slower at a tanh than the one of NumPy."""
+from squall.models._rows import on_threads
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -45,20 +39,21 @@ class ByHand:
         return _ByHand.apply(self, *inputs)[0]
 
     def stacked(self) -> "ByHand":
-        """The function of many inputs at once, (member, ...) each: the same passes, one member after the other."""
+        """The function of many inputs at once, (member, ...) each: the same passes, member by member on threads."""
 
         def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            outs, *kept = zip(*(self.forward(*one) for one in zip(*inputs, strict=True)), strict=True)
+            outs, *kept = zip(*on_threads(lambda one: self.forward(*one), list(zip(*inputs, strict=True))), strict=True)
             return torch.stack(outs), *itertools.chain(*zip(*kept, strict=True))
 
         def backward(
             g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], needed: tuple[bool, ...]
         ) -> Gradients:
             each = len(kept) // len(g)
-            found = [
-                self.backward(g[i], one, kept[each * i : each * (i + 1)], needed)
-                for i, one in enumerate(zip(*inputs, strict=True))
-            ]
+
+            def one(i: int) -> Gradients:
+                return self.backward(g[i], tuple(x[i] for x in inputs), kept[each * i : each * (i + 1)], needed)
+
+            found = on_threads(one, range(len(g)))
             return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*found, strict=True))
 
         return ByHand(torch.vmap(self.formula, randomness="error"), forward, backward)
@@ -111,27 +106,3 @@ class _ByHand(torch.autograd.Function):
             for x, dim in zip(tensors, in_dims[1:], strict=True)
         ]
         return (function.stacked()(*stacked),), (0,)
-
-
-def tanh_(z: Tensor) -> Tensor:
-    """tanh z in place. NumPy's takes a seventh of the time of PyTorch's, but knows one thread only."""
-    plain = type(z) is Tensor and z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64)
-    if not plain or torch.get_num_threads() > FEW_THREADS:
-        return z.tanh_()
-    np.tanh(z.numpy(), out=z.numpy())
-    return z
-
-
-def times_slope(g: Tensor, a: Tensor, *, out: Tensor) -> Tensor:
-    """(1 − a²) g in one pass, with a = tanh z: g times the slope of the tanh at z."""
-    return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=out)
-
-
-def blocks(like: Tensor, scratch: int) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of the rows of a matrix, each with scratch memory of shape (scratch, rows, columns)."""
-    count = math.ceil(like.nbytes / BLOCK) if like.device.type == "cpu" else 1
-    size = math.ceil(len(like) / max(count, 1))
-    memory = like.new_empty(scratch, size, like.shape[1])
-    for i in range(count):
-        rows = slice(i * size, min((i + 1) * size, len(like)))
-        yield rows, memory[:, : rows.stop - rows.start]

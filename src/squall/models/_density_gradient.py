@@ -6,7 +6,8 @@
 import torch
 from torch import Tensor
 
-from squall.models._by_hand import ByHand, Gradients, blocks, tanh_, times_slope
+from squall.models._by_hand import ByHand, Gradients
+from squall.models._rows import Blocks, over_rows, tanh_, times_slope, with_one
 
 
 def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
@@ -38,13 +39,20 @@ def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, 
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
     out = torch.empty_like(x)
     a1, a2, d1 = (x.new_empty(len(x), len(w1)) for _ in range(3))
-    for rows, (d2,) in blocks(a1, scratch=1):
-        tanh_(torch.addmm(b1, x[rows], w1.T, out=a1[rows]))
-        tanh_(torch.addmm(b2, a1[rows], w2.T, out=a2[rows]))
-        times_slope(w3.expand_as(d2), a2[rows], out=d2)
-        torch.mm(d2, w2, out=d1[rows])
-        times_slope(d1[rows], a1[rows], out=d1[rows])
-        torch.mm(d1[rows], w1, out=out[rows])
+    w1_by_columns = w1.T.contiguous().T  # makes a narrow product four times as fast
+
+    def part(blocks: Blocks) -> tuple[()]:
+        for rows, (d2,) in blocks:
+            a1_, a2_, d1_ = a1[rows], a2[rows], d1[rows]
+            tanh_(torch.addmm(b1, x[rows], w1.T, out=a1_))
+            tanh_(torch.addmm(b2, a1_, w2.T, out=a2_))
+            times_slope(w3.expand_as(d2), a2_, out=d2)
+            torch.mm(d2, w2, out=d1_)
+            times_slope(d1_, a1_, out=d1_)
+            torch.mm(d1_, w1_by_columns, out=out[rows])
+        return ()
+
+    over_rows(part, a1, scratch=1)
     return out, a1, a2, d1
 
 
@@ -62,33 +70,42 @@ def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], n
 
     The diagonal matrix w₃ is kept out of the sums over rows: d₂ and ż₂ appear without it.
     """
-    x, w1, b1, w2, b2, w3 = inputs
+    x, w1, _, w2, b2, w3 = inputs
     a1, a2, d1 = kept
     grad_x = torch.empty_like(x) if needed[0] else None
-    grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
-    grad_b1, grad_b2, grad_w3 = (torch.zeros_like(b) for b in (b1, b2, b2))
     w3 = w3.view(-1, 1)
+    w3_w2 = -2 * w3 * w2
     one = x.new_ones(())
-    for rows, (e, p, q) in blocks(a1, scratch=3):
-        torch.mm(g[rows], w1.T, out=e)
-        times_slope(e, a1[rows], out=p)
-        times_slope(one.expand_as(q), a2[rows], out=q)
-        grad_w2.addmm_(q.T, p)
-        torch.mm(p, w2.T, out=q)
-        times_slope(q, a2[rows], out=q)
-        grad_w3 += q.sum(0)
-        q *= a2[rows]
-        grad_b2 += q.sum(0)
-        grad_w2.addmm_(q.T, a1[rows], alpha=-2)
-        torch.mm(q, -2 * w3 * w2, out=p)
-        times_slope(p, a1[rows], out=p)
-        e *= d1[rows]
-        p.addcmul_(e, a1[rows], value=-2)
-        grad_b1 += p.sum(0)
-        grad_w1 += (x[rows].T @ p + g[rows].T @ d1[rows]).T  # in this order: twice as fast as its transpose
-        if grad_x is not None:
-            torch.mm(p, w1, out=grad_x[rows])
-    return grad_x, grad_w1, grad_b1, w3 * grad_w2, -2 * w3[:, 0] * grad_b2, grad_w3.view(1, -1)
+    x_and_one = with_one(x)
+
+    def part(blocks: Blocks) -> tuple[Tensor, ...]:
+        grad_first = x.new_zeros(x_and_one.shape[1], len(w1))
+        grad_w2, grad_b2, grad_w3 = torch.zeros_like(w2), torch.zeros_like(b2), torch.zeros_like(b2)
+        for rows, (e, p, q) in blocks:
+            a1_, a2_, d1_, g_ = a1[rows], a2[rows], d1[rows], g[rows]
+            torch.mm(g_, w1.T, out=e)
+            times_slope(e, a1_, out=p)
+            times_slope(one.expand_as(q), a2_, out=q)
+            grad_w2.addmm_(q.T, p)
+            torch.mm(p, w2.T, out=q)
+            times_slope(q, a2_, out=q)
+            grad_w3 += q.sum(0)
+            q *= a2_
+            grad_b2 += q.sum(0)
+            grad_w2.addmm_(q.T, a1_, alpha=-2)
+            torch.mm(q, w3_w2, out=p)
+            times_slope(p, a1_, out=p)
+            e *= d1_
+            p.addcmul_(e, a1_, value=-2)
+            grad_first.addmm_(x_and_one[rows].T, p)  # in this order: twice as fast as its transpose
+            grad_first[:-1].addmm_(g_.T, d1_)
+            if grad_x is not None:
+                torch.mm(p, w1, out=grad_x[rows])
+        return grad_first, grad_w2, grad_b2, grad_w3
+
+    grad_first, grad_w2, grad_b2, grad_w3 = over_rows(part, a1, scratch=3)
+    grads = grad_first[:-1].T, grad_first[-1], w3 * grad_w2, -2 * w3[:, 0] * grad_b2, grad_w3.view(1, -1)
+    return grad_x, *grads
 
 
 fast_density_gradient = ByHand(density_gradient, _forward, _backward)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from squall.models._by_hand import ByHand, Gradients, blocks, tanh_, times_slope
+from squall.models._by_hand import ByHand, Gradients
+from squall.models._rows import Blocks, over_rows, tanh_, times_slope, with_one
 
 
 def point_network(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
@@ -36,10 +37,16 @@ def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tens
     kept = x.new_empty(2, len(x), len(w1))
     a1, a2 = kept
     y = x.new_empty(len(x), len(w3))
-    for rows, _ in blocks(a1, scratch=0):
-        tanh_(torch.addmm(b1, x[rows], w1.T, out=a1[rows]))
-        tanh_(torch.addmm(b2, a1[rows], w2.T, out=a2[rows]))
-        torch.mm(a2[rows], w3.T, out=y[rows])
+
+    def part(blocks: Blocks) -> tuple[()]:
+        for rows, _ in blocks:
+            a1_, a2_ = a1[rows], a2[rows]
+            tanh_(torch.addmm(b1, x[rows], w1.T, out=a1_))
+            tanh_(torch.addmm(b2, a1_, w2.T, out=a2_))
+            torch.mm(a2_, w3.T, out=y[rows])
+        return ()
+
+    over_rows(part, a1, scratch=0)
     return y, kept
 
 
@@ -55,20 +62,26 @@ def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], n
     x, w1, _, w2, b2, w3 = inputs
     a1, a2 = kept[0]
     grad_x = torch.empty_like(x) if needed[0] else None
-    grad_w2, grad_b2, grad_w3 = (torch.zeros_like(w) for w in (w2, b2, w3))
-    x_and_one = nn.functional.pad(x, (0, 1), value=1.0)  # b₁ is one more column of W₁
-    grad_first = x.new_zeros(x_and_one.shape[1], len(w1))
-    for rows, (z1, z2) in blocks(a1, scratch=2):
-        torch.mm(g[rows], w3, out=z2)
-        times_slope(z2, a2[rows], out=z2)
-        torch.mm(z2, w2, out=z1)
-        times_slope(z1, a1[rows], out=z1)
-        grad_first.addmm_(x_and_one[rows].T, z1)  # in this order: twice as fast as its transpose
-        grad_w2.addmm_(z2.T, a1[rows])
-        grad_b2 += z2.sum(0)
-        grad_w3.addmm_(g[rows].T, a2[rows])
-        if grad_x is not None:
-            torch.mm(z1, w1, out=grad_x[rows])
+    x_and_one = with_one(x)
+
+    def part(blocks: Blocks) -> tuple[Tensor, ...]:
+        grad_first = x.new_zeros(x_and_one.shape[1], len(w1))
+        grad_w2, grad_b2, grad_w3 = (torch.zeros_like(w) for w in (w2, b2, w3))
+        for rows, (z1, z2) in blocks:
+            a1_, a2_, g_ = a1[rows], a2[rows], g[rows]
+            torch.mm(g_, w3, out=z2)
+            times_slope(z2, a2_, out=z2)
+            torch.mm(z2, w2, out=z1)
+            times_slope(z1, a1_, out=z1)
+            grad_first.addmm_(x_and_one[rows].T, z1)  # in this order: twice as fast as its transpose
+            grad_w2.addmm_(z2.T, a1_)
+            grad_b2 += z2.sum(0)
+            grad_w3.addmm_(g_.T, a2_)
+            if grad_x is not None:
+                torch.mm(z1, w1, out=grad_x[rows])
+        return grad_first, grad_w2, grad_b2, grad_w3
+
+    grad_first, grad_w2, grad_b2, grad_w3 = over_rows(part, a1, scratch=2)
     return grad_x, grad_first[:-1].T, grad_first[-1], grad_w2, grad_b2, grad_w3
 
 

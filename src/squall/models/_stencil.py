@@ -1,5 +1,6 @@
 """Points as rows: the neighbourhood of every point of a periodic grid, and the adjoint of gathering it."""
 
+import functools
 import itertools
 import math
 
@@ -16,6 +17,10 @@ Rows = Float[Tensor, "row column"]
 def _shifts(dimensions: int) -> list[tuple[int, ...]]:
     """The 3^d rolls that bring the neighbours to their point, in the order of a convolution's kernel."""
     return list(itertools.product((1, 0, -1), repeat=dimensions))
+
+
+def _roll(u: State, shift: tuple[int, ...]) -> State:
+    return torch.roll(u, shift, tuple(range(2, u.dim()))) if any(shift) else u
 
 
 def neighbourhoods(u: State) -> Rows:
@@ -35,8 +40,7 @@ def neighbourhoods(u: State) -> Rows:
                 [1., 2., 3.],
                 [2., 3., 0.]])
     """
-    space = tuple(range(2, u.dim()))
-    shifted = [torch.roll(u, shift, space) for shift in _shifts(len(space))]
+    shifted = [_roll(u, shift) for shift in _shifts(u.dim() - 2)]
     return torch.stack(shifted, dim=-1).movedim(1, -2).reshape(-1, u.shape[1] * len(shifted))
 
 
@@ -52,12 +56,11 @@ def scatter_neighbourhoods(rows: Rows, shape: torch.Size) -> State:
         >>> scatter_neighbourhoods(rows, torch.Size([1, 1, 4]))
         tensor([[[2., 1., 0., 0.]]])
     """
-    space = tuple(range(2, len(shape)))
-    shifts = _shifts(len(space))
+    shifts = _shifts(len(shape) - 2)
     entries = points_last(rows, torch.Size([shape[0], shape[1] * len(shifts), *shape[2:]]))
     entries = entries.unflatten(1, (shape[1], len(shifts))).unbind(2)
-    rolled = [torch.roll(x, [-s for s in shift], space) for x, shift in zip(entries, shifts, strict=True)]
-    return torch.stack(rolled).sum(0)
+    rolled = [_roll(x, tuple(-s for s in shift)) for x, shift in zip(entries, shifts, strict=True)]
+    return functools.reduce(torch.add, rolled)
 
 
 def points_last(rows: Rows, shape: torch.Size) -> State:
