@@ -1,13 +1,15 @@
 """Does training many models as one batched computation pay?
 
-    python benchmarks/ensemble.py [--members 6] [--hidden 64] [--steps 40] [--device cpu]
+    python benchmarks/ensemble.py [--members 48] [--hidden 64] [--steps 30] [--rounds 3] [--device cpu]
 
 The paper's step (batch 200 of 50 points, Euler, mean squared error, float32) of several seeds, in member steps per
 second: apart, as `squall study run` trains them on a CPU (two processes of one thread each, one training after the
 other); batched (`squall.ensemble`) in one process on all threads or the device; and batched in two processes of one
-thread, half of the members each. Two bounds, by two processes: "passes" computes nothing but the forward and backward
-passes of every member's network, which a batch cannot save; "floor" nothing but their six (HNN++) or three (NODE)
-matrix products of hidden size and the two tanh. So passes / apart is the most that batching can gain with these passes.
+thread, half of the members each, as `squall study run --workers 2 --together N` does. Two bounds, by two processes:
+"passes" computes nothing but the forward and backward passes of every member's network, which a batch cannot save;
+"floor" nothing but their six (HNN++) or three (NODE) matrix products of hidden size and the two tanh. So passes / apart
+is the most that batching can gain with these passes.
+Each round takes all in turn; shown are medians over the rounds, and the range of the ratios within a round.
 """
 
 import argparse
@@ -122,26 +124,36 @@ def seconds_of(step: Callable[[], None], repetitions: int) -> float:
     return time.perf_counter() - start
 
 
+NAMES = ("apart", "batched", "by two", "passes", "floor")
+
+
+def one_round(kind: str, options: argparse.Namespace) -> tuple[float, ...]:
+    """Member steps per second of each of the NAMES."""
+    sizes = (kind, options.hidden, options.members, options.steps)
+    apart = in_two_processes(alone, *sizes)
+    threads = torch.get_num_threads()
+    seconds = batched(kind, options.hidden, list(range(options.members)), options.steps, options.device, threads)
+    together = options.members * options.steps / seconds
+    return apart, together, *(in_two_processes(work, *sizes) for work in (batched, passes, floor))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, default=6)
+    parser.add_argument("--members", type=int, default=48)
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    threads = torch.get_num_threads()
     keep_freed_memory()
     print(f"{options.members} members, hidden {options.hidden}, {options.steps} steps, {options.device}")
-    names = ("apart", "batched", "by two", "passes", "floor")
-    print(f"{'member steps per second':24s} " + " ".join(f"{name:>9s}" for name in names))
+    print(f"{'member steps per second':24s} " + " ".join(f"{name:>16s}" for name in NAMES))
     for kind in PRODUCTS:
-        sizes = (kind, options.hidden, options.members, options.steps)
-        apart = in_two_processes(alone, *sizes)
-        seconds = batched(kind, options.hidden, list(range(options.members)), options.steps, options.device, threads)
-        together = options.members * options.steps / seconds
-        rates = (apart, together, *(in_two_processes(work, *sizes) for work in (batched, passes, floor)))
-        print(f"{kind:24s} " + " ".join(f"{rate:9.1f}" for rate in rates))
-        print(f"{'ratio to apart':24s} " + " ".join(f"{rate / apart:9.2f}" for rate in rates))
+        rounds = np.array([one_round(kind, options) for _ in range(options.rounds)])
+        ratios = rounds / rounds[:, :1]
+        print(f"{kind:24s} " + " ".join(f"{rate:16.1f}" for rate in np.median(rounds, axis=0)))
+        shown = zip(np.median(ratios, axis=0), ratios.min(axis=0), ratios.max(axis=0), strict=True)
+        print(f"{'ratio to apart':24s} " + " ".join(f"{m:.2f} ({low:.2f}-{up:.2f})".rjust(16) for m, low, up in shown))
 
 
 if __name__ == "__main__":

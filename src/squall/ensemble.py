@@ -147,9 +147,8 @@ class _Stack:
         shown = torch.where(fine.reshape(-1, *[1] * (prediction.dim() - 1)), prediction, target)
         values = torch.zeros(len(self.members), device=self.device, dtype=self.dtype)
         for chosen, recipe in self.losses:
-            now = torch.tensor(self.step)
-            weighted = recipe.evaluate(shown[chosen], target[chosen], step=now, accounted=False).value
-            values = values.index_add(0, chosen, weighted.flatten(1).sum(1) * len(chosen))
+            found = recipe.of_each_group(shown[chosen], target[chosen], torch.tensor(self.step))
+            values = values.index_add(0, chosen, found)
         self.optimizer.zero_grad()
         values.sum().backward()
         self.optimizer.step()
@@ -241,7 +240,7 @@ def _course(member: Member, settings: TrainingSettings) -> Course:
 
 
 def _shared_losses(losses: Sequence[nn.Module], device: torch.device) -> list[tuple[Tensor, Recipe]]:
-    """The members of every distinct loss, and that loss with the members as its groups, one weighted map each."""
+    """The members of every distinct loss, and that loss with the members as its groups."""
     groups: list[tuple[list[int], Recipe]] = []
     for i, loss in enumerate(losses):
         recipe = getattr(loss, "recipe", None)
@@ -257,6 +256,6 @@ def _shared_losses(losses: Sequence[nn.Module], device: torch.device) -> list[tu
         else:
             groups.append(([i], recipe))
     return [
-        (torch.tensor(indices, device=device), dataclasses.replace(recipe, over="sample", reduction="none", group=None))
+        (torch.tensor(indices, device=device), dataclasses.replace(recipe, over="sample", group=None))
         for indices, recipe in groups
     ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, median_low
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from squall.losses.fused import Solution
 from squall.losses.sums import scattered
 from squall.losses.weights import Weighed
 
-__all__ = ["FusedAccount", "WeighedAccount", "account_of", "weight_shares"]
+__all__ = ["Account", "FusedAccount", "GroupedAccount", "WeighedAccount", "account_of", "weight_shares"]
 
 SAMPLE = 1 << 17
 """Points kept for the share of the top 1 %; exact up to here, a sample above."""
@@ -42,18 +43,36 @@ class FusedAccount(NamedTuple):
 
     def numbers(self) -> dict[str, float]:
         """Everything as plain numbers; only `top_share` is that of the sample."""
-        solution, errors = self.solution, self.errors.double()
-        weights = (solution.beta * errors - solution.log_total).exp()
+        return GroupedAccount((self,)).numbers()
+
+    def weights(self) -> Tensor:
+        """Of the sample."""
+        return (self.solution.beta * self.errors.double() - self.solution.log_total).exp()
+
+
+class GroupedAccount(NamedTuple):
+    """The account of groups of equally many points, each solved by fused passes of its own."""
+
+    groups: tuple[FusedAccount, ...]
+
+    def numbers(self) -> dict[str, float]:
+        """Everything as plain numbers: of the weights of all groups together, each of which has an equal share."""
+        solutions, count = [group.solution for group in self.groups], len(self.groups)
+        weights = torch.cat([group.weights() / count for group in self.groups])
+        errors = torch.cat([group.errors for group in self.groups])
         return {
-            "temperature": 1 / solution.beta if solution.beta else math.inf,
-            "effective_fraction": solution.effective_fraction,
-            "kl": solution.kl,
-            "max_weight": solution.max_weight,
-            "mean_error": solution.mean,
-            "max_error": solution.largest,
-            "loss": solution.value,
-            "top_share": top_share(weights, torch.full_like(weights, 1 / solution.count), errors),
+            "temperature": median_low(1 / s.beta if s.beta else math.inf for s in solutions),
+            "effective_fraction": 1 / fmean(1 / s.effective_fraction for s in solutions),
+            "kl": fmean(s.kl for s in solutions),
+            "max_weight": max(s.max_weight for s in solutions) / count,
+            "mean_error": fmean(s.mean for s in solutions),
+            "max_error": max(s.largest for s in solutions),
+            "loss": fmean(s.value for s in solutions),
+            "top_share": top_share(weights, torch.full_like(weights, 1 / (count * solutions[0].count)), errors),
         }
+
+
+Account = WeighedAccount | FusedAccount | GroupedAccount
 
 
 @torch.no_grad()

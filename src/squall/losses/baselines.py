@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from squall.losses.account import FusedAccount, WeighedAccount
+from squall.losses.account import Account
 from squall.losses.distributed import Group
 from squall.losses.errors import PointwiseError, as_error
 from squall.losses.imbalance import Recipe
@@ -30,7 +30,7 @@ class MeanSquaredError(nn.Module):
     def __init__(self, error: str | PointwiseError = "squared", *, group: Group = "world") -> None:
         super().__init__()
         self.recipe = Recipe(Weighing(Fixed(math.inf)), as_error(error), group=group)
-        self._account: FusedAccount | WeighedAccount | None = None
+        self._account: Account | None = None
 
     def forward(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None

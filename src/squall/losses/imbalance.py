@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from squall.losses._tracing import in_backward, is_transformed
-from squall.losses.account import FusedAccount, WeighedAccount, account_of
+from squall.losses._tracing import in_backward, is_traced, is_transformed
+from squall.losses.account import Account, FusedAccount, GroupedAccount, account_of
 from squall.losses.checks import check_finite, check_pair, combined_measure
 from squall.losses.distributed import (
     Group,
@@ -29,14 +29,17 @@ __all__ = ["Evaluated", "ImbalanceAwareLoss", "Points", "Recipe", "imbalance_awa
 
 Reduction = Literal["mean", "none"]
 
+LARGE_GROUP = 1 << 12
+"""Points from which a group is worth fused passes of its own."""
+
 
 class Evaluated(NamedTuple):
     """A loss, and what may be asked about it or is a start for the next one."""
 
     value: Tensor
-    account: FusedAccount | WeighedAccount | None
+    account: Account | None
     log_inverse_temperature: Tensor | float
-    """log β, a scalar; NaN where there is not one finite temperature."""
+    """log β, a scalar or one per channel; NaN where there is no finite temperature to start from."""
 
 
 class Points(NamedTuple):
@@ -70,20 +73,21 @@ class Recipe:
         measure: Tensor | None = None,
         step: Tensor | None = None,
         log_inverse_temperature: Tensor | None = None,
-        *,
-        accounted: bool = True,
     ) -> Evaluated:
-        """The loss; `step` and `log_inverse_temperature` (scalars) are what remains of the calls before.
-
-        Without being `accounted` for, it saves what only a report would show.
-        """
+        """The loss; `step` and `log_inverse_temperature` are what remains of the calls before."""
         group = process_group(self.group)
         prediction, target = together(
             partial(check_pair, prediction, target, self.over, may_be_empty=group is not None),
             prediction.device,
             group,
         )
-        if self._plain:
+        if self._plain and self.over != "all":
+            parts = None
+            if group is None and mask is None and measure is None:
+                parts = self._fused_groups(prediction, target, step, log_inverse_temperature)
+            if parts is not None:
+                return self._together(parts)
+        elif self._plain:
             shown, aim, passes = self._passes(prediction, target, mask, measure)
             if group is not None:  # a mask may be there on some of the processes only
                 passes = ShardedPasses.of(passes, group, prediction.device)
@@ -92,7 +96,7 @@ class Recipe:
                 if fused is not None:
                     return fused
         points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
-        evaluated, _ = self.weigh(points, step, log_inverse_temperature, accounted=accounted)
+        evaluated, _ = self.weigh(points, step, log_inverse_temperature)
         if self.reduction == "mean":
             return evaluated
         return evaluated._replace(value=from_groups(evaluated.value, prediction.shape, self.over))
@@ -100,7 +104,12 @@ class Recipe:
     @property
     def _plain(self) -> bool:
         """Whether the fused passes know this loss."""
-        return self.error is squared_error and self.over == "all" and self.reduction == "mean" and self.weighing.plain
+        return self.error is squared_error and self.reduction == "mean" and self.weighing.plain
+
+    @property
+    def _starts_by_channel(self) -> bool:
+        """Whether the next step's channels start where this one's ended; a sample is another one each time."""
+        return self.over == "channel" and not is_transformed() and not torch.compiler.is_compiling()
 
     @staticmethod
     def _passes(
@@ -131,6 +140,43 @@ class Recipe:
         log_beta = math.log(solution.beta) if solution.beta else math.nan
         return Evaluated(value, FusedAccount(solution, passes.sample()), log_beta)
 
+    def of_each_group(self, prediction: Tensor, target: Tensor, step: Tensor | None = None) -> Tensor:
+        """The loss of every group by itself, (group,), without an account; on one process."""
+        prediction, target = check_pair(prediction, target, self.over)
+        parts = self._fused_groups(prediction, target, step) if self._plain else None
+        if parts is not None:
+            return torch.stack([part.value for part in parts])
+        points = self.points(prediction, target, None, None)
+        weights = self.weighing.weigh(*points, step=step).weights
+        return (weights * points.errors).sum(1, dtype=torch.float64).to(points.errors.dtype) * len(weights)
+
+    def _fused_groups(
+        self, prediction: Tensor, target: Tensor, step: Tensor | None, log_inverse_temperature: Tensor | None = None
+    ) -> list[Evaluated] | None:
+        """Every group by the fused passes, None where they decline."""
+        if is_traced(prediction) or prediction.is_cuda:  # where many groups are one small kernel's work
+            return None
+        predictions, targets = to_groups(prediction, self.over), to_groups(target, self.over)
+        if predictions.shape[1] < LARGE_GROUP:
+            return None
+        starts: list[Tensor | None] = [None] * len(predictions)
+        if log_inverse_temperature is not None and log_inverse_temperature.shape == (len(starts),):
+            starts = list(log_inverse_temperature)
+        parts = []
+        for one, aim, start in zip(predictions, targets, starts, strict=True):
+            passes = passes_for(one, aim)
+            part = None if passes is None else self._fused(passes, one, aim, step, start)
+            if part is None:
+                return None
+            parts.append(part)
+        return parts
+
+    def _together(self, parts: list[Evaluated]) -> Evaluated:
+        """The loss over groups of equally many points: their mean."""
+        values, accounts, log_betas = zip(*parts, strict=True)
+        start = torch.tensor(log_betas, dtype=torch.float64) if self._starts_by_channel else math.nan
+        return Evaluated(torch.stack(values).mean(), GroupedAccount(accounts), start)
+
     def points(self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None) -> Points:
         """The pointwise errors in groups, with their measure."""
         total = combined_measure(mask, measure, prediction)
@@ -146,7 +192,7 @@ class Recipe:
         return Points(to_groups(errors, self.over), None if total is None else to_groups(total, self.over))
 
     def weigh(
-        self, points: Points, step: Tensor | None, log_inverse_temperature: Tensor | None, *, accounted: bool = True
+        self, points: Points, step: Tensor | None, log_inverse_temperature: Tensor | None
     ) -> tuple[Evaluated, Weighed]:
         """The loss by the formula, operator by operator (the reference, and what every transform can trace), with
         the weights that it used."""
@@ -161,10 +207,9 @@ class Recipe:
             log_inverse_temperature=log_inverse_temperature,
             step=step,
         )
-        accounted = accounted and not is_transformed() and not torch.compiler.is_exporting()
-        account = account_of(weighed, errors) if accounted else None
+        account = None if is_transformed() or torch.compiler.is_exporting() else account_of(weighed, errors)
         inverse = (weighed.sharpness / weighed.population.scale).log()
-        log_beta = inverse.squeeze(0) if len(inverse) == 1 else math.nan
+        log_beta = inverse.squeeze(0) if len(inverse) == 1 else inverse if self._starts_by_channel else math.nan
         weighted = weighed.weights * errors
         if self.reduction == "mean":
             weighted = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
@@ -231,7 +276,8 @@ class ImbalanceAwareLoss(nn.Module):
         self.recipe = Recipe(weighing, as_error(error), over, group, reduction)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64))
-        self._account: FusedAccount | WeighedAccount | None = None
+        self._account: Account | None = None
+        self.register_load_state_dict_pre_hook(_make_room)
 
     def forward(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
@@ -269,7 +315,10 @@ class ImbalanceAwareLoss(nn.Module):
         """Move on to the next step: count it, and start its solver where this one ended."""
         if isinstance(self.recipe.weighing.rule, Schedule):
             self.step.add_(1)
-        self.log_inverse_temperature.fill_(log_inverse_temperature)
+        shape = getattr(log_inverse_temperature, "shape", torch.Size())
+        if shape != self.log_inverse_temperature.shape:  # one per channel, as the first batch shows
+            self.log_inverse_temperature = self.log_inverse_temperature.new_empty(shape)
+        self.log_inverse_temperature.copy_(torch.as_tensor(log_inverse_temperature, dtype=torch.float64))
 
     @torch.no_grad()
     def weigh(self, points: Points) -> Tensor:
@@ -311,6 +360,13 @@ class ImbalanceAwareLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.recipe.weighing.rule}, over={self.recipe.over!r}"
+
+
+def _make_room(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The solver's starts are as many as they were when the state was saved: one, or one per channel."""
+    saved = state.get(prefix + "log_inverse_temperature")
+    if isinstance(saved, Tensor) and isinstance(loss, ImbalanceAwareLoss):
+        loss.log_inverse_temperature = loss.log_inverse_temperature.new_empty(saved.shape)
 
 
 def imbalance_aware_loss(

@@ -95,7 +95,7 @@ class Weighing:
             errors: l, shape (group, point).
             measure: μ, the same shape.
             sharding: how the other processes take part.
-            log_inverse_temperature: log β of the call before (scalar), a start for the solver.
+            log_inverse_temperature: log β of the call before (scalar or one per group), a start for the solver.
             step: number of calls before this one, for a `Schedule`.
         """
         if not self.differentiate:
@@ -118,7 +118,7 @@ class Weighing:
 
     def _sharpness(self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None) -> Tensor:
         start = torch.full_like(population.scale, math.nan)
-        if log_inverse_temperature is not None and start.shape[0] == 1:
+        if log_inverse_temperature is not None and log_inverse_temperature.numel() == len(start):
             start = log_inverse_temperature.exp() * population.scale
         rule, softness = self.at(step)
         return rule.sharpness(population, start, softness)
