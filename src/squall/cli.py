@@ -1,4 +1,7 @@
-"""The `squall` command: simulate, train, evaluate, compare, predict, study."""
+"""The `squall` command: simulate, train, evaluate, compare, predict, study.
+
+What only one command needs, and is slow to import, it imports itself: `squall --help` should not wait for it.
+"""
 
 import errno
 import hashlib
@@ -16,7 +19,6 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning_fabric.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,23 +26,10 @@ import squall
 import squall.data
 from squall.config import ConfigError, RunConfig, explain, to_dict
 from squall.placement import keep_freed_memory
-from squall.report import (
-    compare,
-    comparison_figure,
-    comparison_table,
-    evaluation_table,
-    markdown,
-    write_figures,
-)
-from squall.report.figures import save
-from squall.report.results import read_results
-from squall.report.study_report import write_report
-from squall.report.study_tables import status_table
 from squall.run_folder import RunFolder, evaluation_suffix, write_beside
 from squall.runs import run
 from squall.simulation import simulate_to_file
 from squall.study import PRESETS, read_study
-from squall.study_run import run_study
 from squall.systems import SYSTEMS, ConvergenceError
 from squall.terminal import progress_bar, told
 from squall.trained import evaluate_run, open_run
@@ -60,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(console, f"warning: {message}", "yellow")
             warnings.simplefilter("always", UserWarning)
-            warnings.simplefilter("ignore", PossibleUserWarning)
             _check_file(words)
             parsed = parser.parse_args(words)
             command = parsed.subcommand
@@ -266,6 +254,9 @@ def _train(arguments: Namespace, console: Console) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
     config = RunConfig(**options)
     out = arguments.out or default_folder(config)
+    from lightning_fabric.utilities.warnings import PossibleUserWarning
+
+    warnings.simplefilter("ignore", PossibleUserWarning)
     keep_freed_memory()
     with progress_bar(console) as progress, _Watcher(progress, config) as watcher:
         result = run(config, out, watcher)
@@ -323,6 +314,8 @@ class _Watcher(Recorder):
 
 
 def _evaluate(arguments: Namespace, console: Console) -> int:
+    from squall.report import evaluation_table, write_figures
+
     with console.status("rolling out"):
         found = evaluate_run(
             arguments.run,
@@ -340,6 +333,9 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
 
 
 def _compare(arguments: Namespace, console: Console) -> int:
+    from squall.report import compare, comparison_figure, comparison_table, markdown
+    from squall.report.figures import save
+
     comparison = compare(arguments.runs, arguments.checkpoint)
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -384,6 +380,10 @@ def _predict(arguments: Namespace, console: Console) -> int:
 
 
 def _study(arguments: Namespace, console: Console) -> int:
+    from squall.report.results import read_results
+    from squall.report.study_report import write_report
+    from squall.report.study_tables import status_table
+
     action = arguments.action
     options = arguments[action]
     if action == "run":
@@ -400,6 +400,10 @@ def _study(arguments: Namespace, console: Console) -> int:
 
 
 def _study_run(options: Namespace, console: Console) -> int:
+    from squall.report.results import read_results
+    from squall.report.study_tables import status_table
+    from squall.study_run import run_study
+
     study = read_study(options.study)
     out = options.out or Path("studies") / study.name
     with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from squall.config import ConfigError, RunConfig, difference, flat, to_dict
@@ -25,6 +24,11 @@ from squall.placement import threads
 from squall.run_folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint
 from squall.sampling import Sampler, StiffnessAwareSampler
 from squall.training import Checkpoint, Recorder, TrainingDiverged, TrainingResult, Validation, train
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+else:  # slow to import; whoever trains has it imported
+    Fabric = Any
 
 __all__ = ["can_run_together", "run", "run_together"]
 
@@ -257,6 +261,8 @@ def _finished(folder: RunFolder, steps: int) -> bool:
 
 
 def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
+    from lightning_fabric import Fabric
+
     loggers = []
     if config.tensorboard:
         try:

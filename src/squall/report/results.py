@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from squall.report.comparison import Place, value_at
 from squall.run_folder import SAMPLING, Kind, RunFolder, evaluation_suffix
@@ -253,6 +252,8 @@ def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> fl
         return None
     differences = np.array([0.0 if a == b else math.log(a) - math.log(b) for a, b in pairs])
     differences = np.nan_to_num(differences[differences != 0], posinf=1e300, neginf=-1e300)
+    from scipy import stats  # slow to import, and most who read results compare nothing
+
     found: Any = stats.wilcoxon(differences) if len(differences) else None
     return 1.0 if found is None else float(found.pvalue)
 
