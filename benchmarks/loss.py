@@ -1,7 +1,7 @@
 """What does weighing every point cost, and is it exact?
 
     python benchmarks/loss.py                     # n = 1e4 … 1e8, two threads; needs about 3 GB
-    python benchmarks/loss.py --others --sizes 1e6  # masks, guards, other errors, groups
+    python benchmarks/loss.py --others --sizes 1e6  # masks, measures, guards, other errors, groups
 
 Forward and backward of one loss, side by side in one run: `mse_loss`, the imbalance-aware loss written operator by
 operator (`eager`), and ours with a fixed temperature and with a KL budget (a new batch in every step, so that the
@@ -56,12 +56,16 @@ OTHERS: dict[str, Callable[[], Loss]] = {
     "KL 0.3": lambda: ImbalanceAwareLoss(),
     "KL 0.3, masked": lambda: masked(ImbalanceAwareLoss()),
     "T, masked": lambda: masked(ImbalanceAwareLoss(TEMPERATURE)),
+    "KL 0.3, measured": lambda: measured(ImbalanceAwareLoss()),
+    "T, measured": lambda: measured(ImbalanceAwareLoss(TEMPERATURE)),
+    "KL 0.3, over channels": lambda: in_channels(ImbalanceAwareLoss(over="channel")),
     "KL 0.3, Huber": lambda: ImbalanceAwareLoss(error="huber"),
     "KL 0.3, over samples": lambda: in_samples(ImbalanceAwareLoss(over="sample")),
     "KL 0.3, cap 20": lambda: ImbalanceAwareLoss(cap=20.0),
     "KL 0.3, trim 0.001": lambda: ImbalanceAwareLoss(trim=0.001),
 }
-"""Beside the plain loss: masks, which the fused passes take, and what goes by the formula, operator by operator."""
+"""Beside the plain loss: masks, measures and large groups, which fused passes take, and what goes by the formula,
+operator by operator."""
 
 
 def masked(loss: ImbalanceAwareLoss) -> Loss:
@@ -69,6 +73,20 @@ def masked(loss: ImbalanceAwareLoss) -> Loss:
         return loss(prediction, target, mask=(torch.arange(len(target), device=target.device) % 5 > 0))
 
     return call
+
+
+def measured(loss: ImbalanceAwareLoss) -> Loss:
+    """By the cosine of 100 latitudes."""
+    measure = torch.linspace(-89, 89, 100).deg2rad().cos().unsqueeze(1)
+
+    def call(prediction: Tensor, target: Tensor) -> Tensor:
+        return loss(prediction.view(100, -1), target.view(100, -1), measure=measure.to(target.device))
+
+    return call
+
+
+def in_channels(loss: ImbalanceAwareLoss) -> Loss:
+    return lambda prediction, target: loss(prediction.view(10, 5, -1), target.view(10, 5, -1))
 
 
 def in_samples(loss: ImbalanceAwareLoss) -> Loss:
@@ -196,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7, 1e8])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--others", action="store_true", help="time masks, guards, other errors and groups")
+    parser.add_argument("--others", action="store_true", help="time masks, measures, guards, other errors, groups")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"

@@ -36,18 +36,23 @@ class WeighedAccount(NamedTuple):
 
 
 class FusedAccount(NamedTuple):
-    """The account of the fused passes: the solution, and errors of a sample of points of this process."""
+    """The account of the fused passes: the solution, and a sample of points of this process."""
 
     solution: Solution
     errors: Tensor
+    measure: Tensor | None = None
+    """μ of mean 1."""
 
     def numbers(self) -> dict[str, float]:
         """Everything as plain numbers; only `top_share` is that of the sample."""
         return GroupedAccount((self,)).numbers()
 
-    def weights(self) -> Tensor:
-        """Of the sample."""
-        return (self.solution.beta * self.errors.double() - self.solution.log_total).exp()
+    def sample(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, shares of the measure, and errors."""
+        errors = self.errors.double()
+        measure = torch.ones_like(errors) if self.measure is None else self.measure.double()
+        weights = measure * (self.solution.beta * errors - self.solution.log_total).exp()
+        return weights, measure / self.solution.count, errors
 
 
 class GroupedAccount(NamedTuple):
@@ -58,8 +63,7 @@ class GroupedAccount(NamedTuple):
     def numbers(self) -> dict[str, float]:
         """Everything as plain numbers: of the weights of all groups together, each of which has an equal share."""
         solutions, count = [group.solution for group in self.groups], len(self.groups)
-        weights = torch.cat([group.weights() / count for group in self.groups])
-        errors = torch.cat([group.errors for group in self.groups])
+        weights, measure, errors = map(torch.cat, zip(*(group.sample() for group in self.groups), strict=True))
         return {
             "temperature": median_low(1 / s.beta if s.beta else math.inf for s in solutions),
             "effective_fraction": 1 / fmean(1 / s.effective_fraction for s in solutions),
@@ -68,7 +72,7 @@ class GroupedAccount(NamedTuple):
             "mean_error": fmean(s.mean for s in solutions),
             "max_error": max(s.largest for s in solutions),
             "loss": fmean(s.value for s in solutions),
-            "top_share": top_share(weights, torch.full_like(weights, 1 / (count * solutions[0].count)), errors),
+            "top_share": top_share(weights / count, measure / count, errors),
         }
 
 

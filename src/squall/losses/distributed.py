@@ -106,6 +106,8 @@ def gathered(numbers: list[float], group: distributed.ProcessGroup, device: torc
 class ShardedPasses:
     """The fused passes over a batch of which this process holds a part: sums are gathered and merged."""
 
+    measure = None
+
     def __init__(self, passes: Passes, group: distributed.ProcessGroup, device: torch.device) -> None:
         self.passes, self.group, self.device = passes, group, device
         self.world = distributed.get_world_size(group)
@@ -132,5 +134,5 @@ class ShardedPasses:
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
         return self.passes.gradient(beta, top, self.world * factor)
 
-    def sample(self) -> Tensor:
+    def sample(self) -> tuple[Tensor, Tensor | None]:
         return self.passes.sample()

@@ -41,10 +41,15 @@ class Passes(Protocol):
 
     count: int
 
+    @property
+    def measure(self) -> Tensor | None:
+        """μ of mean 1, where points carry one."""
+        ...
+
     def largest_and_mean(self) -> tuple[float, float]: ...
     def sweep(self, beta: float, moments: int) -> Sums: ...
     def gradient(self, beta: float, top: float, factor: float) -> Tensor: ...
-    def sample(self) -> Tensor: ...
+    def sample(self) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,9 @@ class Solution:
     mean: float
     """Mean of l."""
     effective_fraction: float
-    """1/Σw² over n."""
+    """1/Σw² over n, with a measure 1/Σ(w²/p)."""
+    heaviest: float = 1.0
+    """The largest weight over that of the largest error, at the temperature of the pass: 1 without a measure."""
 
     @property
     def kl(self) -> float:
@@ -69,7 +76,7 @@ class Solution:
 
     @property
     def max_weight(self) -> float:
-        return math.exp(self.beta * self.largest - self.log_total)
+        return self.heaviest * math.exp(self.beta * self.largest - self.log_total)
 
     def gradient_arguments(self, factor: float) -> tuple[float, float, float]:
         """What `Passes.gradient` needs for factor · 2 w (prediction − target)."""
@@ -102,6 +109,8 @@ class MaskedPasses:
         count: how many do.
     """
 
+    measure = None
+
     def __init__(self, passes: Passes, prediction: Tensor, target: Tensor, mask: Tensor, count: int) -> None:
         self.passes, self.count, self.hidden = passes, count, passes.count - count
         self.prediction, self.target, self.mask = prediction, target, mask
@@ -116,10 +125,10 @@ class MaskedPasses:
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
         return self.passes.gradient(beta, top, factor)
 
-    def sample(self) -> Tensor:
+    def sample(self) -> tuple[Tensor, None]:
         places = scattered(self.passes.count, MASKED_SAMPLE, self.prediction.device)
         prediction, target, mask = (x.reshape(-1)[places] for x in (self.prediction, self.target, self.mask))
-        return (prediction - target)[mask].square()
+        return (prediction - target)[mask].square(), None
 
 
 def masked_passes(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Passes] | None:
@@ -161,7 +170,8 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
         beta = math.nan if softness > 0 else 0.0
     if beta == 0:
         largest, mean = passes.largest_and_mean()
-        uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest, mean, 1.0)
+        heaviest = 1.0 if passes.measure is None else passes.measure.amax().item()
+        uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest, mean, 1.0, heaviest)
         return uniform if math.isfinite(largest + mean) else None
     if not 1e-30 < beta < 1e30:
         return None
@@ -180,7 +190,7 @@ def effective_fraction(sums: Sums) -> float:
 def _solution(sums: Sums, swept: float, beta: float, log_total: float, value: float, fraction: float) -> Solution:
     """The solution at β, from sums at the β that was swept."""
     largest, mean = sums.top / swept, sums.plain / sums.count / swept
-    return Solution(sums.count, beta, log_total, value, largest, mean, fraction)
+    return Solution(sums.count, beta, log_total, value, largest, mean, fraction, sums.heaviest)
 
 
 def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
@@ -236,14 +246,18 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
         prediction, target = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
-            result = _differentiable_gradient(prediction, target, ctx.solution, gradient)
+            result = _differentiable_gradient(prediction, target, ctx.passes.measure, ctx.solution, gradient)
         else:
             result = ctx.passes.gradient(*ctx.solution.gradient_arguments(gradient.item()))
         to_prediction, to_target = ctx.needs_input_grad[:2]
         return (result if to_prediction else None), (-result if to_target else None), None, None
 
 
-def _differentiable_gradient(prediction: Tensor, target: Tensor, solution: Solution, gradient: Tensor) -> Tensor:
+def _differentiable_gradient(
+    prediction: Tensor, target: Tensor, measure: Tensor | None, solution: Solution, gradient: Tensor
+) -> Tensor:
     difference = prediction - target
     weights = (solution.beta * difference.detach().square() - solution.log_total).exp()
+    if measure is not None:
+        weights = weights * measure
     return 2 * gradient * weights * difference

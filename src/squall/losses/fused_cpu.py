@@ -42,6 +42,8 @@ class SmallPasses:
         prediction, target: contiguous, detached, of one shape and type.
     """
 
+    measure = None
+
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.shape, self.count = prediction.shape, prediction.numel()
         with np.errstate(all="ignore"):  # overflow and NaN show in the sums, where they are answered
@@ -92,13 +94,15 @@ class SmallPasses:
         out *= factor
         return torch.from_numpy(out).view(self.shape)
 
-    def sample(self) -> Tensor:
+    def sample(self) -> tuple[Tensor, None]:
         """Errors of all points."""
-        return torch.from_numpy(self.errors)
+        return torch.from_numpy(self.errors), None
 
 
 class BlockPasses:
     """A batch of any size, by blocks, each operator shared by the threads of torch."""
+
+    measure = None
 
     def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
         self.prediction, self.target, self.keep = prediction, target, keep
@@ -182,9 +186,9 @@ class BlockPasses:
             block.mul_(factor * math.exp(block_top - top))
         return gradient
 
-    def sample(self) -> Tensor:
+    def sample(self) -> tuple[Tensor, None]:
         """Errors of points all over the batch."""
-        return sampled(self.prediction, self.target)
+        return sampled(self.prediction, self.target), None
 
 
 def sampled(prediction: Tensor, target: Tensor) -> Tensor:

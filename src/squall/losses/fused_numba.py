@@ -207,6 +207,8 @@ class CompiledPasses:
         keep: a gradient will be asked for, see `fused_cpu.cpu_passes`.
     """
 
+    measure = None
+
     def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
         self.shape, self.count, self.keep = prediction.shape, prediction.numel(), keep
         self.prediction, self.target = prediction.numpy().reshape(-1), target.numpy().reshape(-1)
@@ -242,9 +244,9 @@ class CompiledPasses:
             _gradient(self.prediction, self.target, self.real(beta / LN2), shift, self.real(factor), out)
         return torch.from_numpy(out.reshape(self.shape))
 
-    def sample(self) -> Tensor:
+    def sample(self) -> tuple[Tensor, None]:
         """Errors of all points of a small batch, of points all over a larger one."""
         if self.count <= SMALL:
             errors = self.prediction - self.target
-            return torch.from_numpy(np.multiply(errors, errors, out=errors))
-        return sampled(torch.from_numpy(self.prediction), torch.from_numpy(self.target))
+            return torch.from_numpy(np.multiply(errors, errors, out=errors)), None
+        return sampled(torch.from_numpy(self.prediction), torch.from_numpy(self.target)), None

@@ -62,6 +62,8 @@ class TritonPasses:
         prediction, target: contiguous, detached, of one shape.
     """
 
+    measure = None
+
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
         self.grid = (-(-self.count // BLOCK),)
@@ -109,7 +111,7 @@ class TritonPasses:
         _gradient[self.grid](*arguments, block=BLOCK)  # type: ignore[arg-type]
         return out
 
-    def sample(self) -> Tensor:
+    def sample(self) -> tuple[Tensor, None]:
         """Errors of points all over the batch."""
         places = scattered(self.count, SAMPLE, self.prediction.device)
-        return (self.prediction.view(-1)[places] - self.target.view(-1)[places]).square()
+        return (self.prediction.view(-1)[places] - self.target.view(-1)[places]).square(), None

@@ -22,6 +22,7 @@ from squall.losses.distributed import (
 )
 from squall.losses.errors import PointwiseError, as_error, squared_error
 from squall.losses.fused import FusedLoss, Passes, masked_passes, passes_for, solve
+from squall.losses.fused_measure import measured_passes
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
 from squall.losses.weights import Over, Weighed, Weighing, from_groups, to_groups
 
@@ -88,7 +89,7 @@ class Recipe:
             if parts is not None:
                 return self._together(parts)
         elif self._plain:
-            shown, aim, passes = self._passes(prediction, target, mask, measure)
+            shown, aim, passes = self._passes(prediction, target, mask, measure, alone=group is None)
             if group is not None:  # a mask may be there on some of the processes only
                 passes = ShardedPasses.of(passes, group, prediction.device)
             if passes is not None:
@@ -113,11 +114,17 @@ class Recipe:
 
     @staticmethod
     def _passes(
-        prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None
+        prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None, *, alone: bool
     ) -> tuple[Tensor, Tensor, Passes | None]:
         """The fused passes, None where there are none, and what they are over."""
         if measure is not None:
-            return prediction, target, None
+            if not alone or is_traced(prediction):
+                return prediction, target, None
+            total = combined_measure(mask, measure, prediction)
+            assert total is not None
+            if mask is not None:
+                prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
+            return measured_passes(prediction, target, total) or (prediction, target, None)
         if mask is not None:
             return masked_passes(prediction, target, mask) or (prediction, target, None)
         return prediction, target, passes_for(prediction, target)
@@ -138,7 +145,7 @@ class Recipe:
             return None
         value = cast(Tensor, FusedLoss.apply(prediction, target, passes, solution))
         log_beta = math.log(solution.beta) if solution.beta else math.nan
-        return Evaluated(value, FusedAccount(solution, passes.sample()), log_beta)
+        return Evaluated(value, FusedAccount(solution, *passes.sample()), log_beta)
 
     def of_each_group(self, prediction: Tensor, target: Tensor, step: Tensor | None = None) -> Tensor:
         """The loss of every group by itself, (group,), without an account; on one process."""
@@ -315,10 +322,14 @@ class ImbalanceAwareLoss(nn.Module):
         """Move on to the next step: count it, and start its solver where this one ended."""
         if isinstance(self.recipe.weighing.rule, Schedule):
             self.step.add_(1)
-        shape = getattr(log_inverse_temperature, "shape", torch.Size())
+        starts = log_inverse_temperature
+        shape = starts.shape if isinstance(starts, Tensor) else ()
         if shape != self.log_inverse_temperature.shape:  # one per channel, as the first batch shows
             self.log_inverse_temperature = self.log_inverse_temperature.new_empty(shape)
-        self.log_inverse_temperature.copy_(torch.as_tensor(log_inverse_temperature, dtype=torch.float64))
+        if isinstance(starts, Tensor) and shape:
+            self.log_inverse_temperature.copy_(starts)
+        else:
+            self.log_inverse_temperature.fill_(starts)
 
     @torch.no_grad()
     def weigh(self, points: Points) -> Tensor:

@@ -34,6 +34,9 @@ class Sums:
         zeroth, first: Σ e, Σ z e.
         second, third: Σ z² e, Σ z³ e. NaN, like those that follow, where not asked for.
         squares_first, squares_second: Σ z e², Σ z² e².
+        heaviest: max e, where points carry a measure max μ e.
+
+    With a measure of mean 1, every sum is one of μ times these.
     """
 
     count: int
@@ -46,6 +49,7 @@ class Sums:
     third: float = math.nan
     squares_first: float = math.nan
     squares_second: float = math.nan
+    heaviest: float = 1.0
 
     def numbers(self) -> list[float]:
         """All fields as floats, to send to another process."""
@@ -90,6 +94,7 @@ class Sums:
             third,
             squares_first,
             squares_second,
+            max(part.heaviest * shift for part, shift in zip(parts, shifts, strict=True)),
         )
 
     @property
