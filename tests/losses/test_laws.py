@@ -320,14 +320,15 @@ def test_labels_that_are_no_classes_are_refused(labels, names, message):
 
 
 def test_the_share_of_the_top_is_not_fooled_by_the_structure_of_a_batch():
-    """Every 8th column is badly predicted; a regular sample would meet only these, or none."""
+    """Every 8th column is badly predicted; a regular sample would meet only these, or none. A sample of some 16 000
+    points is within a tenth."""
     errors = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
     errors[:, ::8] += 3
     loss = ImbalanceAwareLoss(KLBudget(0.3), error=lambda prediction, target: prediction)
     loss(errors, torch.zeros_like(errors))
     weights = loss.weights(errors, torch.zeros_like(errors)).flatten()
     top = errors.flatten().topk(errors.numel() // 100).indices
-    assert loss.report()["top_share"] == pytest.approx(weights[top].sum().item(), rel=0.05)
+    assert loss.report()["top_share"] == pytest.approx(weights[top].sum().item(), rel=0.1)
 
 
 def test_an_infinite_cap_is_none():

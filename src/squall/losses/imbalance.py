@@ -1,7 +1,7 @@
 """The imbalance-aware loss: a mean in which a point counts the more, the worse it is predicted."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -82,20 +82,10 @@ class Recipe:
             prediction.device,
             group,
         )
-        if self._plain and self.over != "all":
-            parts = None
-            if group is None and mask is None and measure is None:
-                parts = self._fused_groups(prediction, target, step, log_inverse_temperature)
-            if parts is not None:
-                return self._together(parts)
-        elif self._plain:
-            shown, aim, passes = self._passes(prediction, target, mask, measure, alone=group is None)
-            if group is not None:  # a mask may be there on some of the processes only
-                passes = ShardedPasses.of(passes, group, prediction.device)
-            if passes is not None:
-                fused = self._fused(passes, shown, aim, step, log_inverse_temperature)
-                if fused is not None:
-                    return fused
+        if self._plain:
+            fused = self._by_passes(prediction, target, mask, measure, step, log_inverse_temperature)
+            if fused is not None:
+                return fused
         points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
         evaluated, _ = self.weigh(points, step, log_inverse_temperature)
         if self.reduction == "mean":
@@ -105,12 +95,41 @@ class Recipe:
     @property
     def _plain(self) -> bool:
         """Whether the fused passes know this loss."""
-        return self.error is squared_error and self.reduction == "mean" and self.weighing.plain
+        return self.reduction == "mean" and self.weighing.plain
 
     @property
     def _starts_by_channel(self) -> bool:
         """Whether the next step's channels start where this one's ended; a sample is another one each time."""
         return self.over == "channel" and not is_transformed() and not torch.compiler.is_compiling()
+
+    def _by_passes(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        measure: Tensor | None,
+        step: Tensor | None,
+        log_inverse_temperature: Tensor | None,
+    ) -> Evaluated | None:
+        """The loss by the fused passes, None where they decline."""
+        group = process_group(self.group)
+        if self.error is not squared_error:
+            if is_traced(prediction):
+                return None
+            points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
+            errors = from_groups(points.errors, prediction.shape, self.over)
+            roots = errors.clamp(min=torch.finfo(errors.dtype).tiny).sqrt()  # where it is 0, the slope is infinite
+            squared, rest = replace(self, error=squared_error), (step, log_inverse_temperature)
+            return squared._by_passes(roots, torch.zeros_like(roots), mask, measure, *rest)
+        if self.over != "all":
+            if group is not None or mask is not None or measure is not None:
+                return None
+            parts = self._fused_groups(prediction, target, step, log_inverse_temperature)
+            return None if parts is None else self._together(parts)
+        shown, aim, passes = self._passes(prediction, target, mask, measure, alone=group is None)
+        if group is not None:  # a mask may be there on some of the processes only
+            passes = ShardedPasses.of(passes, group, prediction.device)
+        return None if passes is None else self._fused(passes, shown, aim, step, log_inverse_temperature)
 
     @staticmethod
     def _passes(
@@ -150,7 +169,8 @@ class Recipe:
     def of_each_group(self, prediction: Tensor, target: Tensor, step: Tensor | None = None) -> Tensor:
         """The loss of every group by itself, (group,), without an account; on one process."""
         prediction, target = check_pair(prediction, target, self.over)
-        parts = self._fused_groups(prediction, target, step) if self._plain else None
+        fusable = self._plain and self.error is squared_error
+        parts = self._fused_groups(prediction, target, step) if fusable else None
         if parts is not None:
             return torch.stack([part.value for part in parts])
         points = self.points(prediction, target, None, None)
