@@ -88,7 +88,7 @@ def matrix_products(dtype: torch.dtype, pairs_of_three: int) -> Timed:
     return timed(products)
 
 
-def plain_adam(parameters: Iterable[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+def plain_adam(parameters: Iterable[Tensor], settings: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, settings.learning_rate)
 
 
@@ -97,7 +97,7 @@ def training_step(
 ) -> Timed:
     model = model.to(dtype)
     loss = loss or nn.MSELoss()
-    optimizer = optimizer_of(model.parameters(), TrainingSettings())
+    optimizer = optimizer_of(model.parameters(), TrainingSettings(), torch.device("cpu"))
     u, target = (0.5 * torch.randn(BATCH, 1, POINTS, dtype=dtype) for _ in range(2))
 
     def step() -> None:

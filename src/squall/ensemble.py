@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from squall.data import Transitions
 from squall.integrators import Step, euler, increment
 from squall.losses import ImbalanceAwareLoss
-from squall.losses.imbalance import Recipe
+from squall.losses.recipe import Recipe
 from squall.sampling import Sampler
 from squall.training import (
     Course,
@@ -115,7 +115,7 @@ class _Stack:
         self.parameters, self.buffers = torch.func.stack_module_state([member.model for member in members])
         self.parameters = {name: p.detach().to(device).requires_grad_() for name, p in self.parameters.items()}
         self.buffers = {name: b.to(device) for name, b in self.buffers.items()}
-        self.optimizer = adam(self.parameters.values(), settings)
+        self.optimizer = adam(self.parameters.values(), settings, device)
         self._push_moments()
         skeleton = copy.deepcopy(members[0].model).to("meta")
 
@@ -233,7 +233,7 @@ class _Stack:
 
 
 def _course(member: Member, settings: TrainingSettings) -> Course:
-    optimizer = adam(member.model.parameters(), settings)
+    optimizer = adam(member.model.parameters(), settings, torch.device("cpu"))
     course = Course(member.model, optimizer, member.loss, member.recorder, one_process())
     course.resume()
     return course

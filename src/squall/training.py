@@ -233,9 +233,8 @@ def train(
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
     predict: Any
     update: Any
-    predict, update = fabric.setup(
-        _Increment(model, step, transitions.dt), optimizer or adam(model.parameters(), settings)
-    )
+    optimizer = optimizer or adam(model.parameters(), settings, fabric.device)
+    predict, update = fabric.setup(_Increment(model, step, transitions.dt), optimizer)
     trial = Course(model, update, loss, recorder, fabric)
 
     with _private_randomness(settings.seed, fabric.device):
@@ -329,7 +328,7 @@ class Course:
         if checkpoint is None:
             return
         self.model.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        load_optimizer(self.optimizer, checkpoint.state["optimizer"])
         self.loss.load_state_dict(checkpoint.state["loss"])
         self.fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
         _set_random_state(checkpoint.state["random"], self.fabric.device)
@@ -344,12 +343,27 @@ def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
 
-def adam(parameters: Iterable[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+def adam(parameters: Iterable[Tensor], settings: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
+    """Adam, in one pass on a CPU over plain parameters: that pass knows no complex numbers and no strides."""
     parameters = list(parameters)
     if not parameters:
         raise ValueError("the model has no parameters: there is nothing to train")
-    real = all(p.is_floating_point() for p in parameters)  # the fused step knows no complex numbers
-    return torch.optim.Adam(parameters, settings.learning_rate, fused=real or None)
+    fused = device.type == "cpu" and all(p.is_floating_point() and p.is_contiguous() for p in parameters)
+    return torch.optim.Adam(parameters, settings.learning_rate, fused=fused or None)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load what another run of this or an earlier version saved, for how this one computes."""
+    bare = getattr(optimizer, "optimizer", optimizer)  # within the one of Fabric
+    fused = [group.get("fused") for group in bare.param_groups]
+    optimizer.load_state_dict(state)
+    for group, ours in zip(bare.param_groups, fused, strict=True):
+        if "fused" in group:
+            group["fused"] = ours
+    for parameter, values in bare.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _stopping(recorder: Recorder, fabric: Fabric) -> bool:

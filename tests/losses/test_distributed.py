@@ -17,7 +17,7 @@ SCRIPT = """
     from squall.losses import (
         Accumulation, EffectiveFraction, ImbalanceAwareLoss, KLBudget, LaggedAccumulation, Relative
     )
-    import squall.losses.imbalance as imbalance
+    import squall.losses.recipe as recipe
 
     torch.set_num_threads(1)
     rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -35,9 +35,9 @@ SCRIPT = """
     def gradient(module):
         return torch.cat([p.grad.reshape(-1) for p in module.parameters()])
 
-    fused = imbalance.passes_for
+    fused = recipe.passes_for
     for passes in (fused, lambda *_: None):
-        imbalance.passes_for = passes
+        recipe.passes_for = passes
         for over in ("all", "sample", "channel"):
             for kwargs in ({"temperature": 30.0}, {"temperature": 0.0}, {"temperature": float("inf")}, {},
                            {"temperature": Relative(4.0)}, {"temperature": EffectiveFraction(0.5)},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from squall.losses import EffectiveFraction, Huber, ImbalanceAwareLoss, KLBudget, MeanSquaredError, Relative
-from squall.losses.imbalance import Recipe
+from squall.losses.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("passes")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, imbalance
+from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, recipe
 from squall.losses.fused_cpu import SMALL
 
 from . import oracle
@@ -58,8 +58,8 @@ def test_budget_is_met_by_float64_count_on_moving_batches(n, rho):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_fused_and_eager_agree(monkeypatch, n, rule):
     results = []
-    for passes in (imbalance.passes_for, lambda *_: None):
-        monkeypatch.setattr(imbalance, "passes_for", passes)
+    for passes in (recipe.passes_for, lambda *_: None):
+        monkeypatch.setattr(recipe, "passes_for", passes)
         prediction, target = batch(n)
         loss = ImbalanceAwareLoss(rule)
         value = loss(prediction, target)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, imbalance
-from squall.losses.imbalance import LARGE_GROUP
+from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, recipe
+from squall.losses.recipe import LARGE_GROUP
 
 RULES = [0.5, 100.0, math.inf, 0.0, Relative(4.0), KLBudget(0.3), EffectiveFraction(0.4)]
 CHANNELS = 3
@@ -23,7 +23,7 @@ def batch(over: str, points: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def by_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imbalance, "LARGE_GROUP", math.inf)
+    monkeypatch.setattr(recipe, "LARGE_GROUP", math.inf)
 
 
 @pytest.mark.parametrize("over", ["sample", "channel"])

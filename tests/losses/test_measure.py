@@ -7,15 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from squall.losses import (
-    EffectiveFraction,
-    ImbalanceAwareLoss,
-    KLBudget,
-    MeanSquaredError,
-    Relative,
-    Schedule,
-    imbalance,
-)
+from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, MeanSquaredError, Relative, Schedule, recipe
 from squall.losses.fused_cpu import BLOCK
 
 RULES = [0.5, 100.0, math.inf, 0.0, Relative(4.0), KLBudget(0.3), KLBudget(2.0), EffectiveFraction(0.4)]
@@ -61,7 +53,7 @@ def test_as_by_the_formula(rule, masked: bool, monkeypatch: pytest.MonkeyPatch) 
     results = []
     for fused in (True, False):
         if not fused:
-            monkeypatch.setattr(imbalance, "measured_passes", lambda *_: None)
+            monkeypatch.setattr(recipe, "measured_passes", lambda *_: None)
         prediction, target = fields()
         with torch.no_grad():
             prediction[..., 7] = 100.0
@@ -122,7 +114,7 @@ def test_a_schedule_sharpens_as_by_the_formula(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         loss = ImbalanceAwareLoss(Schedule(KLBudget(0.3), steps=4))
         courses.append([loss(prediction, target, measure=LATITUDES).item() for _ in range(5)])
-        monkeypatch.setattr(imbalance, "measured_passes", lambda *_: None)
+        monkeypatch.setattr(recipe, "measured_passes", lambda *_: None)
     assert courses[0] == pytest.approx(courses[1], rel=1e-5)
     assert courses[0] == sorted(courses[0])
 

@@ -14,14 +14,14 @@ SCRIPT = """
     import numpy as np
     import torch
     from scipy.special import logsumexp
-    from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, imbalance
+    from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, recipe
     from squall.losses.fused_triton import BLOCK, TritonPasses
 
     for n in (100, BLOCK, 2 * BLOCK + 17):
         for rule in (3.0, float("inf"), KLBudget(0.3), KLBudget(0.05), EffectiveFraction(0.5), Relative(4.0)):
             prediction, target = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
             prediction.requires_grad_()
-            imbalance.passes_for = lambda p, t: TritonPasses(p.detach(), t.detach())
+            recipe.passes_for = lambda p, t: TritonPasses(p.detach(), t.detach())
             loss = ImbalanceAwareLoss(rule)
             for _ in range(2):
                 prediction.grad = None

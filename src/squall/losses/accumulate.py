@@ -14,7 +14,8 @@ from torch import Tensor, distributed, nn
 
 from squall.losses.checks import check_pair
 from squall.losses.distributed import gathered, globally, process_group, sharding_of
-from squall.losses.imbalance import ImbalanceAwareLoss, Points
+from squall.losses.imbalance import ImbalanceAwareLoss
+from squall.losses.recipe import Points
 from squall.losses.sums import Sums
 from squall.losses.temperature import Budget, Fixed, newton_step
 from squall.losses.weights import Over

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from squall.losses.account import Account
 from squall.losses.distributed import Group
 from squall.losses.errors import PointwiseError, as_error
-from squall.losses.imbalance import Recipe
+from squall.losses.recipe import Recipe
 from squall.losses.temperature import Fixed
 from squall.losses.weights import Weighing
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from squall.models._rows import on_threads
+from squall.models._rows import FEW_THREADS, on_threads, plain
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -106,3 +107,21 @@ class _ByHand(torch.autograd.Function):
             for x, dim in zip(tensors, in_dims[1:], strict=True)
         ]
         return (function.stacked()(*stacked),), (0,)
+
+
+def tanh_(z: Tensor) -> Tensor:
+    """tanh z in place. NumPy's takes a seventh of the time of PyTorch's, but knows one thread only."""
+    if not plain(z) or z.dtype not in (torch.float32, torch.float64) or torch.get_num_threads() > FEW_THREADS:
+        return z.tanh_()
+    np.tanh(z.numpy(), out=z.numpy())
+    return z
+
+
+def times_slope(g: Tensor, a: Tensor, *, out: Tensor) -> Tensor:
+    """(1 − a²) g in one pass, with a = tanh z: g times the slope of the tanh at z."""
+    return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=out)
+
+
+def with_one(x: Tensor) -> Tensor:
+    """(x, 1) for every row x: with it a bias is one more column of its matrix."""
+    return torch.nn.functional.pad(x, (0, 1), value=1.0)

@@ -6,8 +6,8 @@
 import torch
 from torch import Tensor
 
-from squall.models._by_hand import ByHand, Gradients
-from squall.models._rows import Blocks, over_rows, tanh_, times_slope, with_one
+from squall.models._by_hand import ByHand, Gradients, tanh_, times_slope, with_one
+from squall.models._rows import Blocks, over_rows
 
 
 def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
