@@ -5,7 +5,16 @@ from torch import nn
 from squall.data import InMemory, Transitions
 from squall.integrators import euler, midpoint, next_state, rollout
 from squall.losses import ImbalanceAwareLoss, MeanSquaredError
-from squall.training import Recorder, Score, TrainingDiverged, TrainingSettings, Validation, train
+from squall.training import (
+    Recorder,
+    Score,
+    TrainingDiverged,
+    TrainingSettings,
+    Validation,
+    adam,
+    load_optimizer,
+    train,
+)
 
 DT = 0.05
 
@@ -181,3 +190,52 @@ def test_settings_that_cannot_be_are_refused(name, value, message):
 def test_a_model_that_changes_the_shape_is_refused():
     with pytest.raises(ValueError, match=r"shape \(4, 1, 8\) to \(4, 1, 3\), but must keep the shape"):
         train(nn.Linear(8, 3), decay(), TrainingSettings(1, 4), step=next_state)
+
+
+def steps_of_adam(weight: nn.Parameter, states: list | None = None, steps: int = 3) -> torch.Tensor:
+    """A few steps on a quadratic, from where a saved state ended."""
+    optimizer = adam([weight], TrainingSettings(learning_rate=0.1), torch.device("cpu"))
+    if states:
+        load_optimizer(optimizer, states[-1])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (weight * torch.arange(weight.numel()).reshape(weight.shape)).square().sum().backward()
+        optimizer.step()
+    if states is not None:
+        states.append(optimizer.state_dict())
+    return weight.detach().clone()
+
+
+LAYOUTS = {
+    "plain": lambda x: x.clone(memory_format=torch.contiguous_format),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "channels last": lambda x: x.clone(memory_format=torch.channels_last),
+    "a slice": lambda x: torch.stack([x, x + 100], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_is_the_same_whatever_the_layout_of_a_weight(layout: str) -> None:
+    first = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = steps_of_adam(nn.Parameter(first.clone()))
+    torch.testing.assert_close(steps_of_adam(nn.Parameter(LAYOUTS[layout](first))), expected)
+
+
+@pytest.mark.parametrize("after", LAYOUTS)
+@pytest.mark.parametrize("before", LAYOUTS)
+def test_an_optimiser_goes_on_in_another_layout(before: str, after: str) -> None:
+    first = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    unbroken = steps_of_adam(nn.Parameter(first.clone()), steps=6)
+    states: list = []
+    half = steps_of_adam(nn.Parameter(LAYOUTS[before](first)), states)
+    torch.testing.assert_close(steps_of_adam(nn.Parameter(LAYOUTS[after](half)), states), unbroken)
+
+
+def test_a_state_of_an_optimiser_that_was_not_fused_goes_on() -> None:
+    first = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    states: list = []
+    half = steps_of_adam(nn.Parameter(first.clone()), states)
+    states[-1]["param_groups"][0]["fused"] = None
+    again = steps_of_adam(nn.Parameter(half), states)
+    assert states[-1]["param_groups"][0]["fused"]
+    torch.testing.assert_close(again, steps_of_adam(nn.Parameter(first.clone()), steps=6))

@@ -251,12 +251,12 @@ def _initial_states(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
 
 
 def _train(arguments: Namespace, console: Console) -> int:
-    options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
-    config = RunConfig(**options)
-    out = arguments.out or default_folder(config)
     from lightning_fabric.utilities.warnings import PossibleUserWarning
 
     warnings.simplefilter("ignore", PossibleUserWarning)
+    options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
+    config = RunConfig(**options)
+    out = arguments.out or default_folder(config)
     keep_freed_memory()
     with progress_bar(console) as progress, _Watcher(progress, config) as watcher:
         result = run(config, out, watcher)

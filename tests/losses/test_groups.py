@@ -2,12 +2,14 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 from torch import Tensor
 
 from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, recipe
+from squall.losses.account import SAMPLE
 from squall.losses.recipe import LARGE_GROUP
 
 RULES = [0.5, 100.0, math.inf, 0.0, Relative(4.0), KLBudget(0.3), EffectiveFraction(0.4)]
@@ -67,19 +69,23 @@ def test_every_group_by_itself(points: int, rule) -> None:
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=0)
 
 
+def starts_of(loss: ImbalanceAwareLoss) -> Tensor:
+    return loss.state_dict()["log_inverse_temperature_of_channels"]
+
+
 @pytest.mark.parametrize("points", [48, 3 * LARGE_GROUP])
-def test_each_channel_starts_where_it_ended(points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_channel_starts_where_it_ended(points: int) -> None:
     prediction, target = batch("channel", points)
     loss = ImbalanceAwareLoss(over="channel")
     loss(prediction, target)
-    found = loss.log_inverse_temperature.clone()
+    found = starts_of(loss).clone()
     assert found.shape == (CHANNELS,)
     for c in range(CHANNELS):
         one = ImbalanceAwareLoss()
         one(prediction[:, c], target[:, c])
         assert found[c] == pytest.approx(one.log_inverse_temperature.item(), abs=1e-3)
     loss(prediction, target)
-    torch.testing.assert_close(loss.log_inverse_temperature, found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(starts_of(loss), found, rtol=1e-4, atol=1e-5)
 
 
 def test_warm_channels_take_one_pass_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,21 +113,44 @@ def test_the_starts_are_saved_and_loaded(tmp_path) -> None:
     torch.save(loss.state_dict(), tmp_path / "loss.pt")
     again = ImbalanceAwareLoss(over="channel")
     again.load_state_dict(torch.load(tmp_path / "loss.pt"))
-    assert torch.equal(again.log_inverse_temperature, loss.log_inverse_temperature)
+    assert torch.equal(starts_of(again), starts_of(loss))
     again.load_state_dict(ImbalanceAwareLoss().state_dict())  # of before the first call
-    assert again.log_inverse_temperature.shape == ()
+    assert "log_inverse_temperature_of_channels" not in again.state_dict()
     wrapped = torch.nn.ModuleDict({"loss": ImbalanceAwareLoss(over="channel")})
     wrapped.load_state_dict(torch.nn.ModuleDict({"loss": loss}).state_dict())
-    assert torch.equal(wrapped["loss"].log_inverse_temperature, loss.log_inverse_temperature)
+    assert torch.equal(wrapped.state_dict()["loss.log_inverse_temperature_of_channels"], starts_of(loss))
 
 
-def test_channels_that_come_and_go() -> None:
-    """Another number of channels starts anew."""
-    loss = ImbalanceAwareLoss(over="channel")
-    for channels in (3, 2, 3):
-        prediction = torch.randn(4, channels, 20, generator=torch.Generator().manual_seed(channels))
-        fresh = ImbalanceAwareLoss(over="channel")(prediction, torch.zeros_like(prediction))
-        torch.testing.assert_close(loss(prediction, torch.zeros_like(prediction)), fresh, rtol=1e-4, atol=0)
+def test_a_loss_over_all_takes_no_starts_of_channels() -> None:
+    prediction, target = batch("channel", 48)
+    channels, everything = ImbalanceAwareLoss(over="channel"), ImbalanceAwareLoss()
+    channels(prediction, target)
+    everything.load_state_dict(channels.state_dict())
+    torch.testing.assert_close(everything(prediction, target), ImbalanceAwareLoss()(prediction, target))
+
+
+def test_an_average_of_models_that_hold_the_loss() -> None:
+    """Their buffers have the shapes that they began with."""
+    prediction, target = batch("channel", 48)
+    module = torch.nn.ModuleDict({"model": torch.nn.Linear(1, 1), "loss": ImbalanceAwareLoss(over="channel")})
+    average = torch.optim.swa_utils.AveragedModel(module)
+    module["loss"](prediction, target)
+    average.update_parameters(module)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_channel_without_error_leaves_the_others_to_the_passes(rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    prediction, target = batch("channel", 3 * LARGE_GROUP)
+    with torch.no_grad():
+        prediction[:, 1] = 0
+    loss = ImbalanceAwareLoss(rule, over="channel")
+    if rule != 0.0:  # which is the formula's
+        monkeypatch.setattr(recipe.Recipe, "weigh", None)
+    for _ in range(2):
+        prediction.grad = None
+        loss(prediction, target).backward()
+    assert bool(prediction.grad.isfinite().all())
+    assert not prediction.grad[:, 1].any()
 
 
 def test_a_copy_is_a_loss_of_its_own() -> None:
@@ -130,7 +159,15 @@ def test_a_copy_is_a_loss_of_its_own() -> None:
     loss(prediction, target)
     other = copy.deepcopy(loss)
     other.load_state_dict(ImbalanceAwareLoss().state_dict())
-    assert loss.log_inverse_temperature.shape == (CHANNELS,)
+    assert starts_of(loss).shape == (CHANNELS,)
+    assert torch.equal(starts_of(pickle.loads(pickle.dumps(loss))), starts_of(loss))
+
+
+def test_the_report_keeps_a_sample_of_all_groups() -> None:
+    prediction = torch.randn(64, 1, 2 * LARGE_GROUP, generator=torch.Generator().manual_seed(0))
+    loss = ImbalanceAwareLoss(over="sample")
+    loss(prediction, torch.zeros_like(prediction))
+    assert sum(len(group.errors) for group in loss._account.groups) <= SAMPLE
 
 
 def test_a_bad_number_in_a_large_group_is_named() -> None:

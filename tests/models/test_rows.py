@@ -1,16 +1,23 @@
 """Work shared out to threads is the work of one, whatever surrounds it."""
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from squall.models import _rows
 from squall.models._density_gradient import fast_density_gradient
 from squall.placement import threads
+
+# PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count} threads")
@@ -120,3 +127,61 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         if child == 0:  # no assertion here: the child must end without pytest's clearing up
             os._exit(_rows.on_threads(abs, range(4)) != [0, 1, 2, 3])
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_forward_mode_through_many_blocks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward mode is a thread's own, and what works in place knows nothing of it."""
+    monkeypatch.setattr(_rows, "BLOCK", 10 * 16 * 8)
+    x, *weights = (y.detach() for y in inputs(200))
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    with forward_ad.dual_level():
+        ours, formula = (
+            forward_ad.unpack_dual(f(forward_ad.make_dual(x, direction), *weights)).tangent
+            for f in (fast_density_gradient, fast_density_gradient.formula)
+        )
+    torch.testing.assert_close(ours, formula, rtol=1e-11, atol=1e-11)
+
+
+def test_where_threads_cannot_start_the_caller_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    _rows._started.cache_clear()
+    with threads(2):
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        assert _rows.on_threads(abs, range(-4, 0)) == [4, 3, 2, 1]
+        monkeypatch.undo()
+        assert torch.get_num_threads() == 2
+    _rows._started.cache_clear()
+
+
+def test_first_calls_at_once_leave_every_thread_its_number() -> None:
+    script = """
+import threading, torch
+from squall.models import _rows
+torch.set_num_threads(2)
+found = []
+def first():
+    _rows.on_threads(abs, range(4))
+    found.append(torch.get_num_threads())
+them = [threading.Thread(target=first) for _ in range(8)]
+[t.start() for t in them], [t.join() for t in them]
+assert found == [2] * 8, found
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_thread_that_outlives_the_main_one() -> None:
+    script = """
+import threading, time, torch
+from squall.models import _rows
+torch.set_num_threads(2)
+_rows.on_threads(abs, range(4))
+def late():
+    time.sleep(0.5)  # by then the interpreter waits for this thread, and takes no more work
+    assert _rows.on_threads(abs, range(-4, 0)) == [4, 3, 2, 1]
+    print("done")
+threading.Thread(target=late).start()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=True, timeout=120, capture_output=True, text=True)
+    assert ended.stdout == "done\n", ended.stderr

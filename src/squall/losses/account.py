@@ -47,6 +47,11 @@ class FusedAccount(NamedTuple):
         """Everything as plain numbers; only `top_share` is that of the sample."""
         return GroupedAccount((self,)).numbers()
 
+    def thinned(self, most: int) -> "FusedAccount":
+        """The same with no more than so many points."""
+        places = scattered(len(self.errors), max(most, 1), self.errors.device)
+        return self._replace(errors=self.errors[places], measure=None if self.measure is None else self.measure[places])
+
     def sample(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, shares of the measure, and errors."""
         errors = self.errors.double()

@@ -159,27 +159,34 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
     if isinstance(rule, Budget) and softness > 0:
         if not 0 < beta < math.inf:
             mean = passes.largest_and_mean()[1]
+            if mean == 0:
+                return _uniform(passes)
             beta = 1 / (4 * mean) if mean > 0 else math.nan
         return _solve_budget(passes, rule, softness * rule.budget, beta)
     if isinstance(rule, Fixed) and rule.temperature > 0:
         beta = softness / rule.temperature
     elif isinstance(rule, Relative):
         mean = passes.largest_and_mean()[1]
-        beta = softness / (rule.tau * mean) if mean > 0 else math.nan
+        beta = softness / (rule.tau * mean) if mean > 0 else mean
     else:
         beta = math.nan if softness > 0 else 0.0
     if beta == 0:
-        largest, mean = passes.largest_and_mean()
-        heaviest = 1.0 if passes.measure is None else passes.measure.amax().item()
-        uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest, mean, 1.0, heaviest)
-        return uniform if math.isfinite(largest + mean) else None
+        return _uniform(passes)
     if not 1e-30 < beta < 1e30:
         return None
     sums = passes.sweep(beta, moments=1)
-    if not 1e-6 < sums.top < 1e30:
+    if sums.top != 0 and not 1e-6 < sums.top < 1e30:
         return None
     value = sums.first / sums.zeroth / beta
     return _solution(sums, beta, beta, sums.top + math.log(sums.zeroth), value, effective_fraction(sums))
+
+
+def _uniform(passes: Passes) -> Solution | None:
+    """Uniform weights: T → ∞, and any rule where all errors are 0."""
+    largest, mean = passes.largest_and_mean()
+    heaviest = 1.0 if passes.measure is None else passes.measure.amax().item()
+    uniform = Solution(passes.count, 0.0, math.log(passes.count), mean, largest, mean, 1.0, heaviest)
+    return uniform if math.isfinite(largest + mean) else None
 
 
 def effective_fraction(sums: Sums) -> float:
@@ -200,6 +207,8 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> S
         if not 1e-30 < beta < 1e30:
             return None
         sums = passes.sweep(beta, moments=3 if isinstance(rule, KLBudget) else 4)
+        if sums.top == 0:
+            return _uniform(passes)
         if not 1e-6 < sums.top < SHARPEST_BUDGET:
             return None
         divergence, slope = rule.spread(1.0, sums.tilt)

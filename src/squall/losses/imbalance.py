@@ -76,8 +76,10 @@ class ImbalanceAwareLoss(nn.Module):
         self.recipe = Recipe(weighing, as_error(error), over, group, reduction)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64))
+        self._channel_starts: Tensor | None = None  # no buffer, whose shape would have to be known beforehand
         self._account: Account | None = None
-        self.register_load_state_dict_pre_hook(_make_room)
+        self.register_state_dict_post_hook(_save_channel_starts)
+        self.register_load_state_dict_pre_hook(_load_channel_starts)
 
     def forward(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
@@ -97,9 +99,7 @@ class ImbalanceAwareLoss(nn.Module):
             ValueError: shapes that do not match, nothing to average, NaN or infinity where it counts.
             TypeError: tensors that are not floating point.
         """
-        evaluated = self.recipe.evaluate(
-            prediction, target, mask, measure, self._step_of_call(), self.log_inverse_temperature
-        )
+        evaluated = self.recipe.evaluate(prediction, target, mask, measure, self._step_of_call(), self._starts)
         if not is_transformed():
             object.__setattr__(self, "_account", evaluated.account)  # nn.Module looks at every attribute set
             if self.training and not in_backward():
@@ -115,19 +115,19 @@ class ImbalanceAwareLoss(nn.Module):
         """Move on to the next step: count it, and start its solver where this one ended."""
         if isinstance(self.recipe.weighing.rule, Schedule):
             self.step.add_(1)
-        starts = log_inverse_temperature
-        shape = starts.shape if isinstance(starts, Tensor) else ()
-        if shape != self.log_inverse_temperature.shape:  # one per channel, as the first batch shows
-            self.log_inverse_temperature = self.log_inverse_temperature.new_empty(shape)
-        if isinstance(starts, Tensor) and shape:
-            self.log_inverse_temperature.copy_(starts)
+        if isinstance(log_inverse_temperature, Tensor) and log_inverse_temperature.dim():
+            self._channel_starts = log_inverse_temperature
         else:
-            self.log_inverse_temperature.fill_(starts)
+            self.log_inverse_temperature.fill_(log_inverse_temperature)
+
+    @property
+    def _starts(self) -> Tensor:
+        return self.log_inverse_temperature if self._channel_starts is None else self._channel_starts
 
     @torch.no_grad()
     def weigh(self, points: Points) -> Tensor:
         """The weights (group, point) of the errors of a whole batch, which then counts as a call of the loss."""
-        evaluated, weighed = self.recipe.weigh(points, self.step, self.log_inverse_temperature)
+        evaluated, weighed = self.recipe.weigh(points, self.step, self._starts)
         self._account = evaluated.account
         if self.training:
             self.advance(evaluated.log_inverse_temperature)
@@ -166,11 +166,18 @@ class ImbalanceAwareLoss(nn.Module):
         return f"temperature={self.recipe.weighing.rule}, over={self.recipe.over!r}"
 
 
-def _make_room(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The solver's starts are as many as they were when the state was saved: one, or one per channel."""
-    saved = state.get(prefix + "log_inverse_temperature")
-    if isinstance(saved, Tensor) and isinstance(loss, ImbalanceAwareLoss):
-        loss.log_inverse_temperature = loss.log_inverse_temperature.new_empty(saved.shape)
+CHANNEL_STARTS = "log_inverse_temperature_of_channels"
+
+
+def _save_channel_starts(loss: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    if isinstance(loss, ImbalanceAwareLoss) and loss._channel_starts is not None:
+        state[prefix + CHANNEL_STARTS] = loss._channel_starts
+
+
+def _load_channel_starts(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    saved = state.pop(prefix + CHANNEL_STARTS, None)
+    if isinstance(loss, ImbalanceAwareLoss):
+        loss._channel_starts = saved.clone() if saved is not None and loss.recipe.over == "channel" else None
 
 
 def imbalance_aware_loss(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced, is_transformed
-from squall.losses.account import Account, FusedAccount, GroupedAccount, account_of
+from squall.losses.account import SAMPLE, Account, FusedAccount, GroupedAccount, account_of
 from squall.losses.checks import check_finite, check_pair, combined_measure
 from squall.losses.distributed import (
     Group,
@@ -111,10 +111,10 @@ class Recipe:
         log_inverse_temperature: Tensor | None,
     ) -> Evaluated | None:
         """The loss by the fused passes, None where they decline."""
+        if is_traced(prediction):
+            return None
         group = process_group(self.group)
         if self.error is not squared_error:
-            if is_traced(prediction):
-                return None
             points = together(partial(self.points, prediction, target, mask, measure), prediction.device, group)
             errors = from_groups(points.errors, prediction.shape, self.over)
             roots = errors.clamp(min=torch.finfo(errors.dtype).tiny).sqrt()  # where it is 0, the slope is infinite
@@ -124,7 +124,7 @@ class Recipe:
             if group is not None or mask is not None or measure is not None:
                 return None
             parts = self._fused_groups(prediction, target, step, log_inverse_temperature)
-            return None if parts is None else self._together(parts)
+            return None if parts is None else self._mean_of(parts)
         shown, aim, passes = self._passes(prediction, target, mask, measure, alone=group is None)
         if group is not None:  # a mask may be there on some of the processes only
             passes = ShardedPasses.of(passes, group, prediction.device)
@@ -136,7 +136,7 @@ class Recipe:
     ) -> tuple[Tensor, Tensor, Passes | None]:
         """The fused passes, None where there are none, and what they are over."""
         if measure is not None:
-            if not alone or is_traced(prediction):
+            if not alone:
                 return prediction, target, None
             total = combined_measure(mask, measure, prediction)
             assert total is not None
@@ -197,9 +197,10 @@ class Recipe:
             parts.append(part)
         return parts
 
-    def _together(self, parts: list[Evaluated]) -> Evaluated:
+    def _mean_of(self, parts: list[Evaluated]) -> Evaluated:
         """The loss over groups of equally many points: their mean."""
         values, accounts, log_betas = zip(*parts, strict=True)
+        accounts = tuple(account.thinned(SAMPLE // len(parts)) for account in accounts)
         start = torch.tensor(log_betas, dtype=torch.float64) if self._starts_by_channel else math.nan
         return Evaluated(torch.stack(values).mean(), GroupedAccount(accounts), start)
 
@@ -235,7 +236,7 @@ class Recipe:
         )
         account = None if is_transformed() or torch.compiler.is_exporting() else account_of(weighed, errors)
         inverse = (weighed.sharpness / weighed.population.scale).log()
-        log_beta = inverse.squeeze(0) if len(inverse) == 1 else inverse if self._starts_by_channel else math.nan
+        log_beta = inverse if self._starts_by_channel else inverse.squeeze(0) if len(inverse) == 1 else math.nan
         weighted = weighed.weights * errors
         if self.reduction == "mean":
             weighted = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)

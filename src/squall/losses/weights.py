@@ -119,7 +119,7 @@ class Weighing:
     def _sharpness(self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None) -> Tensor:
         start = torch.full_like(population.scale, math.nan)
         if log_inverse_temperature is not None and log_inverse_temperature.numel() == len(start):
-            start = log_inverse_temperature.exp() * population.scale
+            start = log_inverse_temperature.to(population.scale.device).exp() * population.scale
         rule, softness = self.at(step)
         return rule.sharpness(population, start, softness)
 

@@ -247,13 +247,13 @@ def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> fl
     >>> round(compare_paired({0: 1.0, 1: 1.0, 2: 1.0}, {0: 2.0, 1: 3.0, 2: 4.0}), 3)
     0.25
     """
+    from scipy import stats  # slow to import, and most who read results compare nothing
+
     pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
     if not pairs:
         return None
     differences = np.array([0.0 if a == b else math.log(a) - math.log(b) for a, b in pairs])
     differences = np.nan_to_num(differences[differences != 0], posinf=1e300, neginf=-1e300)
-    from scipy import stats  # slow to import, and most who read results compare nothing
-
     found: Any = stats.wilcoxon(differences) if len(differences) else None
     return 1.0 if found is None else float(found.pvalue)
 
