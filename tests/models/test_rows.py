@@ -20,6 +20,15 @@ from squall.placement import threads
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 
+LARGE = 1 << 30
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, each worth a thread."""
+    monkeypatch.setattr(_rows, "BLOCK", 10 * 16 * 8)
+    monkeypatch.setattr(_rows, "WORTH_A_THREAD", 1)
+
+
 @pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count} threads")
 def count(request: pytest.FixtureRequest) -> Iterator[int]:
     with threads(request.param):
@@ -34,7 +43,7 @@ def inputs(rows: int, hidden: int = 16) -> list[Tensor]:
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 64, 1001])
 def test_every_row_once(count: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_rows, "BLOCK", 10 * 4 * 8)
+    small_blocks(monkeypatch)
     x = torch.arange(4.0 * rows, dtype=torch.float64).reshape(rows, 4)
     doubled = torch.full_like(x, torch.nan)
 
@@ -52,7 +61,7 @@ def test_every_row_once(count: int, rows: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_function_and_its_gradients(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_rows, "BLOCK", 10 * 16 * 8)
+    small_blocks(monkeypatch)
     given = inputs(100)
     ours, formula = fast_density_gradient(*given), fast_density_gradient.formula(*given)
     torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12)
@@ -61,7 +70,7 @@ def test_a_function_and_its_gradients(count: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_same_bits_every_time(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_rows, "BLOCK", 10 * 16 * 8)
+    small_blocks(monkeypatch)
     given = inputs(500)
     runs = [torch.autograd.grad(fast_density_gradient(*given).square().sum(), given) for _ in range(5)]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
@@ -69,7 +78,7 @@ def test_the_same_bits_every_time(count: int, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("items", [0, 1, 2, 7])
 def test_the_order_stays_and_threads_work_alone(count: int, items: int) -> None:
-    found = _rows.on_threads(lambda i: (i, torch.get_num_threads()), range(items))
+    found = _rows.on_threads(lambda i: (i, torch.get_num_threads()), range(items), LARGE)
     assert [i for i, _ in found] == list(range(items))
     alone = items - items % count
     assert [n for _, n in found] == [1] * alone + [count] * (items - alone)
@@ -77,7 +86,7 @@ def test_the_order_stays_and_threads_work_alone(count: int, items: int) -> None:
 
 
 def test_within_a_thread_nothing_is_shared_out(count: int) -> None:
-    found = _rows.on_threads(lambda i: _rows.on_threads(lambda j: 10 * i + j, range(4)), range(4))
+    found = _rows.on_threads(lambda i: _rows.on_threads(lambda j: 10 * i + j, range(4), LARGE), range(4), LARGE)
     assert found == [[10 * i + j for j in range(4)] for i in range(4)]
 
 
@@ -86,19 +95,19 @@ def test_an_error_reaches_the_caller(count: int) -> None:
         raise RuntimeError(f"item {i}")
 
     with pytest.raises(RuntimeError, match="item 0"):
-        _rows.on_threads(fail, range(6))
-    assert _rows.on_threads(lambda i: i, range(6)) == list(range(6))
+        _rows.on_threads(fail, range(6), LARGE)
+    assert _rows.on_threads(lambda i: i, range(6), LARGE) == list(range(6))
 
 
 def test_inference_mode_goes_along(count: int) -> None:
     with torch.inference_mode():
-        assert all(_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6)))
+        assert all(_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6), LARGE))
     with torch.no_grad():
-        assert not any(_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6)))
+        assert not any(_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6), LARGE))
 
 
 def test_from_several_threads_at_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_rows, "BLOCK", 10 * 16 * 8)
+    small_blocks(monkeypatch)
     given = inputs(300)
     expected = fast_density_gradient(*given)
     with ThreadPoolExecutor(4) as pool:
@@ -122,16 +131,16 @@ def test_a_dispatch_mode_sees_every_operation() -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     with threads(2):
-        _rows.on_threads(abs, range(4))
+        _rows.on_threads(abs, range(4), 1 << 30)
         child = os.fork()
         if child == 0:  # no assertion here: the child must end without pytest's clearing up
-            os._exit(_rows.on_threads(abs, range(4)) != [0, 1, 2, 3])
+            os._exit(_rows.on_threads(abs, range(4), 1 << 30) != [0, 1, 2, 3])
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_forward_mode_through_many_blocks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward mode is a thread's own, and what works in place knows nothing of it."""
-    monkeypatch.setattr(_rows, "BLOCK", 10 * 16 * 8)
+    small_blocks(monkeypatch)
     x, *weights = (y.detach() for y in inputs(200))
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     with forward_ad.dual_level():
@@ -149,7 +158,7 @@ def test_where_threads_cannot_start_the_caller_works(monkeypatch: pytest.MonkeyP
     _rows._started.cache_clear()
     with threads(2):
         monkeypatch.setattr(threading.Thread, "start", fail)
-        assert _rows.on_threads(abs, range(-4, 0)) == [4, 3, 2, 1]
+        assert _rows.on_threads(abs, range(-4, 0), 1 << 30) == [4, 3, 2, 1]
         monkeypatch.undo()
         assert torch.get_num_threads() == 2
     _rows._started.cache_clear()
@@ -162,7 +171,7 @@ from squall.models import _rows
 torch.set_num_threads(2)
 found = []
 def first():
-    _rows.on_threads(abs, range(4))
+    _rows.on_threads(abs, range(4), 1 << 30)
     found.append(torch.get_num_threads())
 them = [threading.Thread(target=first) for _ in range(8)]
 [t.start() for t in them], [t.join() for t in them]
@@ -176,10 +185,10 @@ def test_a_thread_that_outlives_the_main_one() -> None:
 import threading, time, torch
 from squall.models import _rows
 torch.set_num_threads(2)
-_rows.on_threads(abs, range(4))
+_rows.on_threads(abs, range(4), 1 << 30)
 def late():
     time.sleep(0.5)  # by then the interpreter waits for this thread, and takes no more work
-    assert _rows.on_threads(abs, range(-4, 0)) == [4, 3, 2, 1]
+    assert _rows.on_threads(abs, range(-4, 0), 1 << 30) == [4, 3, 2, 1]
     print("done")
 threading.Thread(target=late).start()
 """

@@ -42,8 +42,14 @@ class ByHand:
     def stacked(self) -> "ByHand":
         """The function of many inputs at once, (member, ...) each: the same passes, member by member on threads."""
 
+        def size(inputs: tuple[Tensor, ...]) -> int:
+            """Bytes of the largest matrix of a member: its rows by the widest of its weights."""
+            return inputs[0].shape[1] * max(x.shape[-1] for x in inputs) * inputs[0].itemsize
+
         def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            outs, *kept = zip(*on_threads(lambda one: self.forward(*one), list(zip(*inputs, strict=True))), strict=True)
+            outs, *kept = zip(
+                *on_threads(lambda one: self.forward(*one), list(zip(*inputs, strict=True)), size(inputs)), strict=True
+            )
             return torch.stack(outs), *itertools.chain(*zip(*kept, strict=True))
 
         def backward(
@@ -54,7 +60,7 @@ class ByHand:
             def one(i: int) -> Gradients:
                 return self.backward(g[i], tuple(x[i] for x in inputs), kept[each * i : each * (i + 1)], needed)
 
-            found = on_threads(one, range(len(g)))
+            found = on_threads(one, range(len(g)), size(inputs))
             return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*found, strict=True))
 
         return ByHand(torch.vmap(self.formula, randomness="error"), forward, backward)

@@ -3,6 +3,8 @@
 `density_gradient` is the formula; everything else in this file only makes its first derivatives cheap.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,21 +41,22 @@ def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, 
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
     out = torch.empty_like(x)
     a1, a2, d1 = (x.new_empty(len(x), len(w1)) for _ in range(3))
-    w1_by_columns = w1.T.contiguous().T  # makes a narrow product four times as fast
-
-    def part(blocks: Blocks) -> tuple[()]:
-        for rows, (d2,) in blocks:
-            a1_, a2_, d1_ = a1[rows], a2[rows], d1[rows]
-            tanh_(torch.addmm(b1, x[rows], w1.T, out=a1_))
-            tanh_(torch.addmm(b2, a1_, w2.T, out=a2_))
-            times_slope(w3.expand_as(d2), a2_, out=d2)
-            torch.mm(d2, w2, out=d1_)
-            times_slope(d1_, a1_, out=d1_)
-            torch.mm(d1_, w1_by_columns, out=out[rows])
-        return ()
-
-    over_rows(part, a1, scratch=1)
+    over_rows(partial(_forward_rows, (x, w1, b1, w2, b2, w3), (out, a1, a2, d1)), a1, scratch=1)
     return out, a1, a2, d1
+
+
+def _forward_rows(inputs: tuple[Tensor, ...], outs: tuple[Tensor, ...], blocks: Blocks) -> tuple[()]:
+    x, w1, b1, w2, b2, w3 = inputs
+    w1_by_columns = w1.T.contiguous().T  # makes a narrow product four times as fast
+    for rows, (d2,) in blocks:
+        out, a1, a2, d1 = (y[rows] for y in outs)
+        tanh_(torch.addmm(b1, x[rows], w1.T, out=a1))
+        tanh_(torch.addmm(b2, a1, w2.T, out=a2))
+        times_slope(w3.expand_as(d2), a2, out=d2)
+        torch.mm(d2, w2, out=d1)
+        times_slope(d1, a1, out=d1)
+        torch.mm(d1, w1_by_columns, out=out)
+    return ()
 
 
 def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Gradients:
@@ -70,42 +73,43 @@ def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], n
 
     The diagonal matrix w₃ is kept out of the sums over rows: d₂ and ż₂ appear without it.
     """
-    x, w1, _, w2, b2, w3 = inputs
-    a1, a2, d1 = kept
-    grad_x = torch.empty_like(x) if needed[0] else None
-    w3 = w3.view(-1, 1)
-    w3_w2 = -2 * w3 * w2
-    one = x.new_ones(())
-    x_and_one = with_one(x)
-
-    def part(blocks: Blocks) -> tuple[Tensor, ...]:
-        grad_first = x.new_zeros(x_and_one.shape[1], len(w1))
-        grad_w2, grad_b2, grad_w3 = torch.zeros_like(w2), torch.zeros_like(b2), torch.zeros_like(b2)
-        for rows, (e, p, q) in blocks:
-            a1_, a2_, d1_, g_ = a1[rows], a2[rows], d1[rows], g[rows]
-            torch.mm(g_, w1.T, out=e)
-            times_slope(e, a1_, out=p)
-            times_slope(one.expand_as(q), a2_, out=q)
-            grad_w2.addmm_(q.T, p)
-            torch.mm(p, w2.T, out=q)
-            times_slope(q, a2_, out=q)
-            grad_w3 += q.sum(0)
-            q *= a2_
-            grad_b2 += q.sum(0)
-            grad_w2.addmm_(q.T, a1_, alpha=-2)
-            torch.mm(q, w3_w2, out=p)
-            times_slope(p, a1_, out=p)
-            e *= d1_
-            p.addcmul_(e, a1_, value=-2)
-            grad_first.addmm_(x_and_one[rows].T, p)  # in this order: twice as fast as its transpose
-            grad_first[:-1].addmm_(g_.T, d1_)
-            if grad_x is not None:
-                torch.mm(p, w1, out=grad_x[rows])
-        return grad_first, grad_w2, grad_b2, grad_w3
-
-    grad_first, grad_w2, grad_b2, grad_w3 = over_rows(part, a1, scratch=3)
+    grad_x = torch.empty_like(inputs[0]) if needed[0] else None
+    sums = over_rows(partial(_backward_rows, g, inputs, kept, grad_x), kept[0], scratch=3)
+    grad_first, grad_w2, grad_b2, grad_w3 = sums
+    w3 = inputs[5].view(-1, 1)
     grads = grad_first[:-1].T, grad_first[-1], w3 * grad_w2, -2 * w3[:, 0] * grad_b2, grad_w3.view(1, -1)
     return grad_x, *grads
+
+
+def _backward_rows(
+    g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], grad_x: Tensor | None, blocks: Blocks
+) -> tuple[Tensor, ...]:
+    x, w1, _, w2, b2, w3 = inputs
+    w3_w2, one = -2 * w3.view(-1, 1) * w2, x.new_ones(())
+    grad_first = x.new_zeros(w1.shape[1] + 1, len(w1))
+    grad_w2, grad_b2, grad_w3 = torch.zeros_like(w2), torch.zeros_like(b2), torch.zeros_like(b2)
+    for rows, (e, p, q) in blocks:
+        a1, a2, d1 = (y[rows] for y in kept)
+        g_rows = g[rows]
+        torch.mm(g_rows, w1.T, out=e)
+        times_slope(e, a1, out=p)
+        times_slope(one.expand_as(q), a2, out=q)
+        grad_w2.addmm_(q.T, p)
+        torch.mm(p, w2.T, out=q)
+        times_slope(q, a2, out=q)
+        grad_w3 += q.sum(0)
+        q *= a2
+        grad_b2 += q.sum(0)
+        grad_w2.addmm_(q.T, a1, alpha=-2)
+        torch.mm(q, w3_w2, out=p)
+        times_slope(p, a1, out=p)
+        e *= d1
+        p.addcmul_(e, a1, value=-2)
+        grad_first.addmm_(with_one(x[rows]).T, p)  # in this order: twice as fast as its transpose
+        grad_first[:-1].addmm_(g_rows.T, d1)
+        if grad_x is not None:
+            torch.mm(p, w1, out=grad_x[rows])
+    return grad_first, grad_w2, grad_b2, grad_w3
 
 
 fast_density_gradient = ByHand(density_gradient, _forward, _backward)

@@ -3,6 +3,7 @@
 `point_network` is the formula; `PointNetwork` holds its weights.
 """
 
+from functools import partial
 from typing import final
 
 import torch
@@ -35,19 +36,19 @@ def point_network(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3:
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
     # One piece of memory: once freed it stays with the process, where two go back to the system after every step.
     kept = x.new_empty(2, len(x), len(w1))
-    a1, a2 = kept
     y = x.new_empty(len(x), len(w3))
-
-    def part(blocks: Blocks) -> tuple[()]:
-        for rows, _ in blocks:
-            a1_, a2_ = a1[rows], a2[rows]
-            tanh_(torch.addmm(b1, x[rows], w1.T, out=a1_))
-            tanh_(torch.addmm(b2, a1_, w2.T, out=a2_))
-            torch.mm(a2_, w3.T, out=y[rows])
-        return ()
-
-    over_rows(part, a1, scratch=0)
+    over_rows(partial(_forward_rows, (x, w1, b1, w2, b2, w3), (y, *kept)), kept[0], scratch=0)
     return y, kept
+
+
+def _forward_rows(inputs: tuple[Tensor, ...], outs: tuple[Tensor, ...], blocks: Blocks) -> tuple[()]:
+    x, w1, b1, w2, b2, w3 = inputs
+    for rows, _ in blocks:
+        y, a1, a2 = (out[rows] for out in outs)
+        tanh_(torch.addmm(b1, x[rows], w1.T, out=a1))
+        tanh_(torch.addmm(b2, a1, w2.T, out=a2))
+        torch.mm(a2, w3.T, out=y)
+    return ()
 
 
 def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Gradients:
@@ -59,30 +60,32 @@ def _backward(g: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], n
         \dot x = W_1^T \dot z_1, \\
         \dot W_1 = \dot z_1 x^T, \quad \dot W_2 = \dot z_2 a_1^T, \quad \dot W_3 = g a_2^T
     """
-    x, w1, _, w2, b2, w3 = inputs
-    a1, a2 = kept[0]
-    grad_x = torch.empty_like(x) if needed[0] else None
-    x_and_one = with_one(x)
-
-    def part(blocks: Blocks) -> tuple[Tensor, ...]:
-        grad_first = x.new_zeros(x_and_one.shape[1], len(w1))
-        grad_w2, grad_b2, grad_w3 = (torch.zeros_like(w) for w in (w2, b2, w3))
-        for rows, (z1, z2) in blocks:
-            a1_, a2_, g_ = a1[rows], a2[rows], g[rows]
-            torch.mm(g_, w3, out=z2)
-            times_slope(z2, a2_, out=z2)
-            torch.mm(z2, w2, out=z1)
-            times_slope(z1, a1_, out=z1)
-            grad_first.addmm_(x_and_one[rows].T, z1)  # in this order: twice as fast as its transpose
-            grad_w2.addmm_(z2.T, a1_)
-            grad_b2 += z2.sum(0)
-            grad_w3.addmm_(g_.T, a2_)
-            if grad_x is not None:
-                torch.mm(z1, w1, out=grad_x[rows])
-        return grad_first, grad_w2, grad_b2, grad_w3
-
-    grad_first, grad_w2, grad_b2, grad_w3 = over_rows(part, a1, scratch=2)
+    grad_x = torch.empty_like(inputs[0]) if needed[0] else None
+    sums = over_rows(partial(_backward_rows, g, inputs, kept[0], grad_x), kept[0][0], scratch=2)
+    grad_first, grad_w2, grad_b2, grad_w3 = sums
     return grad_x, grad_first[:-1].T, grad_first[-1], grad_w2, grad_b2, grad_w3
+
+
+def _backward_rows(
+    g: Tensor, inputs: tuple[Tensor, ...], kept: Tensor, grad_x: Tensor | None, blocks: Blocks
+) -> tuple[Tensor, ...]:
+    x, w1, _, w2, b2, w3 = inputs
+    grad_first = x.new_zeros(w1.shape[1] + 1, len(w1))
+    grad_w2, grad_b2, grad_w3 = (torch.zeros_like(w) for w in (w2, b2, w3))
+    for rows, (z1, z2) in blocks:
+        a1, a2 = kept[:, rows]
+        g_rows = g[rows]
+        torch.mm(g_rows, w3, out=z2)
+        times_slope(z2, a2, out=z2)
+        torch.mm(z2, w2, out=z1)
+        times_slope(z1, a1, out=z1)
+        grad_first.addmm_(with_one(x[rows]).T, z1)  # in this order: twice as fast as its transpose
+        grad_w2.addmm_(z2.T, a1)
+        grad_b2 += z2.sum(0)
+        grad_w3.addmm_(g_rows.T, a2)
+        if grad_x is not None:
+            torch.mm(z1, w1, out=grad_x[rows])
+    return grad_first, grad_w2, grad_b2, grad_w3
 
 
 fast_point_network = ByHand(point_network, _forward, _backward)

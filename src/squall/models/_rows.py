@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,9 @@ FEW_THREADS = 6
 
 Blocks = Iterator[tuple[slice, Tensor]]
 """Slices of rows, each with scratch memory of shape (scratch, rows, columns)."""
+
+WORTH_A_THREAD = 1 << 18
+"""Bytes of a matrix from which the threads gain more than it takes to hand them their work."""
 
 START_SECONDS = 60.0
 
@@ -42,27 +46,23 @@ def over_rows(part: Callable[[Blocks], tuple[Tensor, ...]], like: Tensor, scratc
         like: a matrix that has the rows, and the type and columns of the scratch memory.
         scratch: matrices of scratch memory.
     """
-    shares = min(max(math.ceil(like.nbytes / BLOCK), 1), _workers()) if plain(like) else 1
+    shares = _workers() if plain(like) and like.nbytes >= _workers() * WORTH_A_THREAD else 1
     size = max(math.ceil(len(like) / shares), 1)
     rows = [slice(start, min(start + size, len(like))) for start in range(0, max(len(like), 1), size)]
-    sums = on_threads(lambda share: part(_blocks(like, share, scratch)), rows)
+    sums = on_threads(lambda share: part(_blocks(like, share, scratch)), rows, like.nbytes // shares)
     return tuple(functools.reduce(torch.add, parts) for parts in zip(*sums, strict=True))
 
 
-def on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def on_threads(function: Callable[[Item], Result], items: Sequence[Item], size: int) -> list[Result]:
     """The function of every item, without gradients, on a few threads that each have PyTorch compute on them alone.
 
-    Those that would leave a thread without work, one item or the rest of a division, are computed on the thread of
-    the caller, where the operations may share the processor.
+    `size` is the bytes of a matrix that an item works on: small ones are not worth a thread. Those items that would
+    leave a thread without work, one or the rest of a division, are computed on the thread of the caller, where the
+    operations may share the processor.
     """
-    workers = _workers()
+    workers = _workers() if size >= WORTH_A_THREAD else 1
     even = len(items) - len(items) % workers if workers > 1 else 0
-    inference = torch.is_inference_mode_enabled()
-
-    def quietly(item: Item) -> Result:
-        with torch.inference_mode() if inference else torch.no_grad(), _set_fwd_grad_enabled(False):
-            return function(item)  # a thread starts with none of these modes
-
+    quietly = partial(_quietly, function, torch.is_inference_mode_enabled())
     pool = _pool(workers) if even else None
     if pool is None:
         return [quietly(item) for item in items]
@@ -72,6 +72,12 @@ def on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
         return [quietly(item) for item in items]
     rest = [quietly(item) for item in items[even:]]
     return [future.result() for future in shared] + rest
+
+
+def _quietly(function: Callable[[Item], Result], inference: bool, item: Item) -> Result:
+    """The function with nothing recorded of it: a thread starts without the modes of its caller."""
+    with torch.inference_mode() if inference else torch.no_grad(), _set_fwd_grad_enabled(False):
+        return function(item)
 
 
 def _workers() -> int:
