@@ -10,8 +10,6 @@ from torch import Tensor
 from squall.losses import Huber, ImbalanceAwareLoss, KLBudget, MeanSquaredError, Relative
 from squall.losses.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("passes")
-
 RULES = [0.5, math.inf, 0.0, Relative(4.0), KLBudget(0.3)]
 SHAPE = (4, 3, 1500)
 WEIGHT = torch.rand(SHAPE[1:], generator=torch.Generator().manual_seed(5))
