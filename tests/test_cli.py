@@ -138,20 +138,21 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
     raise AssertionError("no checkpoint in 30 seconds")
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_command_resumes_to_the_same_bits(data, tmp_path, blow):
+def test_an_interrupted_command_resumes_to_the_same_bits(data, tmp_path):
     settings = ("--training.checkpoint_every", "40", "--training.log_every", "15", "--training.validate_every", "100")
     assert finished(train(data, tmp_path / "whole", 1500, *settings))
-    process = command(train(data, tmp_path / "broken", 1500, *settings))
-    wait_for_checkpoint(tmp_path / "broken", process)
-    process.send_signal(blow)
-    out, _ = process.communicate()
-    assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), out.decode()
-    assert len(lines(tmp_path / "broken")) < len(lines(tmp_path / "whole"))
-    assert finished(train(data, tmp_path / "broken", 1500, *settings))
-    whole, broken = last_weights(tmp_path / "whole"), last_weights(tmp_path / "broken")
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    assert lines(tmp_path / "whole") == lines(tmp_path / "broken")
+    for blow in (signal.SIGKILL, signal.SIGINT):
+        folder = tmp_path / blow.name
+        process = command(train(data, folder, 1500, *settings))
+        wait_for_checkpoint(folder, process)
+        process.send_signal(blow)
+        out, _ = process.communicate()
+        assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), out.decode()
+        assert len(lines(folder)) < len(lines(tmp_path / "whole"))
+        assert finished(train(data, folder, 1500, *settings))
+        whole, broken = last_weights(tmp_path / "whole"), last_weights(folder)
+        assert all(torch.equal(whole[name], broken[name]) for name in whole)
+        assert lines(tmp_path / "whole") == lines(folder)
 
 
 def test_a_finished_run_is_not_trained_again(data, tmp_path, capsys):
