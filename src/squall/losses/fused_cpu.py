@@ -99,15 +99,11 @@ class SmallPasses:
         return torch.from_numpy(self.errors), None
 
 
-class BlockPasses:
+class Blockwise:
     """A batch of any size, by blocks, each operator shared by the threads of torch."""
 
-    measure = None
-
-    def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
-        self.prediction, self.target, self.keep = prediction, target, keep
-        self.count = prediction.numel()
-        self.kept: tuple[float, list[float], Tensor] | None = None
+    def __init__(self, prediction: Tensor, target: Tensor) -> None:
+        self.prediction, self.target, self.count = prediction, target, prediction.numel()
 
     def _blocks(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         size = BLOCK * torch.get_num_threads()
@@ -116,6 +112,17 @@ class BlockPasses:
     def _scratch(self, count: int) -> list[Tensor]:
         size = min(self.count, BLOCK * torch.get_num_threads())
         return [torch.empty(size, dtype=self.prediction.dtype) for _ in range(count)]
+
+
+class BlockPasses(Blockwise):
+    """The passes over such a batch whose points count alike."""
+
+    measure = None
+
+    def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
+        super().__init__(prediction, target)
+        self.keep = keep
+        self.kept: tuple[float, list[float], Tensor] | None = None
 
     def largest_and_mean(self) -> tuple[float, float]:
         """max l and mean l."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced
-from squall.losses.fused_cpu import BLOCK, LN2
+from squall.losses.fused_cpu import LN2, Blockwise
 from squall.losses.sums import Sums, scattered
 
 __all__ = ["MeasuredPasses", "measured_passes"]
@@ -18,7 +18,7 @@ __all__ = ["MeasuredPasses", "measured_passes"]
 SAMPLE = 1 << 14
 
 
-class MeasuredPasses:
+class MeasuredPasses(Blockwise):
     """A batch whose points count by their measure.
 
     Args:
@@ -27,16 +27,8 @@ class MeasuredPasses:
     """
 
     def __init__(self, prediction: Tensor, target: Tensor, measure: Tensor) -> None:
-        self.prediction, self.target, self.measure = prediction, target, measure
-        self.count = prediction.numel()
-
-    def _blocks(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-        size = BLOCK * torch.get_num_threads()
-        return list(zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True))
-
-    def _scratch(self, count: int) -> list[Tensor]:
-        size = min(self.count, BLOCK * torch.get_num_threads())
-        return [torch.empty(size, dtype=self.prediction.dtype) for _ in range(count)]
+        super().__init__(prediction, target)
+        self.measure = measure
 
     def largest_and_mean(self) -> tuple[float, float]:
         """max l, and the mean Σ μ l / n."""
