@@ -100,7 +100,9 @@ def test_agrees_with_torchdiffeq(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [euler, midpoint, rk4, substeps(rk4, 2), lambda rate, u, dt: u + dt * rate(u)], ids=str
+    "step",
+    [euler, midpoint, rk4, substeps(rk4, 2), lambda rate, u, dt: u + dt * rate(u)],
+    ids=["euler", "midpoint", "rk4", "substeps", "own"],
 )
 def test_increment_is_the_change_over_dt(step) -> None:
     u = torch.rand(3, 2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -278,9 +278,11 @@ def test_a_worker_does_not_outlive_its_study(tmp_path):
 def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
     """Killed with its workers, and killed alone: orphans stop by themselves and leave what they have."""
     path, out = written(tmp_path, TINY), tmp_path / "out"
-    command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers", "2"]
-    for with_workers in (True, False, True):
-        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers"]
+    for with_workers, workers in ((True, "2"), (False, "1"), (True, "1")):
+        process = subprocess.Popen(
+            [*command, workers], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         before = len(list(out.glob("runs/*/checkpoints/last-*")))
         deadline = time.monotonic() + 60
         while len(list(out.glob("runs/*/checkpoints/last-*"))) <= before and time.monotonic() < deadline:
@@ -293,7 +295,7 @@ def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
             process.kill()
         process.wait()
         process.stdout.close()
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert subprocess.run([*command, "1"], capture_output=True).returncode == 0
     assert results_of(out) == {
         name: found | {"data": results_of(out)[name]["data"]} for name, found in results_of(finished).items()
     }

@@ -5,6 +5,7 @@ Every key can be set in the file and by a dotted override of the command line. A
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from dataclasses import dataclass, field
@@ -208,12 +209,18 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     ...
     squall.config.ConfigError: Group 'training' does not accept option 'stps': did you mean 'training.steps'?
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RunConfig)
+    parser = _parser()
     try:
         return RunConfig(**vars(parser.instantiate(parser.parse_object(values))))
     except (ArgumentError, ValueError) as error:
         raise ConfigError(explain(str(error), keys(RunConfig))) from error
+
+
+@functools.cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig)
+    return parser
 
 
 def keys(kind: type[Any], prefix: str = "") -> list[str]:

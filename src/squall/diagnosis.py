@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs
 from torch import Tensor
 
 from squall._types import Rate
@@ -105,6 +104,8 @@ def _product(following: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
 
 def _arnoldi_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
     """Arnoldi on the transposed Jacobian, which has the same eigenvalues and needs backward passes only."""
+    from scipy.sparse import linalg  # slow to import, and most commands never come here
+
     with torch.enable_grad():
         leaf = state.detach().clone().requires_grad_()
         following = step(rate, leaf, dt)
@@ -116,12 +117,12 @@ def _arnoldi_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
     size = state.numel()
     if not np.isfinite(transposed(np.ones(size))).all():
         return float("inf")
-    operator: Any = LinearOperator((size, size), matvec=transposed, dtype=np.float64)  # pyright: ignore[reportCallIssue]
+    operator: Any = linalg.LinearOperator((size, size), matvec=transposed, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     start = np.random.default_rng(0).standard_normal(size)
     try:
-        values = eigs(operator, k=1, which="LM", v0=start, **ARNOLDI, return_eigenvectors=False)
-    except ArpackNoConvergence as partial:
+        values = linalg.eigs(operator, k=1, which="LM", v0=start, **ARNOLDI, return_eigenvectors=False)
+    except linalg.ArpackNoConvergence as partial:
         values = partial.eigenvalues
-    except ArpackError:  # the Jacobian is zero to rounding
+    except linalg.ArpackError:  # the Jacobian is zero to rounding
         return 0.0 if not transposed(start).any() else float("nan")
     return float(np.abs(values).max()) if len(values) else float("nan")

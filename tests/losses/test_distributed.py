@@ -39,9 +39,11 @@ SCRIPT = """
     for passes in (fused, lambda *_: None):
         recipe.passes_for = passes
         for over in ("all", "sample", "channel"):
-            for kwargs in ({"temperature": 30.0}, {"temperature": 0.0}, {"temperature": float("inf")}, {},
-                           {"temperature": Relative(4.0)}, {"temperature": EffectiveFraction(0.5)},
-                           {"cap": 3.0}, {"trim": 0.05}, {"mean_share": 0.2}):
+            recipes = [{}, {"temperature": 0.0}, {"trim": 0.05}]
+            if world == 2:  # the others share their sums over the processes in the same places
+                recipes += [{"temperature": 30.0}, {"temperature": float("inf")}, {"temperature": Relative(4.0)},
+                            {"temperature": EffectiveFraction(0.5)}, {"cap": 3.0}, {"mean_share": 0.2}]
+            for kwargs in recipes:
                 alone = ImbalanceAwareLoss(over=over, group=None, **kwargs)
                 sharded = ImbalanceAwareLoss(over=over, **kwargs)
                 whole = model()

@@ -33,7 +33,7 @@ def fields() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("error", ["absolute", Huber(0.3), quartic], ids=str)
+@pytest.mark.parametrize("error", ["absolute", Huber(0.3), quartic], ids=["absolute", "huber", "own"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_as_by_the_formula(rule, error, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from squall.integrators import INTEGRATORS, increment, rollout
 from squall.models import HNN, NODE, RateModel, energy_rate
+from squall.placement import threads
 
 # PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -276,7 +277,8 @@ def test_a_step_repeats_to_the_bit() -> None:
     """More rows than a block, several threads: the same gradient every time."""
     u = states(210, 1, 50).float()
     for model in (NODE(generator=generator()), HNN(central, generator=generator())):
-        first, again = (torch.autograd.grad(model(u).square().sum(), list(model.parameters())) for _ in range(2))
+        with threads(2):
+            first, again = (torch.autograd.grad(model(u).square().sum(), list(model.parameters())) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

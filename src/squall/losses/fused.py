@@ -84,14 +84,13 @@ class Solution:
         return self.beta, top, 2 * factor * math.exp(top - self.log_total)
 
 
-def passes_for(prediction: Tensor, target: Tensor) -> Passes | None:
-    """The passes over these tensors, None where the eager formula has to do."""
+def passes_for(prediction: Tensor, target: Tensor, *, ties: bool = False) -> Passes | None:
+    """The passes over these tensors, None where the eager formula has to do; `ties`: see `cpu_passes`."""
     if is_traced(prediction) or not (prediction.is_contiguous() and target.is_contiguous()):
         return None
     if prediction.device.type == "cpu" and target.device.type == "cpu":
-        return cpu_passes(
-            prediction.detach(), target.detach(), keep=torch.is_grad_enabled() and prediction.requires_grad
-        )
+        keep = torch.is_grad_enabled() and prediction.requires_grad
+        return cpu_passes(prediction.detach(), target.detach(), keep=keep, ties=ties)
     if prediction.is_cuda and prediction.device == target.device and prediction.dtype == torch.float32 and _TRITON:
         from squall.losses.fused_triton import TritonPasses
 
@@ -141,7 +140,7 @@ def masked_passes(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Ten
     if count == 0 or 4 * count < mask.numel():
         return None
     prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
-    passes = passes_for(prediction, target)
+    passes = passes_for(prediction, target, ties=True)
     if passes is None:
         return None
     return prediction, target, MaskedPasses(passes, prediction.detach(), target.detach(), mask, count)

@@ -217,17 +217,20 @@ def compiled_passes() -> "type[CompiledPasses] | None":
     return CompiledPasses
 
 
-def cpu_passes(prediction: Tensor, target: Tensor, keep: bool) -> "SmallPasses | BlockPasses | CompiledPasses":
+def cpu_passes(
+    prediction: Tensor, target: Tensor, *, keep: bool = False, ties: bool = False
+) -> "SmallPasses | BlockPasses | CompiledPasses":
     """The passes that suit the size of the batch.
 
     Args:
         prediction, target: contiguous, detached, of one shape and type.
         keep: a gradient will be asked for: where the temperature is known beforehand, the sweep writes it, up to
             its scale, instead of computing every density twice.
+        ties: many points have the same error, and the compiled sums are to be exact where they are cancelled.
     """
     alone = prediction.numel() <= COMPILED or torch.get_num_threads() <= FEW_THREADS
     compiled = compiled_passes() if alone else None
     if compiled is not None:
-        return compiled(prediction, target, keep)
+        return compiled(prediction, target, keep, ties)
     small = prediction.numel() <= SMALL
     return SmallPasses(prediction, target) if small else BlockPasses(prediction, target, keep)

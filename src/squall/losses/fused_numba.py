@@ -26,6 +26,8 @@ __all__ = ["CompiledPasses"]
 
 BLOCK = 1024
 """Points per block: with 8 lanes and more, each lane adds up at most 128 numbers in float32."""
+BLOCK_OF_TIES = 128
+"""The same where many points are alike: the roundings of a sum of equal numbers all go one way."""
 LN2 = math.log(2)
 FAST = {"contract", "reassoc", "nsz"}
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
@@ -112,13 +114,13 @@ def _top(a, b):
 
 
 @compiled
-def _sweep(p, t, unit):
+def _sweep(p, t, unit, block):
     """Sums over z = unit (p − t)² and e = 2^(z − top): top, Σz, Σe², Σe, Σze, Σz²e, Σz³e, Σze², Σz²e²."""
     top, plain, squares, zeroth, first, second, third = -math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     squares_first, squares_second = 0.0, 0.0
     zero = p.dtype.type(0)
-    for start in range(0, p.size, BLOCK):
-        a, b = p[start : start + BLOCK], t[start : start + BLOCK]
+    for start in range(0, p.size, block):
+        a, b = p[start : start + block], t[start : start + block]
         here = unit * _top(a, b)
         if not here < math.inf:
             return math.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -150,13 +152,13 @@ def _sweep(p, t, unit):
 
 
 @compiled
-def _sweep_and_keep(p, t, unit, out, tops):
+def _sweep_and_keep(p, t, unit, block, out, tops):
     """The first five of these sums; in `out` (p − t) e of every block relative to its own of `tops`."""
     top, plain, squares, zeroth, first = -math.inf, 0.0, 0.0, 0.0, 0.0
     zero = p.dtype.type(0)
     for k in range(tops.size):
-        start = k * BLOCK
-        a, b, c = p[start : start + BLOCK], t[start : start + BLOCK], out[start : start + BLOCK]
+        start = k * block
+        a, b, c = p[start : start + block], t[start : start + block], out[start : start + block]
         here = unit * _top(a, b)
         if not here < math.inf:
             return math.nan, 0.0, 0.0, 0.0, 0.0
@@ -182,10 +184,10 @@ def _sweep_and_keep(p, t, unit, out, tops):
 
 
 @compiled
-def _scale(out, tops, top, factor):
+def _scale(out, block, tops, top, factor):
     """Every block of `out` brought from its own top to the common one, in place."""
     for k in range(tops.size):
-        c = out[k * BLOCK : (k + 1) * BLOCK]
+        c = out[k * block : (k + 1) * block]
         by = out.dtype.type(factor * 2.0 ** (tops[k] - top))
         for i in range(c.size):
             c[i] *= by
@@ -204,15 +206,15 @@ class CompiledPasses:
 
     Args:
         prediction, target: contiguous, detached, of one shape and type.
-        keep: a gradient will be asked for, see `fused_cpu.cpu_passes`.
+        keep, ties: see `fused_cpu.cpu_passes`.
     """
 
     measure = None
 
-    def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
+    def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False, ties: bool = False) -> None:
         self.shape, self.count, self.keep = prediction.shape, prediction.numel(), keep
         self.prediction, self.target = prediction.numpy().reshape(-1), target.numpy().reshape(-1)
-        self.real = self.prediction.dtype.type
+        self.real, self.block = self.prediction.dtype.type, BLOCK_OF_TIES if ties else BLOCK
         self.kept: tuple[float, np.ndarray, np.ndarray] | None = None
 
     def largest_and_mean(self) -> tuple[float, float]:
@@ -224,11 +226,13 @@ class CompiledPasses:
         """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
         unit = self.real(beta / LN2)
         if moments == 1 and self.keep:
-            out, tops = np.empty_like(self.prediction), np.empty(-(-self.count // BLOCK))
-            top, plain, squares, zeroth, first = _sweep_and_keep(self.prediction, self.target, unit, out, tops)
+            out, tops = np.empty_like(self.prediction), np.empty(-(-self.count // self.block))
+            arguments = self.prediction, self.target, unit, self.block, out, tops
+            top, plain, squares, zeroth, first = _sweep_and_keep(*arguments)
             self.kept = beta, tops, out
             return Sums(self.count, LN2 * top, LN2 * plain, squares, zeroth, LN2 * first)
-        top, plain, squares, zeroth, *once, twice_first, twice_second = _sweep(self.prediction, self.target, unit)
+        found = _sweep(self.prediction, self.target, unit, self.block)
+        top, plain, squares, zeroth, *once, twice_first, twice_second = found
         first, second, third = LN2 * once[0], LN2**2 * once[1], LN2**3 * once[2]
         of_squares = (LN2 * twice_first, LN2**2 * twice_second) if moments == 4 else ()
         return Sums(self.count, LN2 * top, LN2 * plain, squares, zeroth, first, second, third, *of_squares)
@@ -237,7 +241,7 @@ class CompiledPasses:
         """factor · (prediction − target) · exp(β l − top), a new tensor."""
         if self.kept is not None and self.kept[0] == beta:
             (_, tops, out), self.kept = self.kept, None  # given away
-            _scale(out, tops, top / LN2, factor)
+            _scale(out, self.block, tops, top / LN2, factor)
         else:
             out, shift = np.empty_like(self.prediction), self.real(top / LN2)
             factor *= math.exp(LN2 * float(shift) - top)  # what rounding the shift took away
