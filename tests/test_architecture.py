@@ -10,7 +10,7 @@ import squall
 PACKAGE = Path(squall.__file__).parent
 
 FLOORS = [
-    {"_types", "terminal"},
+    {"_compiled", "_types", "terminal"},
     {"grid", "integrators", "losses", "placement"},
     {"systems", "models"},
     {"data", "sampling"},

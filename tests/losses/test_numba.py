@@ -12,7 +12,7 @@ from squall.losses import ImbalanceAwareLoss, KLBudget
 from squall.losses.fused_cpu import BlockPasses
 
 pytest.importorskip("numba")
-from squall.losses import fused_numba
+from squall import _compiled
 from squall.losses.fused_numba import BLOCK, CompiledPasses
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
@@ -69,15 +69,15 @@ def test_no_weight_overflows_however_sharp():
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch):
-    njit = fused_numba.numba.njit
+    njit = _compiled.numba.njit
 
     def without_cache(function, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return njit(function, **options)
 
-    monkeypatch.setattr(fused_numba.numba, "njit", without_cache)
-    assert fused_numba.compiled(lambda x: x + 1)(1) == 2
+    monkeypatch.setattr(_compiled.numba, "njit", without_cache)
+    assert _compiled.compiled(lambda x: x + 1)(1) == 2
 
 
 def test_inputs_are_left_alone():

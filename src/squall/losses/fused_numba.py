@@ -7,18 +7,17 @@ error is found and then its sums are taken; sums run in the precision of the dat
 Optional (`pip install squall[fast]`): without numba, `fused_cpu` does the same.
 """
 
-import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import numba
 import numpy as np
 import torch
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from torch import Tensor
 
+from squall import _compiled
+from squall._compiled import bits_of, real_of
 from squall.losses.fused_cpu import SMALL, sampled
 from squall.losses.sums import Sums
 
@@ -29,7 +28,7 @@ BLOCK = 1024
 BLOCK_OF_TIES = 128
 """The same where many points are alike: the roundings of a sum of equal numbers all go one way."""
 LN2 = math.log(2)
-FAST = {"contract", "reassoc", "nsz"}
+FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
 C1, C2, C3, C4, C5, C6 = (
     np.float32(c)
@@ -42,32 +41,7 @@ C1, C2, C3, C4, C5, C6 = (
 """2^x = 1 + x (C1 + C2 x + …) for |x| ≤ 1/2, to 1e-8."""
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compiled at the first call; kept on disk for the next process where there is a place for it."""
-    function = inspect.unwrap(function)  # from what a type checker of the tests may have put around it
-    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # no folder that can be written
-        return numba.njit(function, **options)
-
-
-@intrinsic
-def _bits(typing_context, x):  # pyright: ignore[reportUnusedParameter]
-    """The bits of a float as an integer. Of what has no sign they are ordered like the floats, NaN above all."""
-    integer = types.int32 if x == types.float32 else types.int64
-    return integer(x), lambda context, builder, signature, arguments: builder.bitcast(
-        arguments[0], context.get_value_type(signature.return_type)
-    )
-
-
-@intrinsic
-def _float(typing_context, i):  # pyright: ignore[reportUnusedParameter]
-    """The inverse of `_bits`."""
-    real = types.float32 if i == types.int32 else types.float64
-    return real(i), lambda context, builder, signature, arguments: builder.bitcast(
-        arguments[0], context.get_value_type(signature.return_type)
-    )
+compiled = partial(_compiled.compiled, fastmath=FAST)
 
 
 @compiled
@@ -76,7 +50,7 @@ def _exp2_single(x):
     whole = np.int32(x - np.float32(0.5))
     f = x - np.float32(whole)
     series = C1 + f * (C2 + f * (C3 + f * (C4 + f * (C5 + f * C6))))
-    return (np.float32(1) + f * series) * _float(np.int32((whole + 127) << 23))  # pyright: ignore[reportCallIssue]
+    return (np.float32(1) + f * series) * real_of(np.int32((whole + 127) << 23))  # pyright: ignore[reportCallIssue]
 
 
 def _exp2(x):
@@ -84,33 +58,33 @@ def _exp2(x):
     raise NotImplementedError("compiled only")
 
 
-@overload(_exp2, jit_options={"fastmath": FAST})
+@overload(_exp2, jit_options={"fastmath": set(FAST)})
 def _overloaded_exp2(x):
     return (lambda x: _exp2_single(x)) if x == types.float32 else (lambda x: math.exp(LN2 * x))
 
 
 @compiled
 def _largest_and_sum(p, t):
-    highest, total = _bits(p.dtype.type(0)), 0.0  # pyright: ignore[reportCallIssue]
+    highest, total = bits_of(p.dtype.type(0)), 0.0  # pyright: ignore[reportCallIssue]
     for start in range(0, p.size, BLOCK):
         a, b = p[start : start + BLOCK], t[start : start + BLOCK]
         part = p.dtype.type(0)
         for i in range(a.size):
             d = a[i] - b[i]
-            highest = max(highest, _bits(abs(d * d)))  # pyright: ignore[reportCallIssue]
+            highest = max(highest, bits_of(abs(d * d)))  # pyright: ignore[reportCallIssue]
             part += d * d
         total += part
-    return _float(highest), total  # pyright: ignore[reportCallIssue]
+    return real_of(highest), total  # pyright: ignore[reportCallIssue]
 
 
 @compiled
 def _top(a, b):
     """max (a − b)², NaN where one is NaN."""
-    highest = _bits(a.dtype.type(0))  # pyright: ignore[reportCallIssue]
+    highest = bits_of(a.dtype.type(0))  # pyright: ignore[reportCallIssue]
     for i in range(a.size):
         d = a[i] - b[i]
-        highest = max(highest, _bits(abs(d * d)))  # pyright: ignore[reportCallIssue]
-    return _float(highest)  # pyright: ignore[reportCallIssue]
+        highest = max(highest, bits_of(abs(d * d)))  # pyright: ignore[reportCallIssue]
+    return real_of(highest)  # pyright: ignore[reportCallIssue]
 
 
 @compiled

@@ -1,5 +1,6 @@
 """Functions of tensors with a formula, and with passes by hand that make their first derivatives cheap."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,9 @@ from squall.models._rows import FEW_THREADS, on_threads, plain
 
 Gradients = tuple[Tensor | None, ...]
 
-NUMPY_TANH = {
-    "AVX2": (torch.float32,),  # 2.6 ns a number by NumPy, 3.2 by PyTorch; in float64 16 and 8
-    "AVX512": (torch.float32, torch.float64),  # 0.36 and 2.5
-}.get(torch.backends.cpu.get_cpu_capability(), ())
-"""Where NumPy's tanh takes less time on one thread than PyTorch's."""
+NUMPY_TANH = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""There NumPy's tanh takes 0.36 ns a number, PyTorch's 2.5. With AVX2, in float32 and float64: NumPy's 2.6 and 16,
+PyTorch's 3.2 and 8, that of `_tanh_numba` 0.7 and 2.4."""
 
 
 @final
@@ -122,11 +121,27 @@ class _ByHand(torch.autograd.Function):
 
 
 def tanh_(z: Tensor) -> Tensor:
-    """tanh z in place, by NumPy where that is faster: it knows one thread only."""
-    if not plain(z) or z.dtype not in NUMPY_TANH or torch.get_num_threads() > FEW_THREADS:
+    """tanh z in place: on few threads by what takes the least time on each, otherwise by PyTorch."""
+    if not plain(z) or z.dtype not in (torch.float32, torch.float64) or torch.get_num_threads() > FEW_THREADS:
         return z.tanh_()
-    np.tanh(z.numpy(), out=z.numpy())
+    if NUMPY_TANH:
+        np.tanh(z.numpy(), out=z.numpy())
+        return z
+    compiled = _compiled_tanh() if z.is_contiguous() else None
+    if compiled is None:
+        return z.tanh_()
+    compiled(z.numpy())
     return z
+
+
+@functools.cache
+def _compiled_tanh() -> Callable[[np.ndarray], None] | None:
+    """tanh in place by numba, None where it is not installed."""
+    try:
+        from squall.models._tanh_numba import tanh_of
+    except ImportError:  # also where numba does not know the version of NumPy
+        return None
+    return tanh_of
 
 
 def times_slope(g: Tensor, a: Tensor, *, out: Tensor) -> Tensor:
