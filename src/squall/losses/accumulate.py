@@ -8,6 +8,7 @@ as many micro-batches as the others, under DistributedDataParallel as the loss i
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,7 +17,7 @@ from squall.losses.checks import check_pair
 from squall.losses.distributed import gathered, globally, process_group, sharding_of
 from squall.losses.imbalance import ImbalanceAwareLoss
 from squall.losses.recipe import Points
-from squall.losses.sums import Sums
+from squall.losses.sums import Sums, tilt_at
 from squall.losses.temperature import Budget, Fixed, newton_step
 from squall.losses.weights import Over
 
@@ -200,7 +201,7 @@ class LaggedAccumulation:
                 parameter.grad.mul_(scale)
         beta = self._beta
         if isinstance(self._rule, Budget):
-            divergence, slope = self._rule.spread(1.0, sums.tilt)
+            divergence, slope = self._rule.spread(1.0, partial(tilt_at, (sums.series(1), sums.series(2))))
             if divergence > 0 and slope > 0:
                 beta *= newton_step(divergence, slope, self._rule.budget, 1e-3, 1e3)
         self._loss.advance(math.log(beta))
@@ -213,5 +214,5 @@ def sums_of(errors: Tensor, beta: float) -> Sums:
     top = float(z.amax())
     e = (z - top).exp()
     f = z * e
-    sums = (z, e * e, e, f, f * z, f * z * z, f * e, f * f)
-    return Sums(errors.numel(), top, *torch.stack([s.sum() for s in sums]).tolist())
+    plain, *sums = torch.stack([s.sum() for s in (z, e, f, f * z, e * e, f * e, f * f)]).tolist()
+    return Sums(errors.numel(), top, plain, tuple(sums[:3]), tuple(sums[3:]))

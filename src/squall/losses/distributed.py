@@ -127,8 +127,8 @@ class ShardedPasses:
         parts = self._gathered([largest, mean * self.passes.count])
         return max(part[0] for part in parts), sum(part[1] for part in parts) / self.count
 
-    def sweep(self, beta: float, moments: int) -> Sums:
-        mine = self.passes.sweep(beta, moments)
+    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
+        mine = self.passes.sweep(beta, once, twice)
         return Sums.merged([Sums.of_numbers(part) for part in self._gathered(mine.numbers())])
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:

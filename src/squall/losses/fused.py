@@ -11,6 +11,7 @@ the eager formula takes over.
 import importlib.util
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from squall.losses._tracing import is_traced
 from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
-from squall.losses.sums import Sums, scattered
+from squall.losses.sums import BOTH, FAR, FARTHEST, Series, Sums, scattered, tilt_at
 from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
 
 __all__ = ["FusedLoss", "Passes", "Solution", "masked_passes", "passes_for", "solve"]
@@ -28,11 +29,14 @@ _TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
+SETTLED = 1e-4
+"""Relative change of β that every series bears."""
+SERIES_STEPS = 6
+"""Steps of Newton's method on a series, where it reaches."""
 MASKED_SAMPLE = 1 << 14
 FEW = 1000
 SERIES_ERROR = 3e-7
-"""Relative error of the value up to which the temperature is moved without another pass; a tenth for a rule that
-looks at 2 β too, where the series has one term less."""
+"""Relative error of the value up to which the temperature is moved without another pass."""
 
 
 @runtime_checkable
@@ -47,7 +51,7 @@ class Passes(Protocol):
         ...
 
     def largest_and_mean(self) -> tuple[float, float]: ...
-    def sweep(self, beta: float, moments: int) -> Sums: ...
+    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums: ...
     def gradient(self, beta: float, top: float, factor: float) -> Tensor: ...
     def sample(self) -> tuple[Tensor, Tensor | None]: ...
 
@@ -118,8 +122,8 @@ class MaskedPasses:
         largest, mean = self.passes.largest_and_mean()
         return largest, mean * self.passes.count / self.count
 
-    def sweep(self, beta: float, moments: int) -> Sums:
-        return self.passes.sweep(beta, moments).without_zeros(self.hidden)
+    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
+        return self.passes.sweep(beta, once, twice).without_zeros(self.hidden)
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
         return self.passes.gradient(beta, top, factor)
@@ -153,27 +157,27 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
         passes: over the batch.
         rule: what temperature to take.
         softness: how much of the rule applies, in [0, 1].
-        beta: β of the step before, NaN where there is none; only a budget uses it.
+        beta: β of the step before, NaN where there is none; a rule that looks at the errors starts there.
     """
-    if isinstance(rule, Budget) and softness > 0:
-        if not 0 < beta < math.inf:
-            mean = passes.largest_and_mean()[1]
-            if mean == 0:
-                return _uniform(passes)
-            beta = 1 / (4 * mean) if mean > 0 else math.nan
-        return _solve_budget(passes, rule, softness * rule.budget, beta)
-    if isinstance(rule, Fixed) and rule.temperature > 0:
-        beta = softness / rule.temperature
+    warm = 0 < beta < math.inf
+    if softness == 0:
+        beta = 0.0
+    elif isinstance(rule, Budget):
+        beta = beta if warm else _relative_to_mean(passes, 4.0)
+        return _uniform(passes) if beta == 0 else _solve_budget(passes, rule, softness * rule.budget, beta)
     elif isinstance(rule, Relative):
-        mean = passes.largest_and_mean()[1]
-        beta = softness / (rule.tau * mean) if mean > 0 else mean
+        tau = rule.tau / softness
+        found = _solve_relative(passes, tau, beta) if warm else _relative_to_mean(passes, tau)
+        if isinstance(found, Solution):
+            return found
+        beta = found
     else:
-        beta = math.nan if softness > 0 else 0.0
+        beta = softness / rule.temperature if isinstance(rule, Fixed) and rule.temperature > 0 else math.nan
     if beta == 0:
         return _uniform(passes)
     if not 1e-30 < beta < 1e30:
         return None
-    sums = passes.sweep(beta, moments=1)
+    sums = passes.sweep(beta)
     if sums.top != 0 and not 1e-6 < sums.top < 1e30:
         return None
     value = sums.first / sums.zeroth / beta
@@ -190,7 +194,7 @@ def _uniform(passes: Passes) -> Solution | None:
 
 def effective_fraction(sums: Sums) -> float:
     """1/Σw² over n, at the inverse temperature of the sums."""
-    return min(1.0, sums.zeroth**2 / (sums.squares * sums.count))
+    return min(1.0, sums.zeroth**2 / (sums.twice[0] * sums.count))
 
 
 def _solution(sums: Sums, swept: float, beta: float, log_total: float, value: float, fraction: float) -> Solution:
@@ -199,46 +203,72 @@ def _solution(sums: Sums, swept: float, beta: float, log_total: float, value: fl
     return Solution(sums.count, beta, log_total, value, largest, mean, fraction, sums.heaviest)
 
 
+def _relative_to_mean(passes: Passes, tau: float) -> float:
+    """β of T = τ · mean l; 0 where all errors are 0, NaN where one is."""
+    mean = passes.largest_and_mean()[1]
+    return 1 / (tau * mean) if mean > 0 else mean
+
+
+def _solve_relative(passes: Passes, tau: float, beta: float) -> Solution | float:
+    """T = τ · mean l, by the series of a pass at the β of the step before; β alone where that is too far off."""
+    sums = passes.sweep(beta, *FAR)
+    if not 1e-6 < sums.top < SHARPEST_BUDGET:
+        return _relative_to_mean(passes, tau)
+    series, ratio = (sums.series(1), sums.series(2)), sums.count / (tau * sums.plain)
+    near = abs(ratio - 1) < _reach(sums, series[0])
+    return _moved(sums, series, beta, ratio) if near else beta * ratio
+
+
 def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
-    """Newton's method on log β, a pass per step; the last, small step is taken on the series of the sums."""
+    """Newton's method on log β. The series of a pass reach the next β, or another pass is taken there."""
     low, high = 0.0, math.inf
+    orders, decisive = (FAR, 1) if isinstance(rule, KLBudget) else (BOTH, 2)
     for _ in range(MOST_SWEEPS):
         if not 1e-30 < beta < 1e30:
             return None
-        sums = passes.sweep(beta, moments=3 if isinstance(rule, KLBudget) else 4)
+        sums = passes.sweep(beta, *orders)
         if sums.top == 0:
             return _uniform(passes)
         if not 1e-6 < sums.top < SHARPEST_BUDGET:
             return None
-        divergence, slope = rule.spread(1.0, sums.tilt)
+        series = sums.series(1), sums.series(2)
+        divergence, slope = rule.spread(1.0, partial(tilt_at, series))
         if not (divergence > 0 and slope > 0):
             return None
         low, high = (low, beta) if divergence > budget else (beta, high)
-        ratio = newton_step(divergence, slope, budget, max(low / beta, 1e-3), min(high / beta, 1e3))
-        if _series_reaches(sums, ratio, SERIES_ERROR if isinstance(rule, KLBudget) else SERIES_ERROR / 10):
-            divergence, slope = rule.spread(ratio, sums.tilt)
-            ratio *= newton_step(divergence, slope, budget, 0.5, 2.0)
-            log_partition, mean, _ = sums.tilt(ratio)
-            fraction = effective_fraction(sums)
-            if not math.isnan(sums.squares_first):
-                fraction = math.exp(2 * log_partition - sums.tilt(2 * ratio).log_partition)
-            log_total = log_partition + math.log(sums.count)
-            return _solution(sums, beta, beta * ratio, log_total, mean / beta, fraction)
+        ratio = _ratio(rule, budget, series, max(low / beta, 1e-3), min(high / beta, 1e3))
+        if all(k * abs(ratio - 1) < _reach(sums, part) for k, part in enumerate(series[:decisive], 1)):
+            return _moved(sums, series, beta, ratio)
         beta *= ratio
     return None
 
 
-def _series_reaches(sums: Sums, ratio: float, error: float) -> bool:
-    """Whether the error of Taylor's series at ratio · β is negligible.
+def _ratio(rule: Budget, budget: float, series: tuple[Series, Series], low: float, high: float) -> float:
+    """The factor on β, between `low` and `high`, that meets the budget as far as the series can tell."""
+    ratio, least, most = 1.0, low, high
+    for _ in range(SERIES_STEPS):
+        divergence, slope = rule.spread(ratio, partial(tilt_at, series))
+        if not (divergence > 0 and slope > 0):
+            break
+        step = newton_step(divergence, slope, budget, least, most)
+        ratio *= step
+        if abs(step - 1) < 1e-9 or abs(ratio - 1) > FARTHEST:
+            break
+        least, most = 0.5, 2.0
+    settled = abs(ratio - 1) < SETTLED  # then a bracket may be narrower than what rounding leaves of the step
+    return ratio if settled or low < ratio < high else math.sqrt(low * high)
 
-    The first term left out of the mean is κ₄ h³/6; distributions with the heavy tails of squared errors have
-    κ₄ ≈ 1.5 κ₃²/κ₂ (exactly so for Gaussian residuals). Few points have no such law, and another pass costs nothing.
-    """
-    mean, variance, third = sums.cumulants
-    h = abs(ratio - 1)
-    if sums.count < FEW:
-        return h < 1e-6
-    return h < 0.05 and h**3 * third**2 < 4 * error * variance * mean
+
+def _reach(sums: Sums, series: Series) -> float:
+    """How far from 1 a factor on β may be; few points have no law, and another pass over them costs nothing."""
+    return SETTLED if sums.count < FEW else series.reach(SERIES_ERROR)
+
+
+def _moved(sums: Sums, series: tuple[Series, Series], beta: float, ratio: float) -> Solution:
+    """The solution at ratio · β, from the series of the sums at β."""
+    log_partition, mean, _ = tilt_at(series, ratio)
+    fraction = min(1.0, math.exp(2 * log_partition - tilt_at(series, 2 * ratio).log_partition))
+    return _solution(sums, beta, beta * ratio, log_partition + math.log(sums.count), mean / beta, fraction)
 
 
 class FusedLoss(torch.autograd.Function):

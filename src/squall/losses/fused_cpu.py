@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from squall.losses.sums import Sums
+from squall.losses.sums import LN2, Sums
 
 if TYPE_CHECKING:
     from squall.losses.fused_numba import CompiledPasses
@@ -32,7 +32,6 @@ SMALL = 1 << 16
 """Largest batch that runs in the calling thread without them."""
 BLOCK = 1 << 17
 """Elements per block and thread: three blocks of float32 take 1.5 MB, the L2 cache of a core."""
-LN2 = math.log(2)
 
 
 class SmallPasses:
@@ -57,25 +56,22 @@ class SmallPasses:
         return float(self.errors.max()), float(self.errors.sum()) / self.count
 
     @np.errstate(all="ignore")
-    def sweep(self, beta: float, moments: int) -> Sums:
-        """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
+    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
+        """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
         z = self.errors * (beta / LN2)
-        top = float(z.max())
-        plain = LN2 * float(z.sum())
+        top, plain = float(z.max()), float(z.sum())
         e = z - top
         np.exp2(e, out=e)
         self.kept = beta, LN2 * top, e
-        f = z * e
-        squares = float(np.dot(e, e))
-        zeroth, first = float(e.sum()), LN2 * float(f.sum())  # not by a dot product, whose sums lose digits
-        if moments == 1:
-            return Sums(self.count, LN2 * top, plain, squares, zeroth, first)
-        second = LN2**2 * float(np.dot(f, z))
-        third = LN2**3 * float(np.dot(f, np.multiply(z, z, out=z)))
-        if moments == 3:
-            return Sums(self.count, LN2 * top, plain, squares, zeroth, first, second, third)
-        squares_first, squares_second = LN2 * float(np.dot(e, f)), LN2**2 * float(np.dot(f, f))
-        return Sums(self.count, LN2 * top, plain, squares, zeroth, first, second, third, squares_first, squares_second)
+        of_e, of_squares = [float(e.sum())], [float(np.dot(e, e))]  # the first by no dot product: it loses digits
+        f = e
+        for order in range(1, max(once, twice) + 1):
+            f = z * f if order == 1 else np.multiply(z, f, out=f)
+            if order <= once:
+                of_e.append(float(f.sum()))
+            if order <= twice:
+                of_squares.append(float(np.dot(f, e)))
+        return Sums.of_doublings(self.count, top, plain, of_e, of_squares)
 
     @np.errstate(all="ignore")
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
@@ -134,35 +130,24 @@ class BlockPasses(Blockwise):
             total += d.mul_(d).sum().item()
         return max(largest) if math.isfinite(total) else math.nan, total / self.count
 
-    def sweep(self, beta: float, moments: int) -> Sums:
-        """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
+    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
+        """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
         difference, errors, density = self._scratch(3)
         nothing = torch.zeros((), dtype=difference.dtype)
         parts: list[Sums] = []
-        keep = self.keep and moments == 1
+        keep = self.keep and once == 1
         kept = torch.empty_like(self.prediction) if keep else self.prediction
         for p, t, out in self._blocks(self.prediction, self.target, kept):
             size = p.numel()
             d, z, e = difference[:size], errors[:size], density[:size]
             torch.sub(p, t, out=d)
             torch.addcmul(nothing, d, d, value=beta / LN2, out=z)
-            top = z.amax().item()
-            plain = LN2 * z.sum().item()
+            top, plain = z.amax().item(), z.sum().item()
             torch.sub(z, top, out=e).exp2_()
-            zeroth, squares = e.sum().item(), torch.dot(e, e).item()
-            if moments == 1:
-                if keep:
-                    torch.mul(d, e, out=out)
-                parts.append(Sums(size, LN2 * top, plain, squares, zeroth, LN2 * z.mul_(e).sum().item()))
-                continue
-            f = torch.mul(z, e, out=d)
-            first, second = LN2 * f.sum().item(), LN2**2 * torch.dot(f, z).item()
-            squares_first = squares_second = math.nan
-            if moments == 4:
-                squares_first, squares_second = LN2 * torch.dot(f, e).item(), LN2**2 * torch.dot(f, f).item()
-            third = LN2**3 * torch.dot(f, torch.mul(z, z, out=e)).item()
-            sums = plain, squares, zeroth, first, second, third, squares_first, squares_second
-            parts.append(Sums(size, LN2 * top, *sums))
+            if keep:
+                torch.mul(d, e, out=out)
+            of_e, of_squares = orders(z, e, e, d, once, twice)
+            parts.append(Sums.of_doublings(size, top, plain, of_e, of_squares))
         if keep:
             self.kept = beta, [part.top for part in parts], kept
         return Sums.merged(parts)
@@ -196,6 +181,27 @@ class BlockPasses(Blockwise):
     def sample(self) -> tuple[Tensor, None]:
         """Errors of points all over the batch."""
         return sampled(self.prediction, self.target), None
+
+
+def orders(
+    z: Tensor, e: Tensor, weighed: Tensor, scratch: Tensor, once: int, twice: int
+) -> tuple[list[float], list[float]]:
+    """Σ z^k μ e for k up to `once`, and Σ z^k μ e² for k up to `twice`.
+
+    Args:
+        z, e: of a block, (point,).
+        weighed: μ e.
+        scratch: of their shape, to be written to.
+    """
+    of_e, of_squares = [weighed.sum().item()], [torch.dot(weighed, e).item()]  # a dot product loses digits
+    f = weighed
+    for order in range(1, max(once, twice) + 1):
+        f = torch.mul(z, f, out=scratch)
+        if order <= once:
+            of_e.append(f.sum().item())
+        if order <= twice:
+            of_squares.append(torch.dot(f, e).item())
+    return of_e, of_squares
 
 
 def sampled(prediction: Tensor, target: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced
-from squall.losses.fused_cpu import LN2, Blockwise
-from squall.losses.sums import Sums, scattered
+from squall.losses.fused_cpu import Blockwise, orders
+from squall.losses.sums import LN2, Sums, scattered
 
 __all__ = ["MeasuredPasses", "measured_passes"]
 
@@ -40,8 +40,8 @@ class MeasuredPasses(Blockwise):
             total += d.mul_(d).mul_(m).sum().item()
         return max(largest) if math.isfinite(total) else math.nan, total / self.count
 
-    def sweep(self, beta: float, moments: int) -> Sums:
-        """Sums of μ times what `Sums` says, over z = β l and e = exp(z − max z)."""
+    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
+        """Sums of μ times what `Sums` says, over z = β l and e = exp(z − max z), up to these orders in z."""
         scratch = self._scratch(4)
         nothing = torch.zeros((), dtype=self.prediction.dtype)
         parts = []
@@ -50,18 +50,10 @@ class MeasuredPasses(Blockwise):
             torch.sub(p, t, out=d)
             torch.addcmul(nothing, d, d, value=beta / LN2, out=z)
             top = z.amax().item()
-            plain = LN2 * torch.mul(z, m, out=d).sum().item()
+            plain = torch.mul(z, m, out=d).sum().item()
             torch.mul(torch.sub(z, top, out=e).exp2_(), m, out=g)
-            squares, zeroth, heaviest = torch.dot(g, e).item(), g.sum().item(), g.amax().item()
-            f = g.mul_(z)
-            first, second = LN2 * f.sum().item(), LN2**2 * torch.dot(f, z).item()
-            third = twice_first = twice_second = math.nan
-            if moments > 1:
-                third = LN2**3 * torch.dot(f, torch.mul(z, z, out=d)).item()
-            if moments > 3:
-                twice_first, twice_second = LN2 * torch.dot(f, e).item(), LN2**2 * torch.dot(f, e.mul_(z)).item()
-            sums = plain, squares, zeroth, first, second, third, twice_first, twice_second, heaviest
-            parts.append(Sums(p.numel(), LN2 * top, *sums))
+            of_e, of_squares = orders(z, e, g, d, once, twice)
+            parts.append(Sums.of_doublings(p.numel(), top, plain, of_e, of_squares, g.amax().item()))
         return Sums.merged(parts)
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:

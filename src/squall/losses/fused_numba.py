@@ -19,7 +19,7 @@ from torch import Tensor
 from squall import _compiled
 from squall._compiled import bits_of, real_of
 from squall.losses.fused_cpu import SMALL, sampled
-from squall.losses.sums import Sums
+from squall.losses.sums import BOTH, FAR, LN2, Sums
 
 __all__ = ["CompiledPasses"]
 
@@ -27,7 +27,6 @@ BLOCK = 1024
 """Points per block: with 8 lanes and more, each lane adds up at most 128 numbers in float32."""
 BLOCK_OF_TIES = 128
 """The same where many points are alike: the roundings of a sum of equal numbers all go one way."""
-LN2 = math.log(2)
 FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
 C1, C2, C3, C4, C5, C6 = (
@@ -88,41 +87,91 @@ def _top(a, b):
 
 
 @compiled
-def _sweep(p, t, unit, block):
-    """Sums over z = unit (p − t)² and e = 2^(z − top): top, Σz, Σe², Σe, Σze, Σz²e, Σz³e, Σze², Σz²e²."""
-    top, plain, squares, zeroth, first, second, third = -math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    squares_first, squares_second = 0.0, 0.0
+def _merge(known, top, here, sums):
+    """Add a block's sums of e to those known, each relative to its own top; returns the common one."""
+    common = max(top, here)
+    old, new = 2.0 ** (top - common), 2.0 ** (here - common)
+    for k in range(len(sums)):
+        known[k] = old * known[k] + new * sums[k]
+    return common
+
+
+@compiled
+def _sweep_far(p, t, unit, block, once, twice):
+    """max z and Σz of z = unit (p − t)². Added to 0s: Σ z^k e up to k = 6, Σ z^k e² up to k = 2, e = 2^(z − max z)."""
+    top, plain = -math.inf, 0.0
     zero = p.dtype.type(0)
     for start in range(0, p.size, block):
         a, b = p[start : start + block], t[start : start + block]
         here = unit * _top(a, b)
         if not here < math.inf:
-            return math.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        s, q, e0, e1, e2, e3, q1, q2 = zero, zero, zero, zero, zero, zero, zero, zero
+            return math.nan, 0.0
+        s, q0, q1, q2 = zero, zero, zero, zero
+        e0, e1, e2, e3, e4, e5, e6 = zero, zero, zero, zero, zero, zero, zero
+        for i in range(a.size):
+            d = a[i] - b[i]
+            z = unit * d * d
+            e = _exp2(z - here)
+            s += z
+            e0 += e
+            f = z * e
+            e1 += f
+            q0 += e * e
+            q1 += e * f
+            q2 += f * f
+            f *= z
+            e2 += f
+            f *= z
+            e3 += f
+            f *= z
+            e4 += f
+            f *= z
+            e5 += f
+            e6 += f * z
+        plain += s
+        _merge(twice, 2 * top, 2 * here, (q0, q1, q2))
+        top = _merge(once, top, here, (e0, e1, e2, e3, e4, e5, e6))
+    return top, plain
+
+
+@compiled
+def _sweep_both(p, t, unit, block, once, twice):
+    """The same up to k = 5 for Σ z^k e and k = 6 for Σ z^k e²."""
+    top, plain = -math.inf, 0.0
+    zero = p.dtype.type(0)
+    for start in range(0, p.size, block):
+        a, b = p[start : start + block], t[start : start + block]
+        here = unit * _top(a, b)
+        if not here < math.inf:
+            return math.nan, 0.0
+        s, q0, q1, q2, q3, q4, q5, q6 = zero, zero, zero, zero, zero, zero, zero, zero
+        e0, e1, e2, e3, e4, e5 = zero, zero, zero, zero, zero, zero
         for i in range(a.size):
             d = a[i] - b[i]
             z = unit * d * d
             e = _exp2(z - here)
             f = z * e
+            g = z * f
+            h = z * g
+            k = z * h
             s += z
-            q += e * e
             e0 += e
             e1 += f
-            e2 += f * z
-            e3 += f * z * z
-            q1 += f * e
+            e2 += g
+            e3 += h
+            e4 += k
+            e5 += k * z
+            q0 += e * e
+            q1 += e * f
             q2 += f * f
-        if here > top:
-            old, new, top = 2.0 ** (top - here), 1.0, float(here)
-        else:
-            old, new = 1.0, 2.0 ** (here - top)
+            q3 += f * g
+            q4 += g * g
+            q5 += g * h
+            q6 += h * h
         plain += s
-        zeroth, first = old * zeroth + new * e0, old * first + new * e1
-        second, third = old * second + new * e2, old * third + new * e3
-        old, new = old * old, new * new
-        squares = old * squares + new * q
-        squares_first, squares_second = old * squares_first + new * q1, old * squares_second + new * q2
-    return top, plain, squares, zeroth, first, second, third, squares_first, squares_second
+        _merge(twice, 2 * top, 2 * here, (q0, q1, q2, q3, q4, q5, q6))
+        top = _merge(once, top, here, (e0, e1, e2, e3, e4, e5))
+    return top, plain
 
 
 @compiled
@@ -196,20 +245,19 @@ class CompiledPasses:
         largest, total = _largest_and_sum(self.prediction, self.target)
         return largest, total / self.count
 
-    def sweep(self, beta: float, moments: int) -> Sums:
-        """Sums over z = β l, e = exp(z − max z): with `moments` 1, 3, or 4 (also those of e²), see `Sums`."""
+    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
+        """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
         unit = self.real(beta / LN2)
-        if moments == 1 and self.keep:
+        if once == 1 and self.keep:
             out, tops = np.empty_like(self.prediction), np.empty(-(-self.count // self.block))
             arguments = self.prediction, self.target, unit, self.block, out, tops
             top, plain, squares, zeroth, first = _sweep_and_keep(*arguments)
             self.kept = beta, tops, out
-            return Sums(self.count, LN2 * top, LN2 * plain, squares, zeroth, LN2 * first)
-        found = _sweep(self.prediction, self.target, unit, self.block)
-        top, plain, squares, zeroth, *once, twice_first, twice_second = found
-        first, second, third = LN2 * once[0], LN2**2 * once[1], LN2**3 * once[2]
-        of_squares = (LN2 * twice_first, LN2**2 * twice_second) if moments == 4 else ()
-        return Sums(self.count, LN2 * top, LN2 * plain, squares, zeroth, first, second, third, *of_squares)
+            return Sums.of_doublings(self.count, top, plain, (zeroth, first), (squares,))
+        sweep, orders = (_sweep_both, BOTH) if twice > FAR[1] else (_sweep_far, FAR)
+        of_e, of_squares = (np.zeros(order + 1) for order in orders)
+        top, plain = sweep(self.prediction, self.target, unit, self.block, of_e, of_squares)
+        return Sums.of_doublings(self.count, top, plain, of_e.tolist(), of_squares.tolist())
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
         """factor · (prediction − target) · exp(β l − top), a new tensor."""
