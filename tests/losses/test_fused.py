@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, recipe
+from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, fused, fused_cpu, recipe
 from squall.losses.fused_cpu import SMALL
+from squall.losses.sums import FAR, FARTHEST
 
 from . import oracle
 
@@ -52,6 +53,49 @@ def test_budget_is_met_by_float64_count_on_moving_batches(n, rho):
         loss(prediction * (1 + 0.1 * seed), target)
         errors = (prediction * (1 + 0.1 * seed) - target).detach().numpy() ** 2
         assert oracle.kl(oracle.weights(errors, 1 / loss.report()["temperature"])) == pytest.approx(rho, rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", [KLBudget(0.05), KLBudget(0.3), Relative(4.0)], ids=str)
+def test_a_warm_solver_takes_one_pass_over_a_fresh_batch(monkeypatch, rule):
+    """Its temperature is another, by a percent or so; the value is that of float64 there."""
+    swept = []
+    made = fused.passes_for
+
+    def counting(*arguments, **options):
+        passes = made(*arguments, **options)
+        sweep = passes.sweep
+        monkeypatch.setattr(passes, "sweep", lambda *a, **k: (swept.append(1), sweep(*a, **k))[1], raising=False)
+        monkeypatch.setattr(passes, "largest_and_mean", lambda: pytest.fail("another pass"), raising=False)
+        return passes
+
+    loss = ImbalanceAwareLoss(rule)
+    loss(*batch(3 * SMALL + 17))
+    monkeypatch.setattr(recipe, "passes_for", counting)
+    temperatures = set()
+    for seed in range(1, 12):
+        prediction, target = batch(3 * SMALL + 17, seed)
+        value = loss(prediction, target)
+        temperatures.add(loss.report()["temperature"])
+        errors = (prediction - target).detach().double().numpy() ** 2
+        expected = oracle.weights(errors, 1 / loss.report()["temperature"]) @ errors
+        assert value.item() == pytest.approx(expected, rel=1e-6)
+    assert len(temperatures) == 11
+    assert len(swept) <= 13
+
+
+@pytest.mark.parametrize("tail", [1, 2])
+@pytest.mark.parametrize("beta", [0.05, 0.3])
+def test_a_series_is_right_as_far_as_it_says(beta, tail):
+    for seed in range(5):
+        errors = batch(5000, seed)[0].detach().double().abs() ** tail
+        passes = fused_cpu.cpu_passes(errors, torch.zeros_like(errors))
+        sums, errors = passes.sweep(beta, *FAR), errors.numpy() ** 2
+        series = sums.series(1)
+        reach, precision = series.reach(3e-7), 3e-7 * max(1, sums.top / 10)
+        assert 1e-3 < reach <= FARTHEST
+        for h in (-reach, -reach / 2, reach / 2, reach):
+            mean = oracle.weights(errors, (1 + h) * beta) @ errors
+            assert series.at(h).mean / beta == pytest.approx(mean, rel=precision)
 
 
 @pytest.mark.parametrize("n", [1000, SMALL + 1])

@@ -1,11 +1,13 @@
 """Through autograd, torch.func, checkpointing, autocast, torch.compile and torch.export."""
 
+import math
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, Schedule, imbalance_aware_loss
@@ -106,6 +108,29 @@ def test_non_contiguous_tensors():
     torch.testing.assert_close(
         ImbalanceAwareLoss()(p.transpose(0, 2), t.transpose(0, 2)), ImbalanceAwareLoss()(p, t), rtol=1e-6, atol=0
     )
+
+
+OPTIONS = [{}, {"over": "sample"}, {"over": "channel"}, {"cap": 5.0}, {"trim": 0.1}, {"mean_share": 0.2},
+           {"error": "huber"}, {"differentiate_weights": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [*((2.0, options) for options in OPTIONS), *((rule, {}) for rule in (0.0, math.inf, Schedule(3.0, 5), *RULES[2:]))],
+    ids=str,
+)
+def test_nothing_of_a_step_waits_for_a_number(rule, options, monkeypatch):
+    """The capture of a CUDA graph forbids it; tensors that hold no numbers stand for what is on the device then."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("squall.losses") and hasattr(module, "is_traced"):
+            monkeypatch.setattr(module, "is_traced", lambda _: True)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        prediction, target = torch.empty(4, 2, 50, requires_grad=True), torch.empty(4, 2, 50)
+        mask, measure = torch.empty(4, 2, 50, dtype=torch.bool), torch.empty(50)
+        loss = ImbalanceAwareLoss(rule, **options)
+        for weighed in ({}, {"mask": mask}, {"measure": measure}):
+            loss(prediction, target, **weighed).backward()
+            assert prediction.grad.shape == prediction.shape
 
 
 COMPILED = """
