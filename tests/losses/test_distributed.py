@@ -108,14 +108,17 @@ SCRIPT = """
             assert bounds[rank] == bounds[rank + 1]
     broken = x.clone()
     broken[0, 0, 0] = float("nan")
-    try:
-        ImbalanceAwareLoss()(broken[mine], y[mine])
-    except ValueError as error:
-        assert rank == 0 and "non-finite" in str(error)
-    except RuntimeError as error:
-        assert rank > 0 and "another process refused" in str(error)
-    else:
-        raise AssertionError("not refused")
+    lossy = ImbalanceAwareLoss()
+    torch.testing.assert_close(lossy.weights(x[mine], y[mine]), ImbalanceAwareLoss(group=None).weights(x, y)[mine])
+    for refuses in (lossy, lossy.weights, Accumulation(lossy).observe, LaggedAccumulation(lossy).loss):
+        try:
+            refuses(broken[mine], y[mine])
+        except ValueError as error:
+            assert rank == 0 and "non-finite" in str(error)
+        except RuntimeError as error:
+            assert rank > 0 and "another process refused" in str(error)
+        else:
+            raise AssertionError("not refused")
     print("equal")
     distributed.destroy_process_group()
 """

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor, distributed, nn
 
-from squall.losses.checks import check_pair
 from squall.losses.distributed import gathered, globally, process_group, sharding_of
 from squall.losses.imbalance import ImbalanceAwareLoss
 from squall.losses.recipe import Points
@@ -60,7 +59,7 @@ class Accumulation:
         """First call: the errors of one micro-batch, without a graph."""
         if self._weights is not None:
             raise RuntimeError("observe after loss: make a new Accumulation for the next large batch")
-        self._observed.append(self._points(prediction, target, mask, measure))
+        self._observed.append(self._loss.recipe.agreed_points(prediction, target, mask, measure))
 
     def loss(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
@@ -70,19 +69,15 @@ class Accumulation:
             self._weights = self._weigh()
         if not self._weights:
             raise RuntimeError("more losses than observed micro-batches")
-        weights, points = self._weights.pop(0), self._points(prediction, target, mask, measure)
+        recipe = self._loss.recipe
+        weights, points = self._weights.pop(0), recipe.agreed_points(prediction, target, mask, measure)
         if weights.shape != points.errors.shape:
             raise ValueError(
                 f"micro-batches must come in the order in which they were observed: expected errors of shape "
                 f"{tuple(weights.shape)} (group, point), got {tuple(points.errors.shape)}"
             )
-        recipe = self._loss.recipe
         local = (weights * points.errors).sum(dtype=torch.float64)
         return globally(local, sharding_of(recipe.over, process_group(recipe.group))).to(weights.dtype)
-
-    def _points(self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None) -> Points:
-        prediction, target = check_pair(prediction, target, self._loss.recipe.over)
-        return self._loss.recipe.points(prediction, target, mask, measure)
 
     @torch.no_grad()
     def _weigh(self) -> list[Tensor]:
@@ -139,9 +134,7 @@ class LaggedAccumulation:
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Σ exp(β l − c) l over this micro-batch; call backward on it."""
-        recipe = self._loss.recipe
-        prediction, target = check_pair(prediction, target, recipe.over)
-        errors = recipe.points(prediction, target, None, None).errors
+        errors = self._loss.recipe.agreed_points(prediction, target).errors
         if not self._parts:
             self._start(errors.detach())
         self._parts.append(sums_of(errors.detach(), self._beta))

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from squall.losses._tracing import in_backward, is_transformed
 from squall.losses.account import Account
-from squall.losses.checks import check_pair
 from squall.losses.distributed import Group, process_group, sharding_of
 from squall.losses.errors import PointwiseError, as_error
 from squall.losses.recipe import Points, Recipe, Reduction
@@ -144,8 +143,7 @@ class ImbalanceAwareLoss(nn.Module):
             prediction, target, mask, measure: as in the call of the loss.
         """
         recipe = self.recipe
-        prediction, target = check_pair(prediction, target, recipe.over)
-        points = recipe.points(prediction, target, mask, measure)
+        points = recipe.agreed_points(prediction, target, mask, measure)
         sharding = sharding_of(recipe.over, process_group(recipe.group))
         weighed = recipe.weighing.weigh(*points, sharding=sharding, step=self.step)
         return from_groups(weighed.weights, prediction.shape, recipe.over)
@@ -157,8 +155,7 @@ class ImbalanceAwareLoss(nn.Module):
             `temperature` (unit of the error; the median over groups), `effective_fraction` (1/Σw² over n),
             `kl` (nats), `max_weight` (largest share of one point), `top_share` (weight of the 1 % of points
             with the largest errors; of a large batch an estimate from a sample of this process), `mean_error`,
-            `max_error`, `loss`. Empty before the first call. Warm, the effective fraction of a KL budget is that at
-            the temperature of the call before, which drifts by little.
+            `max_error`, `loss`. Empty before the first call.
         """
         return {} if self._account is None else self._account.numbers()
 

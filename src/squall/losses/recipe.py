@@ -204,6 +204,20 @@ class Recipe:
         start = torch.tensor(log_betas, dtype=torch.float64) if self._starts_by_channel else math.nan
         return Evaluated(torch.stack(values).mean(), GroupedAccount(accounts), start)
 
+    def agreed_points(
+        self, prediction: Tensor, target: Tensor, mask: Tensor | None = None, measure: Tensor | None = None
+    ) -> Points:
+        """The points, checked: what one process refuses is an error on all."""
+        group = process_group(self.group)
+        prepare = partial(self._checked_points, prediction, target, mask, measure, group is not None)
+        return together(prepare, prediction.device, group)
+
+    def _checked_points(
+        self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None, may_be_empty: bool
+    ) -> Points:
+        prediction, target = check_pair(prediction, target, self.over, may_be_empty=may_be_empty)
+        return self.points(prediction, target, mask, measure)
+
     def points(self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None) -> Points:
         """The pointwise errors in groups, with their measure."""
         total = combined_measure(mask, measure, prediction)
