@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, fused, fused_cpu, recipe
+from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, fused, fused_cpu, recipe, weights
 from squall.losses.fused_cpu import SMALL
 from squall.losses.sums import FAR, FARTHEST
 
@@ -154,6 +154,40 @@ def test_a_mask_that_leaves_little_goes_by_the_formula():
     value = ImbalanceAwareLoss()(prediction, target, mask=mask)
     assert "Fused" not in type(value.grad_fn).__name__
     torch.testing.assert_close(value, ImbalanceAwareLoss()(prediction[:200], target[:200]))
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("guard", [{"cap": 3.0}, {"mean_share": 0.2}, {"trim": 0.01}, {"winsorize": 0.01}], ids=str)
+@pytest.mark.parametrize("rule", [2.0, KLBudget(0.3), EffectiveFraction(0.4), Relative(4.0)], ids=str)
+def test_a_guarded_batch_finds_its_temperature_by_passes(monkeypatch, rule, guard, measured):
+    results = []
+    for by_passes in (weights.beta_by_passes, lambda *_: None):
+        monkeypatch.setattr(weights, "beta_by_passes", by_passes)
+        prediction, target = batch(weights.LARGE)
+        measure = torch.linspace(0, 1, weights.LARGE) if measured else None
+        loss = ImbalanceAwareLoss(rule, **guard)
+        for _ in range(2):
+            prediction.grad = None
+            value = loss(prediction, target, measure=measure)
+            value.backward()
+        results.append((value.item(), prediction.grad.numpy(), loss.report()))
+    (value, gradient, report), (expected, expected_gradient, expected_report) = results
+    assert value == pytest.approx(expected, rel=2e-6)
+    assert relative(gradient, expected_gradient) < 1e-5
+    assert report == pytest.approx(expected_report, rel=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.29, 0.5, 0.999])
+@pytest.mark.parametrize("count", [1, 10, 100, 1001])
+def test_a_fraction_of_the_errors_is_above_their_quantile_at_most(count, fraction):
+    errors = torch.randn(1, count, generator=torch.Generator().manual_seed(count)).square().round(decimals=1)
+    threshold = weights._upper_quantile(errors, None, fraction, weights.ALONE)
+    assert (errors > threshold).double().mean() <= fraction
+    below = errors[errors < threshold]
+    if len(below):
+        assert (errors > below.max()).double().mean() > fraction
+    bisected = weights._upper_quantile(errors, torch.ones_like(errors), fraction, weights.ALONE)
+    assert threshold.item() == pytest.approx(bisected.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("factor", [3.0, -2.0, 0.0])

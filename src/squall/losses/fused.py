@@ -20,10 +20,11 @@ from torch import Tensor
 from squall.losses._tracing import is_traced
 from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
+from squall.losses.fused_measure import measured_passes
 from squall.losses.sums import BOTH, FAR, FARTHEST, Series, Sums, scattered, tilt_at
 from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
 
-__all__ = ["FusedLoss", "Passes", "Solution", "masked_passes", "passes_for", "solve"]
+__all__ = ["FusedLoss", "Passes", "Solution", "beta_by_passes", "masked_passes", "passes_for", "solve"]
 
 _TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
@@ -182,6 +183,27 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
         return None
     value = sums.first / sums.zeroth / beta
     return _solution(sums, beta, beta, sums.top + math.log(sums.zeroth), value, effective_fraction(sums))
+
+
+def beta_by_passes(
+    errors: Tensor, measure: Tensor | None, rule: TemperatureRule, softness: float, beta: float
+) -> float | None:
+    """β of the temperature that a rule wants for the errors of one group on a CPU, None where the passes decline.
+
+    Args:
+        errors, measure: l and μ, of one shape.
+        rule, softness, beta: as `solve` takes them.
+    """
+    if isinstance(rule, Fixed):
+        return None
+    roots = errors.detach().reshape(-1).sqrt()
+    nothing = torch.zeros_like(roots)
+    if measure is None:
+        solution = solve(cpu_passes(roots, nothing), rule, softness, beta)
+    else:
+        found = measured_passes(roots, nothing, measure.reshape(-1))
+        solution = None if found is None else solve(found[2], rule, softness, beta)
+    return None if solution is None else solution.beta
 
 
 def _uniform(passes: Passes) -> Solution | None:

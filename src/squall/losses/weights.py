@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from squall.losses._tracing import is_traced
 from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure
+from squall.losses.fused import beta_by_passes
 from squall.losses.population import ALONE, Population, Sharding
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, TemperatureRule, as_rule
 
@@ -16,6 +18,8 @@ __all__ = ["Over", "Weighed", "Weighing", "imbalance_weights", "to_groups"]
 Over = Literal["all", "sample", "channel"]
 """What is normalised over together: everything (the paper), each sample, or each channel."""
 
+LARGE = 1 << 14
+"""Points from which a guarded group finds its temperature by the passes of the fused loss."""
 BISECTIONS = 40
 WATER_FILLINGS = 32
 
@@ -121,6 +125,12 @@ class Weighing:
         if log_inverse_temperature is not None and log_inverse_temperature.numel() == len(start):
             start = log_inverse_temperature.to(population.scale.device).exp() * population.scale
         rule, softness = self.at(step)
+        if not self.plain and _is_large(population):
+            beta = beta_by_passes(
+                population.errors, population.measure, rule, float(softness), float(start / population.scale)
+            )
+            if beta is not None:
+                return beta * population.scale
         return rule.sharpness(population, start, softness)
 
     def _without_extremes(
@@ -134,11 +144,23 @@ class Weighing:
         return errors, measure
 
 
+def _is_large(population: Population) -> bool:
+    """One group on this process's CPU, worth the passes of the fused loss to find its temperature."""
+    errors = population.errors
+    alone = population.sharding is ALONE and len(errors) == 1 and errors.device.type == "cpu"
+    return alone and errors.numel() >= LARGE and not is_traced(errors)
+
+
 def _upper_quantile(errors: Tensor, measure: Tensor | None, fraction: float, sharding: Sharding) -> Tensor:
     """The smallest error (to rounding) that at most `fraction` of the measure exceeds; shape (group, 1).
 
-    By bisection on the value: each halving is one pass, needs no sort, and sums over processes.
+    Where points count alike, on one process, an order statistic. Otherwise by bisection on the value: each halving is
+    one pass, needs no sort, and sums over processes.
     """
+    count = errors.shape[1]
+    above = math.floor(fraction * count + 1e-9)
+    if measure is None and sharding is ALONE and above < count and not is_traced(errors):
+        return errors.detach().kthvalue(count - above, dim=1, keepdim=True).values
     population = Population(errors.detach(), measure, sharding)
     low, high = torch.full_like(population.top, -1), torch.zeros_like(population.top)
     for _ in range(BISECTIONS):
@@ -155,9 +177,12 @@ def _capped(ratio: Tensor, cap: float, population: Population) -> Tensor:
     """
     raised = torch.ones_like(population.mass)
     for _ in range(WATER_FILLINGS):
+        before = raised
         full = (ratio * raised.unsqueeze(1).to(ratio.dtype) >= cap).to(ratio.dtype)
         full_share, free = population.expectations(full, ratio * (1 - full))
         raised = torch.where(free > 1e-30, (1 - cap * full_share).clamp(min=0) / free.clamp(min=1e-30), raised)
+        if not is_traced(ratio) and torch.equal(raised, before):
+            break
     filled = (ratio * raised.unsqueeze(1).to(ratio.dtype)).clamp(max=cap)
     # Nothing to be in proportion to (temperature 0): the rest goes evenly to the points below the cap.
     full = (filled >= cap).to(ratio.dtype)
