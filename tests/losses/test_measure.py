@@ -26,10 +26,9 @@ def is_fused(value: Tensor) -> bool:
 
 @pytest.mark.parametrize("rule", [r for r in RULES if r not in (0.0, math.inf)], ids=str)
 def test_value_and_gradient_are_those_of_float64(rule) -> None:
-    prediction, target = fields()
     loss = ImbalanceAwareLoss(rule)
-    for _ in range(2):  # cold, then warm
-        prediction.grad = None
+    for seed in range(5):  # cold, then warm
+        prediction, target = fields(seed=seed)
         value = loss(prediction, target, measure=LATITUDES)
         assert is_fused(value)
         value.backward()
@@ -41,7 +40,9 @@ def test_value_and_gradient_are_those_of_float64(rule) -> None:
         assert value.item() == pytest.approx((weights * difference**2).sum(), rel=2e-6)
         expected = 2 * weights * difference
         assert np.linalg.norm(prediction.grad.numpy() - expected) < 3e-6 * np.linalg.norm(expected)
-        assert report["max_weight"] == pytest.approx(weights.max(), rel=0.05)  # at the temperature of the pass
+        assert report["max_weight"] == pytest.approx(
+            weights.max(), rel=0.01
+        )  # of the point that was largest in the pass
 
 
 @pytest.mark.parametrize("masked", [False, True])

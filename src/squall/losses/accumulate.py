@@ -8,7 +8,6 @@ as many micro-batches as the others, under DistributedDataParallel as the loss i
 
 import math
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,7 +15,7 @@ from torch import Tensor, distributed, nn
 from squall.losses.distributed import gathered, globally, process_group, sharding_of
 from squall.losses.imbalance import ImbalanceAwareLoss
 from squall.losses.recipe import Points
-from squall.losses.sums import Sums, tilt_at
+from squall.losses.sums import Sums, Tilting
 from squall.losses.temperature import Budget, Fixed, newton_step
 from squall.losses.weights import Over
 
@@ -194,7 +193,7 @@ class LaggedAccumulation:
                 parameter.grad.mul_(scale)
         beta = self._beta
         if isinstance(self._rule, Budget):
-            divergence, slope = self._rule.spread(1.0, partial(tilt_at, (sums.series(1), sums.series(2))))
+            divergence, slope = self._rule.spread(1.0, Tilting(sums))
             if divergence > 0 and slope > 0:
                 beta *= newton_step(divergence, slope, self._rule.budget, 1e-3, 1e3)
         self._loss.advance(math.log(beta))

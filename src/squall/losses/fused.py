@@ -11,7 +11,6 @@ the eager formula takes over.
 import importlib.util
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,8 +20,8 @@ from squall.losses._tracing import is_traced
 from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
 from squall.losses.fused_measure import measured_passes
-from squall.losses.sums import BOTH, FAR, FARTHEST, Series, Sums, scattered, tilt_at
-from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
+from squall.losses.sums import BOTH, FAR, FARTHEST, Series, Sums, Tilting, scattered
+from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, Spread, TemperatureRule, newton_step
 
 __all__ = ["FusedLoss", "Passes", "Solution", "beta_by_passes", "masked_passes", "passes_for", "solve"]
 
@@ -31,13 +30,13 @@ MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
 SETTLED = 1e-4
-"""Relative change of β that every series bears."""
+"""Relative change of β so small that a sixth power of it does not count, nor whether it stays in its bracket."""
 SERIES_STEPS = 6
 """Steps of Newton's method on a series, where it reaches."""
 MASKED_SAMPLE = 1 << 14
 FEW = 1000
-SERIES_ERROR = 3e-7
-"""Relative error of the value up to which the temperature is moved without another pass."""
+SERIES_ERROR, BUDGET_ERROR = 3e-7, 1e-5
+"""Relative errors of the value and of the budget up to which the temperature is moved without another pass."""
 
 
 @runtime_checkable
@@ -158,20 +157,15 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
         passes: over the batch.
         rule: what temperature to take.
         softness: how much of the rule applies, in [0, 1].
-        beta: β of the step before, NaN where there is none; a rule that looks at the errors starts there.
+        beta: β of the step before, NaN where there is none; only a budget uses it.
     """
-    warm = 0 < beta < math.inf
     if softness == 0:
         beta = 0.0
     elif isinstance(rule, Budget):
-        beta = beta if warm else _relative_to_mean(passes, 4.0)
+        beta = beta if 0 < beta < math.inf else _relative_to_mean(passes, 4.0)
         return _uniform(passes) if beta == 0 else _solve_budget(passes, rule, softness * rule.budget, beta)
-    elif isinstance(rule, Relative):
-        tau = rule.tau / softness
-        found = _solve_relative(passes, tau, beta) if warm else _relative_to_mean(passes, tau)
-        if isinstance(found, Solution):
-            return found
-        beta = found
+    elif isinstance(rule, Relative):  # the mean costs a tenth of what a pass does that would know it beforehand
+        beta = _relative_to_mean(passes, rule.tau / softness)
     else:
         beta = softness / rule.temperature if isinstance(rule, Fixed) and rule.temperature > 0 else math.nan
     if beta == 0:
@@ -222,7 +216,8 @@ def effective_fraction(sums: Sums) -> float:
 def _solution(sums: Sums, swept: float, beta: float, log_total: float, value: float, fraction: float) -> Solution:
     """The solution at β, from sums at the β that was swept."""
     largest, mean = sums.top / swept, sums.plain / sums.count / swept
-    return Solution(sums.count, beta, log_total, value, largest, mean, fraction, sums.heaviest)
+    heaviest = sums.heaviest * math.exp((1 - beta / swept) * sums.heaviest_below)
+    return Solution(sums.count, beta, log_total, value, largest, mean, fraction, heaviest)
 
 
 def _relative_to_mean(passes: Passes, tau: float) -> float:
@@ -231,20 +226,10 @@ def _relative_to_mean(passes: Passes, tau: float) -> float:
     return 1 / (tau * mean) if mean > 0 else mean
 
 
-def _solve_relative(passes: Passes, tau: float, beta: float) -> Solution | float:
-    """T = τ · mean l, by the series of a pass at the β of the step before; β alone where that is too far off."""
-    sums = passes.sweep(beta, *FAR)
-    if not 1e-6 < sums.top < SHARPEST_BUDGET:
-        return _relative_to_mean(passes, tau)
-    series, ratio = (sums.series(1), sums.series(2)), sums.count / (tau * sums.plain)
-    near = abs(ratio - 1) < _reach(sums, series[0])
-    return _moved(sums, series, beta, ratio) if near else beta * ratio
-
-
 def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
     """Newton's method on log β. The series of a pass reach the next β, or another pass is taken there."""
     low, high = 0.0, math.inf
-    orders, decisive = (FAR, 1) if isinstance(rule, KLBudget) else (BOTH, 2)
+    orders, decisive = (FAR, (1,)) if isinstance(rule, KLBudget) else (BOTH, (1, 2))
     for _ in range(MOST_SWEEPS):
         if not 1e-30 < beta < 1e30:
             return None
@@ -253,43 +238,55 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> S
             return _uniform(passes)
         if not 1e-6 < sums.top < SHARPEST_BUDGET:
             return None
-        series = sums.series(1), sums.series(2)
-        divergence, slope = rule.spread(1.0, partial(tilt_at, series))
-        if not (divergence > 0 and slope > 0):
+        near = Tilting(sums)
+        spread = rule.spread(1.0, near)
+        if not (spread.divergence > 0 and spread.slope > 0):
             return None
-        low, high = (low, beta) if divergence > budget else (beta, high)
-        ratio = _ratio(rule, budget, series, max(low / beta, 1e-3), min(high / beta, 1e3))
-        if all(k * abs(ratio - 1) < _reach(sums, part) for k, part in enumerate(series[:decisive], 1)):
-            return _moved(sums, series, beta, ratio)
+        low, high = (low, beta) if spread.divergence > budget else (beta, high)
+        ratio = _ratio(rule, budget, near, spread, max(low / beta, 1e-3), min(high / beta, 1e3))
+        change = abs(ratio - 1)
+        if change < FARTHEST and all(k * change < _reach(near.around(k), sums.count, budget) for k in decisive):
+            return _moved(sums, near, beta, ratio)
         beta *= ratio
     return None
 
 
-def _ratio(rule: Budget, budget: float, series: tuple[Series, Series], low: float, high: float) -> float:
-    """The factor on β, between `low` and `high`, that meets the budget as far as the series can tell."""
+def _ratio(rule: Budget, budget: float, near: Tilting, spread: Spread, low: float, high: float) -> float:
+    """The factor on β, between `low` and `high`, that meets the budget as far as the series can tell.
+
+    Args:
+        near: the moments near β.
+        spread: what the rule says of β itself.
+    """
     ratio, least, most = 1.0, low, high
     for _ in range(SERIES_STEPS):
-        divergence, slope = rule.spread(ratio, partial(tilt_at, series))
-        if not (divergence > 0 and slope > 0):
+        if abs(spread.divergence / budget - 1) < 1e-9:
             break
-        step = newton_step(divergence, slope, budget, least, most)
+        step = newton_step(spread.divergence, spread.slope, budget, least, most)
         ratio *= step
-        if abs(step - 1) < 1e-9 or abs(ratio - 1) > FARTHEST:
+        if abs(step - 1) < 1e-5 or abs(ratio - 1) > FARTHEST:  # what is left is the square of that
             break
-        least, most = 0.5, 2.0
+        least, most, spread = 0.5, 2.0, rule.spread(ratio, near)
+        if not (spread.divergence > 0 and spread.slope > 0):
+            break
     settled = abs(ratio - 1) < SETTLED  # then a bracket may be narrower than what rounding leaves of the step
     return ratio if settled or low < ratio < high else math.sqrt(low * high)
 
 
-def _reach(sums: Sums, series: Series) -> float:
-    """How far from 1 a factor on β may be; few points have no law, and another pass over them costs nothing."""
-    return SETTLED if sums.count < FEW else series.reach(SERIES_ERROR)
+def _reach(series: Series, count: int, budget: float) -> float:
+    """How far from 1 a factor on β may be; few points have no law, and another pass over them costs nothing.
+
+    Where the errors are nearly equal, the mean of z is large against the budget, which is what A leaves of it.
+    """
+    if count < FEW:
+        return SETTLED
+    return series.reach(min(SERIES_ERROR, BUDGET_ERROR * budget / abs(series.terms[0])))
 
 
-def _moved(sums: Sums, series: tuple[Series, Series], beta: float, ratio: float) -> Solution:
+def _moved(sums: Sums, near: Tilting, beta: float, ratio: float) -> Solution:
     """The solution at ratio · β, from the series of the sums at β."""
-    log_partition, mean, _ = tilt_at(series, ratio)
-    fraction = min(1.0, math.exp(2 * log_partition - tilt_at(series, 2 * ratio).log_partition))
+    log_partition, mean, _ = near(ratio)
+    fraction = min(1.0, math.exp(2 * log_partition - near(2 * ratio).log_partition))
     return _solution(sums, beta, beta * ratio, log_partition + math.log(sums.count), mean / beta, fraction)
 
 

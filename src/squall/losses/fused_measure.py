@@ -53,7 +53,9 @@ class MeasuredPasses(Blockwise):
             plain = torch.mul(z, m, out=d).sum().item()
             torch.mul(torch.sub(z, top, out=e).exp2_(), m, out=g)
             of_e, of_squares = orders(z, e, g, d, once, twice)
-            parts.append(Sums.of_doublings(p.numel(), top, plain, of_e, of_squares, g.amax().item()))
+            heaviest = int(g.argmax())
+            heaviest = g[heaviest].item(), top - z[heaviest].item()
+            parts.append(Sums.of_doublings(p.numel(), top, plain, of_e, of_squares, *heaviest))
         return Sums.merged(parts)
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:

@@ -257,7 +257,8 @@ class CompiledPasses:
         sweep, orders = (_sweep_both, BOTH) if twice > FAR[1] else (_sweep_far, FAR)
         of_e, of_squares = (np.zeros(order + 1) for order in orders)
         top, plain = sweep(self.prediction, self.target, unit, self.block, of_e, of_squares)
-        return Sums.of_doublings(self.count, top, plain, of_e.tolist(), of_squares.tolist())
+        of_e, of_squares = of_e[: once + 1].tolist(), of_squares[: twice + 1].tolist()
+        return Sums.of_doublings(self.count, top, plain, of_e, of_squares)
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
         """factor · (prediction − target) · exp(β l − top), a new tensor."""

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from squall.losses.population import Tilt
 
-__all__ = ["BOTH", "FAR", "FARTHEST", "LN2", "MOST", "Series", "Sums", "scattered", "tilt_at"]
+__all__ = ["BOTH", "FAR", "FARTHEST", "LN2", "MOST", "Series", "Sums", "Tilting", "scattered"]
 
 LN2 = math.log(2)
 FAR = 6, 2
 """Highest orders of Σ z^k e and Σ z^k e² where the temperature follows from the first: their series reach far."""
 BOTH = 5, 6
 """The same where it follows from both."""
-MOST = max(FAR[0], BOTH[0])
+MOST = max(*FAR, *BOTH)
+BINOMIALS = [[math.comb(k, j) for j in range(k)] for k in range(MOST)]
+FACTORIALS = [math.factorial(k) for k in range(MOST)]
+POWERS = [LN2**k for k in range(MOST + 1)]
 FARTHEST = 0.2
 """The largest relative change of β for which a series is trusted, whatever its terms say."""
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -42,7 +45,8 @@ class Sums:
         plain: Σ z.
         once: Σ z^k e for k = 0, 1, …
         twice: Σ z^k e² for k = 0, …
-        heaviest: max e, where points carry a measure max μ e.
+        heaviest, heaviest_below: max e, where points carry a measure max μ e, and how far below `top` the z of that
+            point is.
 
     With a measure of mean 1, every sum is one of μ times these.
     """
@@ -53,14 +57,22 @@ class Sums:
     once: tuple[float, ...]
     twice: tuple[float, ...]
     heaviest: float = 1.0
+    heaviest_below: float = 0.0
 
     @classmethod
     def of_doublings(
-        cls, count: int, top: float, plain: float, once: Iterable[float], twice: Iterable[float], heaviest: float = 1.0
+        cls,
+        count: int,
+        top: float,
+        plain: float,
+        once: Iterable[float],
+        twice: Iterable[float],
+        heaviest: float = 1.0,
+        heaviest_below: float = 0.0,
     ) -> "Sums":
         """From sums over z/log 2 and e = 2^(z/log 2 − top)."""
-        once, twice = (tuple(LN2**k * value for k, value in enumerate(sums)) for sums in (once, twice))
-        return cls(count, LN2 * top, LN2 * plain, once, twice, heaviest)
+        once, twice = tuple(map(operator.mul, POWERS, once)), tuple(map(operator.mul, POWERS, twice))
+        return cls(count, LN2 * top, LN2 * plain, once, twice, heaviest, LN2 * heaviest_below)
 
     @property
     def zeroth(self) -> float:
@@ -75,15 +87,15 @@ class Sums:
     def numbers(self) -> list[float]:
         """All fields as floats, equally many whatever is known, to send to another process."""
         known = [*self.once, *self.twice]
-        head = [self.count, self.top, self.plain, self.heaviest, len(self.once), len(self.twice)]
+        head = [self.count, self.top, self.plain, self.heaviest, self.heaviest_below, len(self.once), len(self.twice)]
         return [float(number) for number in (*head, *known, *[0.0] * (2 * MOST + 2 - len(known)))]
 
     @classmethod
     def of_numbers(cls, numbers: list[float]) -> "Sums":
         """The inverse of `numbers`."""
-        count, top, plain, heaviest, once, twice = numbers[:6]
-        known = tuple(numbers[6 : 6 + int(once + twice)])
-        return cls(int(count), top, plain, known[: int(once)], known[int(once) :], heaviest)
+        count, top, plain, *heaviest, once, twice = numbers[:7]
+        known = tuple(numbers[7 : 7 + int(once + twice)])
+        return cls(int(count), top, plain, known[: int(once)], known[int(once) :], *heaviest)
 
     def without_zeros(self, zeros: int) -> "Sums":
         """The sums without so many points of error 0: their z is 0, and their e is exp(−top)."""
@@ -110,7 +122,10 @@ class Sums:
             math.fsum(part.plain for part in parts),
             tuple(math.fsum(map(operator.mul, sums, shifts)) for sums in once),
             tuple(math.fsum(map(operator.mul, sums, [shift * shift for shift in shifts])) for sums in twice),
-            max(part.heaviest * shift for part, shift in zip(parts, shifts, strict=True)),
+            *max(
+                (part.heaviest * shift, part.heaviest_below + top - part.top)
+                for part, shift in zip(parts, shifts, strict=True)
+            ),
         )
 
     def series(self, around: int = 1) -> "Series":
@@ -120,12 +135,14 @@ class Sums:
         """
         sums = self.once if around == 1 else self.twice
         moments = [value / sums[0] for value in sums]
-        cumulants: list[float] = []
-        for k in range(1, len(moments)):
-            lower = [math.comb(k - 1, j) * cumulants[j] * moments[k - 1 - j] for j in range(k - 1)]
-            cumulants.append(moments[k] - math.fsum(lower))
+        cumulants = moments[1:2]
+        for k, row in enumerate(BINOMIALS[1 : len(moments) - 1], 1):
+            cumulant = moments[k + 1]
+            for j, ways in enumerate(row):
+                cumulant -= ways * cumulants[j] * moments[k - j]
+            cumulants.append(cumulant)
         log_partition = around * self.top + math.log(sums[0] / self.count)
-        return Series(log_partition, tuple(c / math.factorial(k) for k, c in enumerate(cumulants)))
+        return Series(log_partition, tuple(map(operator.truediv, cumulants, FACTORIALS)))
 
 
 class Series(NamedTuple):
@@ -153,14 +170,36 @@ class Series(NamedTuple):
     def reach(self, error: float) -> float:
         """|h| up to which the mean is right to this relative error, if its terms go on to fall as they do.
 
-        With g = max_k (|term_k| / term_1)^(1/(k − 1)), what K terms leave out is at most term_1 (g h)^K / (1 − g h).
+        With g = max_k (|term_k| / term_1)^(1/(k − 1)), also from the second term on, what K terms leave out is taken to
+        be at most term_1 (g h)^K / (1 − g h).
         The last terms alone would not do: where no error is larger than the largest, they change their signs.
         """
-        first, *others = map(abs, self.terms)
-        growth = max((term / first) ** (1 / k) for k, term in enumerate(others, 1)) if first > 0 else math.inf
-        return min(FARTHEST, (error / 2) ** (1 / len(self.terms)) / growth) if growth > 0 else FARTHEST
+        terms = list(map(abs, self.terms))
+        if not terms[0] > 0:
+            return 0.0
+        growth = max((term / terms[0]) ** (1 / k) for k, term in enumerate(terms[1:], 1))
+        if terms[1] > 0:  # the mean alone would hide how the others grow, where it is large
+            growth = max(growth, *((term / terms[1]) ** (1 / k) for k, term in enumerate(terms[2:], 1)))
+        return min(FARTHEST, (error / 2) ** (1 / len(terms)) / growth) if growth > 0 else FARTHEST
 
 
-def tilt_at(series: tuple[Series, Series], ratio: float) -> Tilt:
-    """The moments of z at ratio · β, from the series around β or that around 2 β."""
-    return series[0].at(ratio - 1) if ratio < 1.5 else series[1].at(ratio - 2)
+class Tilting:
+    """The moments of z at any inverse temperature near that of the sums or near twice that, by Taylor's series.
+
+    Args:
+        sums: of a pass.
+    """
+
+    def __init__(self, sums: Sums) -> None:
+        self._sums, self._series = sums, {1: sums.series(1)}
+
+    def around(self, factor: int) -> Series:
+        """The series around the inverse temperature of the sums, or (2) around twice that."""
+        if factor not in self._series:
+            self._series[factor] = self._sums.series(factor)
+        return self._series[factor]
+
+    def __call__(self, ratio: float) -> Tilt:
+        """The moments at `ratio` times that inverse temperature."""
+        factor = 1 if ratio < 1.5 else 2
+        return self.around(factor).at(ratio - factor)

@@ -4,7 +4,7 @@ tanh x = t / (t + 2) with t = exp(2x) − 1. Writing 2x = w log 2 + r with a who
 
     t = (2^w − 1) + 2^w (exp(r) − 1),
 
-whose last factor is Taylor's series: no digit is cancelled, for small x neither, and the result is within 2 ulp.
+whose last factor is Taylor's series: no digit is cancelled, for small x neither; the result is right to about 2 ulp.
 """
 
 import math
