@@ -21,7 +21,7 @@ from scipy import stats
 
 from squall.cli import main
 from squall.config import ConfigError
-from squall.report.results import Row, compare_paired, corrected, published, read_results, summarize
+from squall.report.results import Row, compare_paired, corrected, least_median, published, read_results, summarize
 from squall.report.study_report import write_report
 from squall.report.tables import number
 from squall.run_folder import RunFolder, RunFolderError
@@ -332,6 +332,12 @@ def test_the_command_runs_shows_and_reports_a_study(tmp_path, capsys):
 # Statistics
 
 
+def test_the_least_median_is_one_of_several():
+    found = [summarize([3.0, 5.0]), None, summarize([2.0]), summarize([float("inf")])]
+    assert least_median(found) == 2
+    assert np.isnan(least_median([summarize([3.0]), None]))
+
+
 def test_medians_and_intervals_against_scipy():
     """A resampled median of 15 is at most the k-th smallest with the probability that 8 draws are."""
     sample = np.sort(np.random.default_rng(1).lognormal(size=15))
@@ -372,6 +378,8 @@ def test_published_numbers_stand_beside_ours():
 def test_the_report_of_a_finished_study(finished):
     files = write_report(finished)
     assert {path.suffix for path in files} >= {".png", ".pdf", ".csv", ".md"}
+    begins = {".png": b"\x89PNG", ".pdf": b"%PDF"}
+    assert all(path.read_bytes().startswith(begins.get(path.suffix, b"")) for path in files)
     text = (finished / "report" / "tables.md").read_text()
     row = read_results(finished).grids["all"].rows[1]
     values = row.values(("rollout", "states"))

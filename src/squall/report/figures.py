@@ -46,18 +46,17 @@ def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
             figures[key] = field_figure(rollouts, i, channel, f"{name}, test trajectory {i}")
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
-    return [_save(figure, target / f"{name}{suffix}.png") for name, figure in figures.items()]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with write_beside(path) as part:
-        figure.savefig(part, format="png", dpi=130)
-    return path
+    return [save(figure, target / f"{name}{suffix}.png") for name, figure in figures.items()]
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Write a figure beside and rename it into place."""
-    return _save(figure, Path(path))
+    """Write a figure beside and rename it into place, in the format of its suffix: png, pdf, svg."""
+    path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same figure is the same file
+    with write_beside(path) as part:
+        figure.savefig(part, format=kind, dpi=130, metadata=undated.get(kind))
+    return path
 
 
 def field_figure(rollouts: dict[str, np.ndarray], trajectory: int, channel: int, title: str) -> Figure:

@@ -13,6 +13,7 @@ from squall.report.results import (
     Summary,
     compare_paired,
     corrected,
+    least_median,
     published,
     summarize,
 )
@@ -101,9 +102,8 @@ def tables_of(found: GridResults, baseline: str | None) -> list[tuple[str, list[
 
 
 def _least(rows: Sequence[Row], place: Place, by: str | None, kind: Kind) -> float:
-    """The least finite median of a column."""
-    summaries = [summarize(list(row.values(place, kind, by).values())) for row in rows]
-    return min((s.median for s in summaries if s and math.isfinite(s.median)), default=math.nan)
+    """The least median of a column."""
+    return least_median(summarize(list(row.values(place, kind, by).values())) for row in rows)
 
 
 def _number_cell(row: Row, place: Place, by: str | None, kind: Kind, least: float) -> Cell:

@@ -218,6 +218,12 @@ class Summary:
     count: int
 
 
+def least_median(summaries: Iterable[Summary | None]) -> float:
+    """The least finite median; NaN where fewer than two have one, since there is nothing to compare."""
+    medians = [s.median for s in summaries if s is not None and math.isfinite(s.median)]
+    return min(medians) if len(medians) > 1 else math.nan
+
+
 def summarize(values: Sequence[float]) -> Summary | None:
     """The median with its 95 % percentile bootstrap interval; None of nothing. Of one number, the number alone.
 

@@ -19,6 +19,7 @@ from squall.report.results import (
     Summary,
     compare_paired,
     corrected,
+    least_median,
     published,
     summarize,
 )
@@ -87,7 +88,7 @@ def _lines(rows: Sequence[Row], found: GridResults, p_values: Mapping[tuple[str,
     summaries = {
         name: [summarize(list(row.values(*column).values())) for row in rows] for name, column in columns.items()
     }
-    best = {name: min((s.median for s in column if s), default=None) for name, column in summaries.items()}
+    best = {name: least_median(column) for name, column in summaries.items()}
     for i, row in enumerate(rows):
         cells = [_interval(column[i], best[name]) for name, column in summaries.items()]
         p = p_values.get(row.labels)
@@ -101,11 +102,11 @@ def _lines(rows: Sequence[Row], found: GridResults, p_values: Mapping[tuple[str,
         yield "| " + " | ".join([f"*{name}*", "", "", *cells, "", ""]) + " |"
 
 
-def _interval(summary: Summary | None, best: float | None) -> str:
+def _interval(summary: Summary | None, best: float) -> str:
     if summary is None:
         return ""
     median = _number(summary.median)
-    median = f"**{median}**" if summary.median == best and math.isfinite(summary.median) else median
+    median = f"**{median}**" if summary.median == best else median
     return median if summary.count == 1 else f"{median} [{_number(summary.low)}, {_number(summary.high)}]"
 
 
