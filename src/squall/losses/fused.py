@@ -164,7 +164,7 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
     elif isinstance(rule, Budget):
         beta = beta if 0 < beta < math.inf else _relative_to_mean(passes, 4.0)
         return _uniform(passes) if beta == 0 else _solve_budget(passes, rule, softness * rule.budget, beta)
-    elif isinstance(rule, Relative):  # the mean costs a tenth of what a pass does that would know it beforehand
+    elif isinstance(rule, Relative):  # the mean costs a tenth of a sweep, which then serves the gradient too
         beta = _relative_to_mean(passes, rule.tau / softness)
     else:
         beta = softness / rule.temperature if isinstance(rule, Fixed) and rule.temperature > 0 else math.nan

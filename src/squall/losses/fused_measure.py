@@ -53,8 +53,8 @@ class MeasuredPasses(Blockwise):
             plain = torch.mul(z, m, out=d).sum().item()
             torch.mul(torch.sub(z, top, out=e).exp2_(), m, out=g)
             of_e, of_squares = orders(z, e, g, d, once, twice)
-            heaviest = int(g.argmax())
-            heaviest = g[heaviest].item(), top - z[heaviest].item()
+            place = int(g.argmax())
+            heaviest = g[place].item(), top - z[place].item()
             parts.append(Sums.of_doublings(p.numel(), top, plain, of_e, of_squares, *heaviest))
         return Sums.merged(parts)
 

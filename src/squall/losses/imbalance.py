@@ -155,7 +155,8 @@ class ImbalanceAwareLoss(nn.Module):
             `temperature` (unit of the error; the median over groups), `effective_fraction` (1/Σw² over n),
             `kl` (nats), `max_weight` (largest share of one point), `top_share` (weight of the 1 % of points
             with the largest errors; of a large batch an estimate from a sample of this process), `mean_error`,
-            `max_error`, `loss`. Empty before the first call.
+            `max_error`, `loss`. Empty before the first call. The effective fraction of a KL budget is right to some
+            thousandths.
         """
         return {} if self._account is None else self._account.numbers()
 
