@@ -10,6 +10,11 @@ thread, half of the members each, as `squall study run --workers 2 --together N`
 "floor" nothing but their six (HNN++) or three (NODE) matrix products of hidden size and the two tanh. So passes / apart
 is the most that batching can gain with these passes.
 Each round takes all in turn; shown are medians over the rounds, and the range of the ratios within a round.
+
+With `--device cuda` (and, say, `--members 60 --hidden 200`): "apart" is one training after the other by `squall.train`,
+"one" a batch of one, whose steps are CUDA graphs, "batched" all, and "products" the batched matrix products of hidden
+size alone. What happens once in a training, as the recording of the graph, is left out: each time is the difference
+between a training three times as long and one.
 """
 
 import argparse
@@ -17,9 +22,11 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 from squall.data import InMemory, Transitions
 from squall.ensemble import Member, train_together
@@ -124,6 +131,45 @@ def seconds_of(step: Callable[[], None], repetitions: int) -> float:
     return time.perf_counter() - start
 
 
+def apart_on_cuda(kind: str, hidden: int, seeds: list[int], steps: int) -> float:
+    """Seconds of the training of the first seed on the device."""
+    data = transitions()
+    one = member(kind, hidden, seeds[0], len(data))
+    fabric = Fabric(accelerator="cuda", devices=1)
+    start = time.perf_counter()
+    train(one.model, data, settings(steps), loss=one.loss, sampler=one.sampler, fabric=fabric)
+    return time.perf_counter() - start
+
+
+def products_on_cuda(kind: str, hidden: int, seeds: list[int], steps: int) -> float:
+    """Seconds of as many times the products of all members, and nothing else."""
+    x = torch.randn(len(seeds), BATCH * POINTS, hidden, device="cuda")
+    weight, out = torch.randn(len(seeds), hidden, hidden, device="cuda"), torch.empty_like(x)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(PRODUCTS[kind] * steps):
+        torch.bmm(x, weight, out=out)
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def per_step(work: Callable[..., float], kind: str, hidden: int, seeds: list[int], steps: int) -> float:
+    """Seconds of a step, without what happens once."""
+    work(kind, hidden, seeds, 5)  # warm up
+    short = work(kind, hidden, seeds, steps)
+    return (work(kind, hidden, seeds, 3 * steps) - short) / (2 * steps)
+
+
+CUDA_NAMES = ("apart", "one", "batched", "products")
+
+
+def one_round_on_cuda(kind: str, options: argparse.Namespace) -> tuple[float, ...]:
+    """Member steps per second of each of the CUDA_NAMES."""
+    seeds, together = list(range(options.members)), partial(batched, device="cuda", threads=torch.get_num_threads())
+    works = ((apart_on_cuda, seeds[:1]), (together, seeds[:1]), (together, seeds), (products_on_cuda, seeds))
+    return tuple(len(chosen) / per_step(work, kind, options.hidden, chosen, options.steps) for work, chosen in works)
+
+
 NAMES = ("apart", "batched", "by two", "passes", "floor")
 
 
@@ -132,7 +178,7 @@ def one_round(kind: str, options: argparse.Namespace) -> tuple[float, ...]:
     sizes = (kind, options.hidden, options.members, options.steps)
     apart = in_two_processes(alone, *sizes)
     threads = torch.get_num_threads()
-    seconds = batched(kind, options.hidden, list(range(options.members)), options.steps, options.device, threads)
+    seconds = batched(kind, options.hidden, list(range(options.members)), options.steps, "cpu", threads)
     together = options.members * options.steps / seconds
     return apart, together, *(in_two_processes(work, *sizes) for work in (batched, passes, floor))
 
@@ -143,13 +189,16 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     keep_freed_memory()
-    print(f"{options.members} members, hidden {options.hidden}, {options.steps} steps, {options.device}")
-    print(f"{'member steps per second':24s} " + " ".join(f"{name:>16s}" for name in NAMES))
+    on_cuda = options.device == "cuda"
+    measure, names = (one_round_on_cuda, CUDA_NAMES) if on_cuda else (one_round, NAMES)
+    device = torch.cuda.get_device_name() if on_cuda else "cpu"
+    print(f"{options.members} members, hidden {options.hidden}, {options.steps} steps, {device}")
+    print(f"{'member steps per second':24s} " + " ".join(f"{name:>16s}" for name in names))
     for kind in PRODUCTS:
-        rounds = np.array([one_round(kind, options) for _ in range(options.rounds)])
+        rounds = np.array([measure(kind, options) for _ in range(options.rounds)])
         ratios = rounds / rounds[:, :1]
         print(f"{kind:24s} " + " ".join(f"{rate:16.1f}" for rate in np.median(rounds, axis=0)))
         shown = zip(np.median(ratios, axis=0), ratios.min(axis=0), ratios.max(axis=0), strict=True)

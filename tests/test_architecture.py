@@ -12,7 +12,7 @@ PACKAGE = Path(squall.__file__).parent
 FLOORS = [
     {"_compiled", "_types", "terminal"},
     {"grid", "integrators", "losses", "placement"},
-    {"systems", "models"},
+    {"systems", "models", "stacked"},
     {"data", "sampling"},
     {"training", "diagnosis"},
     {"config", "ensemble", "evaluation"},

@@ -32,7 +32,7 @@ from squall.simulation import simulate_to_file
 from squall.study import PRESETS, read_study
 from squall.systems import SYSTEMS, ConvergenceError
 from squall.terminal import progress_bar, told
-from squall.trained import evaluate_run, open_run
+from squall.trained import evaluate_runs, open_run
 from squall.training import Recorder, TrainingDiverged
 
 __all__ = ["main"]
@@ -144,6 +144,7 @@ def _add_study_actions(parser: ArgumentParser) -> list[str]:
         "--together", type=int, default=1, help="trials that a process trains as one batched computation; for a GPU"
     )
     run_parser.add_argument("--part", type=str, default="1/1", help="i/n: the i-th of n parts, one per machine")
+    run_parser.add_argument("--grids", type=str, nargs="+", default=None, help="only these of its grids")
     status = _new_parser(description="How far a study is.")
     report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
     for part in (status, report):
@@ -317,8 +318,8 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
     from squall.report import evaluation_table, write_figures
 
     with console.status("rolling out"):
-        found = evaluate_run(
-            arguments.run,
+        (found,) = evaluate_runs(
+            [arguments.run],
             method=arguments.integrator,
             count=arguments.substeps,
             device=arguments.device,
@@ -413,6 +414,7 @@ def _study_run(options: Namespace, console: Console) -> int:
             workers=options.workers,
             together=options.together,
             part=_part(options.part),
+            grids=options.grids,
             progress=progress,
         )
     for trial in failed:

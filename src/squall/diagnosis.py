@@ -11,8 +11,9 @@ from torch import Tensor
 
 from squall._types import Rate
 from squall.integrators import Step
+from squall.stacked import Stacked
 
-__all__ = ["REGIMES", "RegimeThresholds", "growth_factor", "regime_thresholds"]
+__all__ = ["REGIMES", "RegimeThresholds", "growth_factor", "growth_factors", "regime_thresholds"]
 
 DENSE_LIMIT = 512
 """Largest state, in numbers, whose Jacobian is formed; larger ones are iterated on."""
@@ -76,19 +77,36 @@ def growth_factor(step: Step, rate: Rate, u: Tensor, dt: float) -> Tensor:
     tensor([2.], dtype=torch.float64)
     """
     size = u[0].numel()
-    factor = _dense_factor if size <= DENSE_LIMIT else _arnoldi_factor
-    return torch.tensor([factor(step, rate, state[None], dt) for state in u], dtype=torch.float64)
+    if size > DENSE_LIMIT:
+        factors = [_arnoldi_factor(step, rate, state[None], dt) for state in u]
+    else:
+        factors = [_spectral_radius(_jacobian(step, rate, state, dt)) for state in u]
+    return torch.tensor(factors, dtype=torch.float64)
 
 
-def _dense_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
-    """All rows of the Jacobian by one backward pass over copies of the state."""
+def growth_factors(step: Step, stacked: Stacked, u: Tensor, dt: float) -> Tensor:
+    """The growth factors of every member of a stack at the same states, (member, batch); see `growth_factor`."""
+    if u[0].numel() > DENSE_LIMIT:
+        u = u.to(stacked.device, stacked.dtype)
+        return torch.stack([growth_factor(step, stacked.member(i), u, dt) for i in range(len(stacked))])
+    jacobians = (_jacobian(step, stacked, state.to(stacked.device, stacked.dtype), dt, len(stacked)) for state in u)
+    factors = [[_spectral_radius(one) for one in of_state] for of_state in jacobians]
+    return torch.tensor(factors, dtype=torch.float64).T
+
+
+def _jacobian(step: Step, rate: Rate, state: Tensor, dt: float, *members: int) -> np.ndarray:
+    """∂u'/∂u at a state (channel, *space), for a stack that of every member: all rows by one backward pass over as
+    many copies of the state."""
     size = state.numel()
     with torch.enable_grad():
-        copies = state.detach().expand(size, *state.shape[1:]).clone().requires_grad_()
+        copies = state.detach().expand(*members, size, *state.shape).clone().requires_grad_()
         following = step(rate, copies, dt)
-        seeds = torch.eye(size).to(following).reshape(following.shape)
+        seeds = torch.eye(size).to(following).reshape(size, *state.shape).expand_as(following)
         rows = _product(following, copies, seeds)
-    jacobian = rows.reshape(size, size).double().cpu().numpy()
+    return rows.reshape(*members, size, size).double().cpu().numpy()
+
+
+def _spectral_radius(jacobian: np.ndarray) -> float:
     if not np.isfinite(jacobian).all():
         return float("inf")
     return float(np.abs(np.linalg.eigvals(jacobian)).max())

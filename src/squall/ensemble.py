@@ -3,14 +3,16 @@
 Their parameters are stacked, (member, ...), and one pass of `torch.vmap` predicts for all. Adam works number by number,
 so that one optimiser over the stacks does for every member what its own would. A loss is computed once for all members
 that share it. Each member stays a training of its own for its recorder: logged, validated, saved and resumed apart.
+
+On a CUDA device the data stay there where they fit, and a step, from the states to Adam, is one CUDA graph: the process
+only draws the minibatches, and looks at the losses where something is to be logged, validated or saved.
 """
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from squall.data import Transitions
 from squall.integrators import Step, euler, increment
 from squall.losses import ImbalanceAwareLoss
 from squall.losses.recipe import Recipe
-from squall.sampling import Sampler
+from squall.sampling import Sampler, UniformSampler
+from squall.stacked import Replayed, Stacked
 from squall.training import (
     Course,
     Recorder,
@@ -30,9 +33,23 @@ from squall.training import (
     adam,
     one_process,
     pair,
+    residual_of,
 )
 
 __all__ = ["Member", "train_together"]
+
+HELD_BYTES = 4 << 30
+"""Data up to this size are held on a CUDA device."""
+
+STEPS_AT_ONCE = 100
+"""Most steps on a CUDA device between two looks at the losses, and at whether to stop."""
+
+
+@runtime_checkable
+class ValidatesEach(Protocol):
+    """A validation that can look at all members at once."""
+
+    def each(self, models: Stacked) -> list[Validation]: ...
 
 
 @dataclass(frozen=True)
@@ -83,27 +100,27 @@ def train_together(
     settings = settings or TrainingSettings()
     if not members:
         raise ValueError("train_together: there is no member to train")
-    stack = _Stack(members, settings, step, transitions.dt, torch.device(device))
-    units = torch.tensor(scale or (1.0,), dtype=torch.float64)
+    stack = _Stack(members, transitions, settings, step, scale or (1.0,), torch.device(device))
     started = time.monotonic() - max(course.seconds for course in stack.courses)
     while stack.step < settings.steps and not any(m.recorder.stopping() for m in members) and stack.alive.any():
-        indices = torch.cat([member.sampler(stack.step) for member in members])
-        u, target = (x.unflatten(0, (len(members), -1)) for x in pair(transitions, indices, settings.residual))
-        values = stack.advance(u, target, units, settings.residual == "state", transitions.dt)
-        stack.tell(values, settings, time.monotonic() - started)
-    return stack.results(settings)
+        values = stack.advance()
+        stack.tell(values, time.monotonic() - started)
+    return stack.results()
 
 
 class _Stack:
-    """The stacked parameters with their optimiser, and each member's own course."""
+    """The stacked models with their optimiser, and each member's own course."""
 
     def __init__(
-        self, members: Sequence[Member], settings: TrainingSettings, step: Step, dt: float, device: torch.device
+        self,
+        members: Sequence[Member],
+        transitions: Transitions,
+        settings: TrainingSettings,
+        step: Step,
+        scale: Sequence[float],
+        device: torch.device,
     ) -> None:
-        self.members, self.device = members, device
-        shapes = [{name: p.shape for name, p in member.model.named_parameters()} for member in members]
-        if any(these != shapes[0] for these in shapes):
-            raise ValueError("train_together: the models differ in their parameters; train them apart")
+        self.members, self.settings = members, settings
         self.losses = _shared_losses([member.loss for member in members], device)
         self.courses = [_course(member, settings) for member in members]
         steps = {course.step for course in self.courses}
@@ -112,116 +129,135 @@ class _Stack:
         self.step = steps.pop()
         self.alive = torch.ones(len(members), dtype=torch.bool)
         self.diverged: dict[int, TrainingDiverged] = {}
-        self.parameters, self.buffers = torch.func.stack_module_state([member.model for member in members])
-        self.parameters = {name: p.detach().to(device).requires_grad_() for name, p in self.parameters.items()}
-        self.buffers = {name: b.to(device) for name, b in self.buffers.items()}
-        self.optimizer = adam(self.parameters.values(), settings, device)
+        self.models = _stacked(members, device)
+        self.parameters = list(self.models.parameters.values())
+        self.optimizer = adam(self.parameters, settings, device, replayed=device.type == "cuda")
         self._push_moments()
-        skeleton = copy.deepcopy(members[0].model).to("meta")
+        self.minibatches = _Minibatches(transitions, [member.sampler for member in members], settings, self.models)
+        self.integrator, self.dt = step, transitions.dt
+        self.unit = torch.tensor(scale, dtype=self.models.dtype, device=device)
+        # The memory of a step: what it starts from, where it stands and what it leaves.
+        self.u, self.target = self.minibatches.draw(self.step)
+        self.counter = torch.tensor(self.step, device=device)
+        self.values = torch.zeros(len(members), device=device, dtype=self.models.dtype)
+        self._one_step = Replayed(self._step, device)
 
-        def one(parameters: Any, buffers: Any, u: Tensor) -> Tensor:
-            def rate(v: Tensor) -> Tensor:
-                return torch.func.functional_call(skeleton, (parameters, buffers), (v,))
+    def advance(self) -> Tensor:
+        """Steps of all up to where something is due; the losses, (step, member), not finite where a member diverged."""
+        values = self.values.new_empty(self._until_due(), len(self.members))
+        for row in values:
+            for memory, drawn in zip((self.u, self.target), self.minibatches.draw(self.step), strict=True):
+                memory.copy_(drawn)
+            self._one_step()
+            row.copy_(self.values)
+            self.step += 1
+        return values.cpu()
 
-            return increment(step, rate, u, dt)
+    def _until_due(self) -> int:
+        """How many steps until a look at the losses: on a CPU, which computes as it goes, one."""
+        if self.models.device.type != "cuda":
+            return 1
+        settings = self.settings
+        periods = [p for p in (settings.log_every, settings.checkpoint_every, settings.validate_every) if p]
+        return min(STEPS_AT_ONCE, settings.steps - self.step, *(p - self.step % p for p in periods))
 
-        self.predict = torch.vmap(one)
-        self.dtype = next(iter(self.parameters.values())).dtype
-
-    def advance(self, u: Tensor, target: Tensor, units: Tensor, states: bool, dt: float) -> Tensor:
-        """One step of all; the losses (member,), not finite for a member that diverged.
-
-        Args:
-            u, target: (member, batch, channel, *space).
-            units: by which the residuals are divided, one number per channel.
-            states: whether the loss compares states.
-        """
-        u, target = u.to(self.device, self.dtype), target.to(self.device, self.dtype)
-        prediction = self.predict(self.parameters, self.buffers, u)
-        if states:
-            prediction = u + dt * prediction
-        unit = units.to(prediction).reshape(-1, *[1] * (prediction.dim() - 3))
-        prediction, target = prediction / unit, target / unit
+    def _step(self) -> None:
+        """One step of all, from `u` and `target` to `values` and the parameters."""
+        prediction = increment(self.integrator, self.models, self.u, self.dt)
+        if self.settings.residual == "state":
+            prediction = self.u + self.dt * prediction
+        unit = self.unit.reshape(-1, *[1] * (prediction.dim() - 3))
+        prediction, target = prediction / unit, self.target / unit
         fine = ((prediction - target).detach().square().flatten(1).amax(1)).isfinite()
         # A diverged member has no part in the losses, whose checks would stop all.
         shown = torch.where(fine.reshape(-1, *[1] * (prediction.dim() - 1)), prediction, target)
-        values = torch.zeros(len(self.members), device=self.device, dtype=self.dtype)
+        values = torch.zeros_like(self.values)
         for chosen, recipe in self.losses:
-            found = recipe.of_each_group(shown[chosen], target[chosen], torch.tensor(self.step))
+            found = recipe.of_each_group(shown[chosen], target[chosen], self.counter)
             values = values.index_add(0, chosen, found)
-        self.optimizer.zero_grad()
-        values.sum().backward()
+        gradients = torch.autograd.grad(values.sum(), self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient if gradient is None else gradient.contiguous()
         self.optimizer.step()
-        self.step += 1
-        return torch.where(fine, values.detach(), torch.inf).cpu()
+        self.values.copy_(torch.where(fine, values.detach(), torch.inf))
+        self.counter += 1
 
-    def tell(self, values: Tensor, settings: TrainingSettings, seconds: float) -> None:
-        """Log, validate and save what is due, member by member."""
-        last = self.step == settings.steps
-        due = {
-            "log": last or self.step % settings.log_every == 0,
-            "validate": settings.validate_every and (last or self.step % settings.validate_every == 0),
-            "save": last or self.step % settings.checkpoint_every == 0,
-        }
+    def tell(self, values: Tensor, seconds: float) -> None:
+        """Log, validate and save what is due after these steps, member by member."""
+        settings, last = self.settings, self.step == self.settings.steps
+        validates = settings.validate_every and (last or self.step % settings.validate_every == 0)
+        saves = last or self.step % settings.checkpoint_every == 0
+        if validates or saves:
+            self._pull()
+        validations = self._validations() if validates else None
         for i, (member, course) in enumerate(zip(self.members, self.courses, strict=True)):
             if not self.alive[i]:
                 continue
             course.step, course.seconds = self.step, seconds
-            if not values[i].isfinite():
-                self._lose(i, TrainingDiverged(self.step, "the prediction left the finite numbers"))
+            if not values[:, i].isfinite().all():
+                first = self.step - len(values) + int((~values[:, i].isfinite()).nonzero()[0])
+                self._lose(i, TrainingDiverged(first + 1, "the prediction left the finite numbers"))
                 continue
             member.recorder.stepped(self.step)
-            if due["log"]:
-                course.log({"loss": values[i].item()})
-            if due["validate"] or due["save"]:
-                self._pull(i)
+            if last or self.step % settings.log_every == 0:
+                course.log({"loss": values[-1, i].item()})
             try:
-                if due["validate"] and member.validate:
+                if validations is not None:
+                    course.validated(validations[i])
+                elif validates and member.validate:
                     course.validate(member.validate)
-                if due["save"]:
+                if saves:
                     course.save()
             except TrainingDiverged as error:
                 self._lose(i, error)
 
-    def results(self, settings: TrainingSettings) -> list[TrainingResult | TrainingDiverged]:
+    def _validations(self) -> list[Validation] | None:
+        """Of all members at once, None where they have to be validated one by one."""
+        validate = self.members[0].validate
+        if isinstance(validate, ValidatesEach) and all(member.validate == validate for member in self.members):
+            return validate.each(self.models)
+        return None
+
+    def results(self) -> list[TrainingResult | TrainingDiverged]:
         """What became of each member; its model holds its last weights."""
+        self._pull()
+        finished = self.step >= self.settings.steps
         found: list[TrainingResult | TrainingDiverged] = []
         for i, course in enumerate(self.courses):
-            if i in self.diverged:
-                found.append(self.diverged[i])
-                continue
-            self._pull(i)
-            finished = self.step >= settings.steps
-            if not finished:
+            if i not in self.diverged and not finished:
                 try:
                     course.save()
                 except TrainingDiverged as error:
-                    found.append(error)
-                    continue
+                    self._lose(i, error)
             course.model.eval()
-            found.append(TrainingResult(course.model, course.step, finished, course.history, course.best))
+            result = TrainingResult(course.model, course.step, finished, course.history, course.best)
+            found.append(self.diverged.get(i, result))
         return found
 
     def _lose(self, i: int, error: TrainingDiverged) -> None:
         self.alive[i] = False
         self.diverged[i] = error
 
-    def _pull(self, i: int) -> None:
-        """Bring a member's model and optimiser to where its slice of the stacks is."""
-        course = self.courses[i]
-        if isinstance(course.loss, ImbalanceAwareLoss):
-            course.loss.step.fill_(self.step)  # where its schedule stands
-        with torch.no_grad():
-            for (name, own), stacked in zip(course.model.named_parameters(), self.parameters.values(), strict=True):
-                assert self.parameters[name] is stacked
-                own.copy_(stacked[i])
-                for key, value in self.optimizer.state[stacked].items():
-                    part = value if value.dim() == 0 else value[i]
-                    course.optimizer.state[own][key] = part.detach().clone().to(own.device if value.dim() else "cpu")
+    def _pull(self) -> None:
+        """Bring every member's model and optimiser to where its slice of the stacks is."""
+        weights = {name: x.detach().cpu() for name, x in self.models.parameters.items()}
+        moments = {
+            name: {key: value.detach().cpu() for key, value in self.optimizer.state[x].items()}
+            for name, x in self.models.parameters.items()
+        }
+        for i, course in enumerate(self.courses):
+            if isinstance(course.loss, ImbalanceAwareLoss):
+                course.loss.step.fill_(self.step)  # where its schedule stands
+            with torch.no_grad():
+                for name, own in course.model.named_parameters():
+                    own.copy_(weights[name][i])
+                    course.optimizer.state[own].update(
+                        {key: (x if x.dim() == 0 else x[i].to(own.device)).clone() for key, x in moments[name].items()}
+                    )
 
     def _push_moments(self) -> None:
         """Stack what the members' optimisers hold after a resume."""
-        for name, stacked in self.parameters.items():
+        for name, stacked in self.models.parameters.items():
             states = [
                 course.optimizer.state.get(dict(course.model.named_parameters())[name]) for course in self.courses
             ]
@@ -229,7 +265,56 @@ class _Stack:
                 for key, value in states[0].items():
                     parts = [state[key] for state in states if state]
                     together = value.clone() if value.dim() == 0 else torch.stack(parts)
-                    self.optimizer.state[stacked][key] = together.to(self.device)
+                    on = self.models.device if value.dim() or self.models.device.type == "cuda" else value.device
+                    self.optimizer.state[stacked][key] = together.to(on)
+
+
+def _stacked(members: Sequence[Member], device: torch.device) -> Stacked:
+    try:
+        models = Stacked([member.model for member in members], device)
+    except ValueError as error:
+        raise ValueError(f"train_together: {error}; train them apart") from error
+    for parameter in models.parameters.values():
+        parameter.requires_grad_()
+    return models
+
+
+class _Minibatches:
+    """The minibatches of all members, (member, batch, channel, *space), on the device of the stack."""
+
+    def __init__(
+        self, transitions: Transitions, samplers: Sequence[Sampler], settings: TrainingSettings, models: Stacked
+    ) -> None:
+        self.transitions, self.settings, self.models = transitions, settings, models
+        self.samplers: list[Sampler] = []
+        """Each once: of members of one seed."""
+        self.whose: list[int] = []
+        for sampler in samplers:
+            known = [i for i, other in enumerate(self.samplers) if _draw_alike(sampler, other)]
+            self.whose.append(known[0] if known else len(self.samplers))
+            self.samplers += [] if known else [sampler]
+        source = transitions.source
+        held = models.device.type == "cuda" and source.nbytes <= HELD_BYTES
+        self.states = source.read().to(models.device) if held else None
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """States, and what is to be predicted."""
+        drawn = [sampler(step) for sampler in self.samplers]
+        indices = torch.stack([drawn[i] for i in self.whose])
+        if self.states is None:
+            u, target = pair(self.transitions, indices.flatten(), self.settings.residual)
+        else:
+            places = torch.stack(self.transitions.locate(indices.flatten()))
+            trajectories, starts = places.pin_memory().to(self.models.device, non_blocking=True)
+            u, u_next = self.states[trajectories, starts], self.states[trajectories, starts + 1]
+            target = residual_of(u, u_next, self.transitions.dt, self.settings.residual)
+        shape = (len(self.whose), -1)
+        u, target = (x.to(self.models.device, self.models.dtype).unflatten(0, shape) for x in (u, target))
+        return u, target
+
+
+def _draw_alike(a: Sampler, b: Sampler) -> bool:
+    return a is b or (isinstance(a, UniformSampler) and isinstance(b, UniformSampler) and a == b)
 
 
 def _course(member: Member, settings: TrainingSettings) -> Course:

@@ -7,6 +7,7 @@ diverged: it is counted, and a mean over rollouts of which one diverged is `None
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 
 from squall._types import PerState, Rate, Trajectories
 from squall.data import Source, Transitions
-from squall.diagnosis import DENSE_LIMIT, REGIMES, growth_factor, regime_thresholds
+from squall.diagnosis import DENSE_LIMIT, REGIMES, growth_factor, growth_factors, regime_thresholds
 from squall.integrators import Step, euler, increment, rollout
 from squall.placement import evaluating, like_model
+from squall.stacked import Stacked
 from squall.training import Score, Validation
 
-__all__ = ["Evaluation", "Physics", "RolloutValidation", "evaluate", "persistence"]
+__all__ = ["Evaluation", "Physics", "RolloutValidation", "evaluate", "evaluate_each", "persistence"]
 
 CHUNK_NUMBERS = 2**24
 """How many numbers of the truth are held at a time."""
@@ -127,30 +129,69 @@ def evaluate(
     Returns:
         the errors.
     """
+    (found,) = _evaluate(model, source, step, system, scale, keep)
+    return found
+
+
+def evaluate_each(
+    models: Stacked,
+    source: Source,
+    *,
+    step: Step = euler,
+    system: Physics | None = None,
+    scale: Sequence[float] | None = None,
+    keep: int = 2,
+) -> list[Evaluation]:
+    """What `evaluate` finds of every member of a stack, to rounding; they are rolled out as one.
+
+    Args:
+        models: the members.
+        source, step, system, scale, keep: as `evaluate` takes them.
+    """
+    return _evaluate(models, source, step, system, scale, keep)
+
+
+def _evaluate(
+    model: Rate | Stacked,
+    source: Source,
+    step: Step,
+    system: Physics | None,
+    scale: Sequence[float] | None,
+    keep: int,
+) -> list[Evaluation]:
+    """One for every member of a stack; of a model the only one."""
     if source.trajectories == 0:
         raise ValueError("evaluate: the source holds no trajectory")
-    with torch.no_grad(), evaluating(model):
-        tally = _RolloutTally(source, system, keep)
-        for indices, truth in _chunks(source):
-            tally.add(indices, truth, _roll_out(model, step, truth, source.dt))
-        steps = _StepTally(source, system, scale, tally.frames)
-        for indices, truth in _chunks(source):
-            steps.add(truth, _mean_rates(model, step, truth, source.dt), keep=keep - indices[0])
-        growth = _growth(model, source, step, GROWTH_STATES)
+    members = range(_members(model))
+    with torch.no_grad(), _evaluating(model):
+        rollouts = [_RolloutTally(source, system, keep) for _ in members]
+        for indices, truth in _chunks(source, model):
+            for tally, prediction in zip(rollouts, _roll_out(model, step, truth, source.dt), strict=True):
+                tally.add(indices, truth, prediction)
+        regimes = _Regimes(source, system)
+        steps = [_StepTally(source, regimes, scale, rollouts[0].frames) for _ in members]
+        for indices, truth in _chunks(source, model):
+            labels = regimes.of(truth)
+            for tally, rates in zip(steps, _mean_rates(model, step, truth, source.dt), strict=True):
+                tally.add(truth, rates, labels, keep=keep - indices[0])
+        growths = _growth(model, source, step, GROWTH_STATES)
         mean = _mean_state(source)
         baselines = {
             "persistence": _baseline(source, system, persistence),
             "mean state": _baseline(source, system, mean.expand_as),
         }
-    return Evaluation(
-        rollout=tally.errors(),
-        one_step=steps.errors(),
-        regimes=steps.regimes(),
-        growth=growth,
-        baselines=baselines,
-        curves=tally.curves(),
-        rollouts=Rollouts(*tally.rollouts(), *steps.fields()),
-    )
+    return [
+        Evaluation(
+            rollout=rolled.errors(),
+            one_step=stepped.errors(),
+            regimes=stepped.regimes(),
+            growth=growth,
+            baselines=baselines,
+            curves=rolled.curves(),
+            rollouts=Rollouts(*rolled.rollouts(), *stepped.fields()),
+        )
+        for rolled, stepped, growth in zip(rollouts, steps, growths, strict=True)
+    ]
 
 
 def persistence(truth: Trajectories) -> Trajectories:
@@ -175,40 +216,67 @@ class RolloutValidation:
     states: int = 5
 
     def __call__(self, model: nn.Module) -> Validation:
-        with torch.no_grad(), evaluating(model):
-            tally = _RolloutTally(self.source, None, keep=0, scale=self.scale)
-            for indices, truth in _chunks(self.source):
-                tally.add(indices, truth, _roll_out(model, self.step, truth, self.source.dt))
-            growth = _growth(model, self.source, self.step, self.states)
-        errors = tally.errors()
-        error = errors["scaled_of_finite"]
-        score = Score(errors["diverged"], math.inf if error is None else error)
-        metrics = {
-            "rollout_states": errors["states"],
-            "rollout_states_of_finite": errors["states_of_finite"],
-            "score": error,
-            "diverged": errors["diverged"],
-            "growth_factor": growth["max"],
-        }
-        return Validation(score, metrics)
+        (found,) = self._validate(model)
+        return found
+
+    def each(self, models: Stacked) -> list[Validation]:
+        """The validation of every member of a stack, to rounding."""
+        return self._validate(models)
+
+    def _validate(self, model: nn.Module | Stacked) -> list[Validation]:
+        with torch.no_grad(), _evaluating(model):
+            tallies = [_RolloutTally(self.source, None, keep=0, scale=self.scale) for _ in range(_members(model))]
+            for indices, truth in _chunks(self.source, model):
+                for tally, prediction in zip(tallies, _roll_out(model, self.step, truth, self.source.dt), strict=True):
+                    tally.add(indices, truth, prediction)
+            growths = _growth(model, self.source, self.step, self.states)
+        return [_validation(tally.errors(), growth["max"]) for tally, growth in zip(tallies, growths, strict=True)]
 
 
-def _chunks(source: Source) -> Iterator[tuple[list[int], Tensor]]:
-    """The trajectories, as many at a time as memory allows, in float64."""
+def _validation(errors: dict[str, Any], growth: float | None) -> Validation:
+    error = errors["scaled_of_finite"]
+    score = Score(errors["diverged"], math.inf if error is None else error)
+    metrics = {
+        "rollout_states": errors["states"],
+        "rollout_states_of_finite": errors["states_of_finite"],
+        "score": error,
+        "diverged": errors["diverged"],
+        "growth_factor": growth,
+    }
+    return Validation(score, metrics)
+
+
+def _members(model: Rate | Stacked) -> int:
+    return len(model) if isinstance(model, Stacked) else 1
+
+
+def _evaluating(model: Rate | Stacked) -> AbstractContextManager[None]:
+    return evaluating(model.skeleton if isinstance(model, Stacked) else model)
+
+
+def _chunks(source: Source, model: Rate | Stacked | None = None) -> Iterator[tuple[list[int], Tensor]]:
+    """The trajectories, as many at a time as memory allows, in float64; for a stack where it computes."""
+    members, device = (len(model), model.device) if isinstance(model, Stacked) else (1, None)
     size = (source.steps + 1) * source.channels * math.prod(source.space)
-    count = max(1, CHUNK_NUMBERS // size)
+    count = max(1, CHUNK_NUMBERS // (size * members))
     for start in range(0, source.trajectories, count):
         indices = list(range(start, min(start + count, source.trajectories)))
-        yield indices, source.read(indices).double()
+        yield indices, source.read(indices).to(device, torch.float64)
 
 
-def _roll_out(model: Rate, step: Step, truth: Tensor, dt: float) -> Tensor:
-    firsts = like_model(model, truth[:, 0]).split(_states_at_a_time(truth[0, 0]))
-    return torch.cat([rollout(step, model, first, dt, truth.shape[1] - 1) for first in firsts]).to(truth)
+def _roll_out(model: Rate | Stacked, step: Step, truth: Tensor, dt: float) -> Iterator[Tensor]:
+    """The trajectories (batch, time, channel, *space) that every member predicts."""
+    firsts = truth[:, 0].split(_states_at_a_time(truth[0, 0], model))
+    if isinstance(model, Stacked):
+        rolled = torch.cat([model.rollout(step, first, dt, truth.shape[1] - 1) for first in firsts], 1)
+    else:
+        parts = [rollout(step, model, like_model(model, first), dt, truth.shape[1] - 1) for first in firsts]
+        rolled = torch.cat(parts)[None]
+    return (one.to(truth) for one in rolled)
 
 
-def _states_at_a_time(state: Tensor) -> int:
-    return max(1, BATCH_NUMBERS // state.numel())
+def _states_at_a_time(state: Tensor, model: Rate | Stacked) -> int:
+    return max(1, BATCH_NUMBERS // (state.numel() * _members(model)))
 
 
 def _mean_state(source: Source) -> Tensor:
@@ -249,15 +317,15 @@ class _RolloutTally:
         """One chunk of trajectories, with the state at time 0, (batch, time, channel, *space)."""
         kept = max(0, min(self.keep - indices[0], len(indices)))
         if kept:
-            self.kept.append((truth[:kept, self.frames], prediction[:kept, self.frames]))
+            self.kept.append((truth[:kept, self.frames].cpu(), prediction[:kept, self.frames].cpu()))
         truth, prediction = truth[:, 1:], prediction[:, 1:]
         self.diverged.append(~torch.isfinite(prediction).flatten(1).all(1))
         squared = (prediction - truth).square().flatten(3)
         self.states.append(squared.mean((2, 3)))
-        self.scaled.append((squared.mean((1, 3)) / self.scale.square()).mean(1))
+        self.scaled.append((squared.mean((1, 3)) / self.scale.to(truth).square()).mean(1))
         variance = truth.flatten(3).var(-1, correction=0)
         self.vrmse.append((squared.mean(-1) / (variance + VRMSE_FLOOR)).sqrt().mean(1))
-        mass = ((prediction - truth) * self.volumes).flatten(3).sum(-1)
+        mass = ((prediction - truth) * self.volumes.to(truth)).flatten(3).sum(-1)
         self.mass.append(mass.square().mean(-1))
         if self.system is not None:
             self.energies.append((_energy(self.system, truth), _energy(self.system, prediction)))
@@ -339,82 +407,93 @@ def _baseline(source: Source, system: Physics | None, predict: Callable[[Tensor]
     return {name: errors[name] for name in ("states", "energy", "mass") if name in errors}
 
 
-def _growth(model: Rate, source: Source, step: Step, states: int) -> dict[str, float | None]:
+def _growth(model: Rate | Stacked, source: Source, step: Step, states: int) -> list[dict[str, float | None]]:
+    """Median and largest growth factor of every member."""
     transitions = Transitions(source)
     if source.channels * math.prod(source.space) > DENSE_LIMIT:
         states = max(1, states // 10)
     chosen = torch.linspace(0, len(transitions) - 1, min(states, len(transitions))).round().long()
     u, _ = transitions.fetch(chosen)
-    factors = growth_factor(step, model, like_model(model, u), source.dt)
-    found = {"median": factors.nanmedian().item(), "max": factors.max().item()}
-    return {name: x if math.isfinite(x) else None for name, x in found.items()}
+    if isinstance(model, Stacked):
+        every = growth_factors(step, model, u, source.dt)
+    else:
+        every = growth_factor(step, model, like_model(model, u), source.dt)[None]
+    return [_finite({"median": one.nanmedian().item(), "max": one.max().item()}) for one in every]
 
 
-def _mean_rates(model: Rate, step: Step, truth: Tensor, dt: float) -> Tensor:
-    """The learned mean rate over every step of the truth, (batch, steps, channel, *space)."""
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+
+
+def _mean_rates(model: Rate | Stacked, step: Step, truth: Tensor, dt: float) -> Iterator[Tensor]:
+    """The mean rate over every step of the truth, (batch, steps, channel, *space), as every member has it."""
     u = truth[:, :-1]
-    pieces = like_model(model, u.flatten(0, 1)).split(_states_at_a_time(truth[0, 0]))
-    return torch.cat([increment(step, model, piece, dt) for piece in pieces]).to(truth).reshape(u.shape)
+    pieces = u.flatten(0, 1).split(_states_at_a_time(truth[0, 0], model))
+    if isinstance(model, Stacked):
+        rates = torch.cat([increment(step, model, model.shared(piece), dt) for piece in pieces], 1)
+    else:
+        rates = torch.cat([increment(step, model, like_model(model, piece), dt) for piece in pieces])[None]
+    return (one.to(truth).reshape(u.shape) for one in rates)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """One division of all points and steps into regimes, with what was summed over each."""
+class _Regimes:
+    """The divisions of all points and steps of the truth into regimes: the generic one, and the system's own."""
 
-    names: tuple[str, ...]
-    label: Callable[[Tensor, Tensor], Tensor]
-    """(truth, its rates) → the regime of every point and step."""
-    total: Tensor
-    count: Tensor
+    def __init__(self, source: Source, system: Physics | None) -> None:
+        self.dt, self.thresholds = source.dt, regime_thresholds(_some_speeds(source))
+        self.system = system if isinstance(system, Phases) and system.has_regimes else None
+        self.names = [tuple(REGIMES.values())] + ([] if self.system is None else [self.system.regime_names])
+
+    def of(self, truth: Tensor) -> list[Tensor]:
+        """For each division the regime of every point and step, (batch, steps, channel, *space)."""
+        states = truth.cpu()
+        labels = [self.thresholds.label(_rates(states, self.dt).abs())]
+        if self.system is not None:
+            labels.append(self.system.regimes(states))
+        return [label.to(truth.device) for label in labels]
+
+
+def _rates(truth: Tensor, dt: float) -> Tensor:
+    return truth.diff(dim=1) / dt
 
 
 class _StepTally:
     """Gathers the squared errors of the mean rate over one step, of every step: all, and by regime."""
 
-    def __init__(self, source: Source, system: Physics | None, scale: Sequence[float] | None, frames: slice) -> None:
-        self.source, self.scale, self.frames = source, scale, frames
-        thresholds = regime_thresholds(_some_speeds(source))
-        self.divisions = [self._division(tuple(REGIMES.values()), lambda _, rate: thresholds.label(rate.abs()))]
-        self.physical = isinstance(system, Phases) and system.has_regimes
-        if isinstance(system, Phases) and system.has_regimes:
-            self.divisions.append(self._division(system.regime_names, lambda truth, _: system.regimes(truth)))
+    def __init__(self, source: Source, regimes: _Regimes, scale: Sequence[float] | None, frames: slice) -> None:
+        self.source, self.names, self.scale, self.frames = source, regimes.names, scale, frames
+        self.physical = regimes.system is not None
+        self.totals, self.counts = ([torch.zeros(len(names)).double() for names in self.names] for _ in range(2))
         numbers = source.trajectories * source.steps * source.channels * math.prod(source.space)
         self.top = max(1, math.ceil(numbers / 100))
         self.largest = torch.zeros(0, dtype=torch.float64)
         self.kept: list[tuple[Tensor, Tensor]] = []
 
-    def _division(self, names: tuple[str, ...], label: Callable[[Tensor, Tensor], Tensor]) -> _Labels:
-        return _Labels(names, label, *torch.zeros(2, len(names), dtype=torch.float64))
-
-    def add(self, truth: Tensor, found: Tensor, keep: int) -> None:
+    def add(self, truth: Tensor, found: Tensor, labels: list[Tensor], keep: int) -> None:
         """One chunk of trajectories and the learned rates; the fields of the first `keep` are kept."""
-        rate = truth.diff(dim=1) / self.source.dt
-        error = found - rate
+        error = found - _rates(truth, self.source.dt)
         if self.scale is not None:
             error = error / _broadcast(self.scale, truth)
         squared = error.square()
-        labels = torch.full_like(squared, -1)
-        for division in self.divisions:
-            labels = division.label(truth, rate)
-            division.total.index_add_(0, labels.flatten(), squared.flatten())
-            division.count.index_add_(0, labels.flatten(), torch.ones_like(squared).flatten())
-        candidates = torch.cat([self.largest, squared.flatten()])
+        for label, total, count in zip(labels, self.totals, self.counts, strict=True):
+            inside = [label == i for i in range(len(total))]
+            total += torch.stack([squared[chosen].sum() for chosen in inside]).cpu()
+            count += torch.stack([chosen.sum() for chosen in inside]).cpu()
+        candidates = torch.cat([self.largest.to(squared), squared.flatten()])
         self.largest = candidates.topk(min(self.top, len(candidates))).values
         if keep > 0:
-            labels = labels if self.physical else torch.full_like(labels, -1)
-            self.kept.append((squared[:keep, self.frames], labels[:keep, self.frames]))
+            shown = labels[-1] if self.physical else torch.full_like(labels[-1], -1)
+            self.kept.append((squared[:keep, self.frames].cpu(), shown[:keep, self.frames].cpu()))
 
     def errors(self) -> dict[str, float]:
-        generic = self.divisions[0]
-        mean = (generic.total.sum() / generic.count.sum()).item()
+        mean = (self.totals[0].sum() / self.counts[0].sum()).item()
         return {"mean": mean, "top_1_percent": self.largest.mean().item(), "max": self.largest.max().item()}
 
     def regimes(self) -> dict[str, dict[str, float]]:
         found = {}
-        for division in self.divisions:
-            share, part = division.count / division.count.sum(), division.total / division.total.sum()
-            error = division.total / division.count.clamp(min=1)
-            for name, *numbers in zip(division.names, share.tolist(), error.tolist(), part.tolist(), strict=True):
+        for names, total, count in zip(self.names, self.totals, self.counts, strict=True):
+            share, part, error = count / count.sum(), total / total.sum(), total / count.clamp(min=1)
+            for name, *numbers in zip(names, share.tolist(), error.tolist(), part.tolist(), strict=True):
                 found[name] = dict(zip(("share", "error", "share_of_error"), numbers, strict=True))
         return found
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,7 +158,7 @@ def _train_together(
     first = prepared[0]
     members = [
         Member(
-            one.experiment.model.to(one.fabric.device, FULL_PRECISIONS[one.experiment.config.device.precision]),
+            one.experiment.model.to(FULL_PRECISIONS[one.experiment.config.device.precision]),
             one.experiment.loss,
             one.sampler,
             _validation(one.experiment),
@@ -326,8 +328,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit of squall's own sources, where they are a checkout."""
+    """The commit of squall's own sources, where they are a checkout; of a copy of one, SQUALL_COMMIT may tell."""
+    if told := os.environ.get("SQUALL_COMMIT"):
+        return told
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -161,6 +161,17 @@ class Study:
         """Every trial once, in the order of the grids and, within one, seed by seed."""
         return tuple({trial.identity: trial for grid in self.grids.values() for trial in grid.trials.values()}.values())
 
+    def trials_of(self, grids: Iterable[str]) -> tuple[Trial, ...]:
+        """The trials of these grids, each once, in their order.
+
+        Raises:
+            ConfigError: if the study has no such grid.
+        """
+        wanted = list(grids)
+        _known(f"grid of the study '{self.name}'", wanted, self.grids)
+        identities = set().union(*(self.grids[name].identities for name in wanted))
+        return tuple(trial for trial in self.trials if trial.identity in identities)
+
     def shown(self, trial: Trial) -> set[str]:
         """What the report makes of the grids that a trial stands in."""
         return {what for grid in self.grids.values() if trial.identity in grid.identities for what in grid.show}

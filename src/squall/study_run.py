@@ -25,7 +25,7 @@ from squall.runs import can_run_together, run_together
 from squall.simulation import simulate_to_file
 from squall.study import SHOWN_FROM_FIELDS, SIZES, TRIAL, OtherIntegrator, Study, StudyFolder, Trial
 from squall.systems import SYSTEMS
-from squall.trained import evaluate_run
+from squall.trained import evaluate_runs
 from squall.training import Recorder, TrainingDiverged
 
 __all__ = ["Progress", "part_of", "run_study"]
@@ -49,6 +49,7 @@ def run_study(
     workers: int | None = None,
     together: int = 1,
     part: tuple[int, int] = (1, 1),
+    grids: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> list[Trial]:
     """Run every trial that its folder does not hold yet.
@@ -63,6 +64,7 @@ def run_study(
         together: how many trials a process trains at once as one batched computation, where they differ only by
             seed, loss and sampling; meant for a GPU.
         part: (i, n): only the i-th of n parts of the trials, for n machines whose folders are then copied together.
+        grids: only the trials of these; of all grids if left out.
         progress: told of the steps that are done.
 
     Returns:
@@ -70,13 +72,14 @@ def run_study(
 
     Raises:
         RunFolderError: if the folder holds another study, or another process works on it.
+        ConfigError: if the study has no such grid.
         ValueError: for a part or a number of workers that cannot be.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     for name, value in (("workers", workers), ("together", together)):
         if value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1")
-    trials = part_of(study.trials, part)
+    trials = part_of(study.trials if grids is None else study.trials_of(grids), part)
     folder = StudyFolder(path)
     folder.refuse_other(study)
     RunFolder(folder.path).create()
@@ -262,11 +265,14 @@ def _run_batch(tasks: Sequence[_Task]) -> None:
         for task in tasks:
             _wait_for(RunFolder(task.path))
         results = run_together([(task.config, task.path) for task in tasks], _stop)
+        finished: dict[tuple[OtherIntegrator, ...], list[_Task]] = {}
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, TrainingDiverged):
                 _keep_failure(task, result)
             elif result is None or result.finished:
-                _keep_result(task)
+                finished.setdefault(task.evaluations, []).append(task)
+        for group in finished.values():
+            _keep_results(group)
 
 
 def _device(config: RunConfig) -> str:
@@ -281,12 +287,19 @@ def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
     _forget(task)
 
 
+def _keep_results(tasks: Sequence[_Task]) -> None:
+    """Of tasks that are trained and want the same evaluations."""
+    first, paths = tasks[0], [task.path for task in tasks]
+    where: dict[str, Any] = {"data": first.config.data.path, "device": _device(first.config)}
+    evaluate_runs(paths, fields_of="last", **where)
+    for other in first.evaluations:
+        evaluate_runs(paths, method=other.integrator, count=other.substeps, **where)
+    for task in tasks:
+        _keep_result(task)
+
+
 def _keep_result(task: _Task) -> None:
     folder, trial = RunFolder(task.path), task.trial
-    where: dict[str, Any] = {"data": task.config.data.path, "device": _device(task.config)}
-    evaluate_run(task.path, fields_of="last", **where)
-    for other in task.evaluations:
-        evaluate_run(task.path, method=other.integrator, count=other.substeps, **where)
     for name in ("evaluation", *task.others):
         _thin_curves(folder, f"{name}.json")
     if task.shown & SHOWN_FROM_FIELDS:

@@ -1,16 +1,18 @@
 """A trained run, read back from its folder: evaluated, and rolled out."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from squall.config import ConfigError, from_dict
 from squall.data import Normalization, Source
-from squall.evaluation import Rollouts, evaluate
+from squall.evaluation import Evaluation, Rollouts, evaluate, evaluate_each
 from squall.experiment import Experiment, build, integrator
 from squall.integrators import Step, rollout, substeps
 from squall.placement import like_model, threads
@@ -23,8 +25,9 @@ from squall.run_folder import (
     evaluation_suffix,
     fingerprint,
 )
+from squall.stacked import Stacked
 
-__all__ = ["TrainedRun", "evaluate_run", "open_run"]
+__all__ = ["TrainedRun", "evaluate_runs", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -107,52 +110,59 @@ def open_run(path: Path | str, data: str | None = None) -> TrainedRun:
     return TrainedRun(folder, experiment)
 
 
-def evaluate_run(
-    path: Path | str,
+def evaluate_runs(
+    paths: Sequence[Path | str],
     *,
     method: str | None = None,
     count: int = 1,
     device: str = "cpu",
     data: str | None = None,
     fields_of: Kind = "best",
-) -> dict[str, Any]:
-    """Evaluate the best and the last checkpoint of a run on its test trajectories; write what was found.
+) -> list[dict[str, Any]]:
+    """Evaluate the best and the last checkpoint of runs on their test trajectories; write what was found.
 
     One-step errors of data that squall did not simulate are in units of each field's standard deviation over the
     test trajectories, so that fields of different units can be added, and runs be compared.
 
     Args:
-        path: the run folder. `evaluation.json` and `rollouts.npz` are written into it; with another integrator
-            than that of the training their names carry it.
+        paths: the run folders; several are evaluated as one, so they must be runs that could be trained together (see
+            `runs.can_run_together`). `evaluation.json` and `rollouts.npz` are written into each; with another
+            integrator than that of the training their names carry it.
         method: the integrator of the rollouts; that of the training if left out.
         count: how many steps of it cover one dt.
         device: where to compute.
-        data: where its data file is now, if it was moved.
+        data: where the data file is now, if it was moved.
         fields_of: which weights' rollouts are kept for figures, where there are both.
 
     Returns:
-        what `evaluation.json` holds.
+        for each run what its `evaluation.json` holds.
     """
-    kinds = _kinds(RunFolder(path))
-    run = open_run(path, data)
-    experiment = run.experiment
+    kinds = [_kinds(RunFolder(path)) for path in paths]
+    runs = [open_run(path, data) for path in paths]
+    experiment = runs[0].experiment
     test = experiment.split.test
     if test.trajectories == 0:
         raise ConfigError("data.test is 0: there are no test trajectories to evaluate on")
     step = _evaluation_step(experiment, method, count)
     scale = None if experiment.system is not None else Normalization.fit(test).std
-    model = experiment.model.to(_device(device))
-    checkpoints: dict[str, Any] = {}
-    with threads(experiment.config.device.threads):
-        for kind in kinds:
-            kind, trained_steps = run.load(kind)
-            evaluation = evaluate(model, test, step=step, system=experiment.system, scale=scale)
-            checkpoints[kind] = {"step": trained_steps, **evaluation.to_dict()}
-            if kind == fields_of or len(kinds) == 1:
-                _write_rollouts(
-                    run.folder, f"rollouts{evaluation_suffix(method, count)}.npz", evaluation.rollouts, test
-                )
-    found = {
+    where = _device(device)
+    checkpoints: list[dict[str, Any]] = [{} for _ in runs]
+    for asked in ("best", "last"):
+        chosen = [i for i in range(len(runs)) if asked in kinds[i]]
+        loaded = [runs[i].load(asked) for i in chosen]
+        with threads(experiment.config.device.threads):
+            evaluations = _evaluations(
+                [runs[i].experiment.model for i in chosen],
+                where,
+                partial(evaluate, source=test, step=step, system=experiment.system, scale=scale),
+                partial(evaluate_each, source=test, step=step, system=experiment.system, scale=scale),
+            )
+        for i, (kind, trained_steps), evaluation in zip(chosen, loaded, evaluations, strict=True):
+            checkpoints[i][kind] = {"step": trained_steps, **evaluation.to_dict()}
+            if kind == fields_of or len(kinds[i]) == 1:
+                name = f"rollouts{evaluation_suffix(method, count)}.npz"
+                _write_rollouts(runs[i].folder, name, evaluation.rollouts, test)
+    about = {
         "integrator": getattr(step, "name", "step"),
         "dt": test.dt,
         "steps": test.steps,
@@ -161,10 +171,23 @@ def evaluate_run(
         "standardized": scale is not None,
         "system": None if experiment.system is None else experiment.system.name,
         "data": fingerprint(experiment.config.data.path),
-        "checkpoints": checkpoints,
     }
-    run.folder.write_json(f"evaluation{evaluation_suffix(method, count)}.json", found)
+    found = [{**about, "checkpoints": of_run} for of_run in checkpoints]
+    for run, one in zip(runs, found, strict=True):
+        run.folder.write_json(f"evaluation{evaluation_suffix(method, count)}.json", one)
     return found
+
+
+def _evaluations(
+    models: Sequence[nn.Module],
+    device: torch.device,
+    alone: Callable[[nn.Module], Evaluation],
+    together: Callable[[Stacked], list[Evaluation]],
+) -> list[Evaluation]:
+    """Of one model by itself, of several as one."""
+    if len(models) > 1:
+        return together(Stacked(models, device))
+    return [alone(model.to(device)) for model in models]
 
 
 def _kinds(folder: RunFolder) -> list[Kind]:

@@ -296,6 +296,9 @@ class Course:
         self.model.eval()
         found = validate(self.model)
         self.model.train()
+        self.validated(found)
+
+    def validated(self, found: Validation) -> None:
         self.log({"validation": dict(found.metrics)})
         if self.score is None or found.score < self.score:
             self.score = found.score
@@ -343,13 +346,19 @@ def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
 
-def adam(parameters: Iterable[Tensor], settings: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
-    """Adam, in one pass on a CPU over plain parameters: that pass knows no complex numbers and no strides."""
+def adam(
+    parameters: Iterable[Tensor], settings: TrainingSettings, device: torch.device, *, replayed: bool = False
+) -> torch.optim.Optimizer:
+    """Adam, in one pass on a CPU over plain parameters: that pass knows no complex numbers and no strides.
+
+    `replayed`: as part of a CUDA graph, likewise in one pass, which counts its steps on the device.
+    """
     parameters = list(parameters)
     if not parameters:
         raise ValueError("the model has no parameters: there is nothing to train")
-    fused = device.type == "cpu" and all(p.is_floating_point() and p.is_contiguous() for p in parameters)
-    return torch.optim.Adam(parameters, settings.learning_rate, fused=fused or None)
+    plain = all(p.is_floating_point() and p.is_contiguous() for p in parameters)
+    fused = plain and (replayed or device.type == "cpu")
+    return torch.optim.Adam(parameters, settings.learning_rate, fused=fused or None, capturable=replayed)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
@@ -396,7 +405,12 @@ def _private_randomness(seed: int, device: torch.device) -> Iterator[None]:
 def pair(transitions: Transitions, indices: Tensor, residual: Residual) -> tuple[Tensor, Tensor]:
     """States and what is to be predicted, in the precision of the data: float32 differences lose digits."""
     u, u_next = transitions.fetch(indices)
-    return u, (u_next - u) / transitions.dt if residual == "rate" else u_next
+    return u, residual_of(u, u_next, transitions.dt, residual)
+
+
+def residual_of(u: Tensor, u_next: Tensor, dt: float, residual: Residual) -> Tensor:
+    """What is to be predicted of a transition: the mean rate over the step, or the next state."""
+    return (u_next - u) / dt if residual == "rate" else u_next
 
 
 def _loss_value(loss: nn.Module, prediction: Tensor, target: Tensor, scale: Sequence[float], step: int) -> Tensor:

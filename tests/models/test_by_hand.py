@@ -146,6 +146,17 @@ def test_the_inputs_stay_as_they_were(case: Case) -> None:
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
+def test_the_passes_over_stacks_agree_with_the_formula_of_each(case: Case) -> None:
+    members = [case.inputs(rows) for rows in (11, 11)]
+    stacks = [torch.stack(parts).detach().requires_grad_() for parts in zip(*members, strict=True)]
+    stacks[1].data[1] *= 2
+    stacked = case.function.batched()
+    ours, formula = gradients(stacked, stacks), gradients(stacked.formula, stacks)
+    torch.testing.assert_close(stacked(*stacks), stacked.formula(*stacks), rtol=1e-13, atol=1e-13)
+    for name, a, b in zip(NAMES, ours, formula, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_no_gradient_is_made_where_none_is_asked_for(case: Case) -> None:
     inputs = case.inputs(rows=4)
     with torch.no_grad():

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -24,13 +24,14 @@ PyTorch's 3.2 and 8, that of `_tanh_numba` 0.7 and 2.4."""
 class ByHand:
     """The function that `formula` says, computed by `forward` and `backward` where these can take its place.
 
-    They take its place in plain evaluation and in first derivatives by reverse mode, on a CPU under `torch.vmap` too.
+    They take its place in plain evaluation and in first derivatives by reverse mode, under `torch.vmap` too.
     Higher derivatives, forward mode, `torch.compile` and autocast go by the formula, so the passes by hand need no
     derivatives and may work in place.
 
     Args:
         formula: from tensors to a tensor, by operations that PyTorch can differentiate.
-        forward: from the same tensors to the result, followed by whatever `backward` wants to have kept.
+        forward: from the same tensors, or from stacks (member, ...) of them, to the result, followed by whatever
+            `backward` wants to have kept.
         backward: from the gradient of the result, the tensors, what was kept, and for every tensor whether its
             gradient is needed, to the gradients of the tensors. It may return None for what is not needed.
     """
@@ -44,7 +45,12 @@ class ByHand:
             return self.formula(*inputs)  # the compiler and autocast need to see the operations
         return _ByHand.apply(self, *inputs)[0]
 
-    def stacked(self) -> "ByHand":
+    def batched(self) -> "ByHand":
+        """The function of many inputs at once, (member, ...) each: the passes over whole stacks, whose many small
+        products are one large one."""
+        return replace(self, formula=torch.vmap(self.formula, randomness="error"))
+
+    def on_threads(self) -> "ByHand":
         """The function of many inputs at once, (member, ...) each: the same passes, member by member on threads."""
 
         def size(inputs: tuple[Tensor, ...]) -> int:
@@ -111,13 +117,12 @@ class _ByHand(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
         function, *tensors = inputs
-        if tensors[0].device.type != "cpu":  # there many small products are one large one
-            return (torch.vmap(function.formula, in_dims[1:], randomness="error")(*tensors),), (0,)
         stacked = [
             x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
             for x, dim in zip(tensors, in_dims[1:], strict=True)
         ]
-        return (function.stacked()(*stacked),), (0,)
+        on_cpu = tensors[0].device.type == "cpu"
+        return ((function.on_threads() if on_cpu else function.batched())(*stacked),), (0,)
 
 
 def tanh_(z: Tensor) -> Tensor:
@@ -147,6 +152,21 @@ def _compiled_tanh() -> Callable[[np.ndarray], None] | None:
 def times_slope(g: Tensor, a: Tensor, *, out: Tensor) -> Tensor:
     """(1 − a²) g in one pass, with a = tanh z: g times the slope of the tanh at z."""
     return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=out)
+
+
+def affine(b: Tensor, x: Tensor, w: Tensor, *, out: Tensor) -> Tensor:
+    """W x + b for every row x; of stacks, member by member."""
+    if x.dim() == 2:
+        return torch.addmm(b, x, w.T, out=out)
+    return torch.baddbmm(b.unsqueeze(-2), x, w.mT, out=out)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> None:
+    """total += alpha · a b; of stacks, member by member."""
+    if total.dim() == 2:
+        total.addmm_(a, b, alpha=alpha)
+    else:
+        total.baddbmm_(a, b, alpha=alpha)
 
 
 def with_one(x: Tensor) -> Tensor:

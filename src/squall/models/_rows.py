@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import EllipsisType
 from typing import TypeVar
 
 import torch
@@ -19,8 +20,10 @@ BLOCK = 1 << 20
 FEW_THREADS = 6
 """Up to so many threads work on shares of the rows of their own; more are left to PyTorch, operation by operation."""
 
-Blocks = Iterator[tuple[slice, Tensor]]
-"""Slices of rows, each with scratch memory of shape (scratch, rows, columns)."""
+Rows = slice | EllipsisType
+Blocks = Iterator[tuple[Rows, Tensor]]
+"""Slices of rows, each with scratch memory of shape (scratch, rows, columns); `...` for all rows of a stack of
+matrices, (scratch, member, rows, columns)."""
 
 WORTH_A_THREAD = 1 << 18
 """Bytes of a matrix from which the threads gain more than it takes to hand them their work."""
@@ -43,9 +46,12 @@ def over_rows(part: Callable[[Blocks], tuple[Tensor, ...]], like: Tensor, scratc
 
     Args:
         part: from blocks of rows to tensors. It may write to these rows of matrices that it knows.
-        like: a matrix that has the rows, and the type and columns of the scratch memory.
+        like: a matrix that has the rows, and the type and columns of the scratch memory; or a stack of matrices,
+            (member, rows, columns), which is one block.
         scratch: matrices of scratch memory.
     """
+    if like.dim() > 2:
+        return on_threads(part, [iter([(..., like.new_empty(scratch, *like.shape))])], size=0)[0]
     shares = _workers() if plain(like) and like.nbytes >= _workers() * WORTH_A_THREAD else 1
     size = max(math.ceil(len(like) / shares), 1)
     rows = [slice(start, min(start + size, len(like))) for start in range(0, max(len(like), 1), size)]

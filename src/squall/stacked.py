@@ -1,0 +1,135 @@
+"""Models that differ only by their numbers, computed as one, and work that a GPU records once and replays."""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from squall._types import Rate
+from squall.integrators import Step
+
+__all__ = ["Replayed", "Stacked"]
+
+WARM_UP = 3
+"""How often work is done as it is, before it is recorded: libraries set themselves up in their first calls."""
+
+
+class Replayed:
+    """Work on memory that stays where it is; on a CUDA device recorded as a graph once, then replayed.
+
+    A replay starts all kernels of the work at once, where Python would take longer to start them than they run. What
+    Python itself does in the work is done at the recording only.
+
+    Args:
+        work: reads and writes tensors that it knows, always the same ones.
+        device: where they are.
+    """
+
+    def __init__(self, work: Callable[[], object], device: torch.device) -> None:
+        self._work, self._device = work, device
+        self._left = WARM_UP if device.type == "cuda" else -1
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self) -> None:
+        """Do the work once."""
+        if self._left == 0:
+            self._record()
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._left > 0 and self._stream is not None:
+            self._left -= 1
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                self._work()
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        else:
+            self._work()
+
+    def _record(self) -> None:
+        self._left = -1
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._work()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"no CUDA graph could be recorded, so every step is started anew: {reason}", stacklevel=3)
+            return
+        self._graph = graph
+
+
+class Stacked:
+    """Models of one class and of the same sizes as one rate, from states (member, batch, channel, *space) to rates.
+
+    Each member sees its own states. Any integrator takes it: `step(stacked, u, dt)`.
+
+    Args:
+        models: the members; the stack holds copies of their numbers.
+        device: where the stack lives.
+
+    Raises:
+        ValueError: if there is none, or their parameters differ in names or shapes.
+
+    >>> stacked = Stacked([nn.Linear(2, 2), nn.Linear(2, 2)])
+    >>> stacked(torch.zeros(2, 5, 1, 2)).shape
+    torch.Size([2, 5, 1, 2])
+    """
+
+    def __init__(self, models: Sequence[nn.Module], device: torch.device | str = "cpu") -> None:
+        if not models:
+            raise ValueError("there is no model to stack")
+        shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
+        if any(these != shapes[0] for these in shapes):
+            raise ValueError("the models differ in their parameters: they cannot be computed as one")
+        self.device, self._count = torch.device(device), len(models)
+        parameters, buffers = torch.func.stack_module_state(list(models))
+        self.parameters: dict[str, Tensor] = {name: p.detach().to(self.device) for name, p in parameters.items()}
+        self.buffers: dict[str, Tensor] = {name: b.to(self.device) for name, b in buffers.items()}
+        self.dtype = next((p.dtype for p in self.parameters.values() if p.is_floating_point()), torch.float32)
+        self.skeleton = copy.deepcopy(models[0]).to("meta")
+        self._rates = torch.vmap(self._one)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self._rates(self.parameters, self.buffers, u)
+
+    def _one(self, parameters: Any, buffers: Any, u: Tensor) -> Tensor:
+        return torch.func.functional_call(self.skeleton, (parameters, buffers), (u,))
+
+    def member(self, i: int) -> Rate:
+        """The rate of one member, from states (batch, channel, *space)."""
+        parts = ({name: x[i] for name, x in numbers.items()} for numbers in (self.parameters, self.buffers))
+        return partial(self._one, *parts)
+
+    def shared(self, u: Tensor) -> Tensor:
+        """States for all members alike, on the device and in the precision of the stack: (member, ...) views."""
+        return u.to(self.device, self.dtype).expand(len(self), *u.shape)
+
+    @torch.no_grad()
+    def rollout(self, step: Step, first: Tensor, dt: float, steps: int) -> Tensor:
+        """Every member's trajectories from the same first states.
+
+        Args:
+            step: the integrator.
+            first: (batch, channel, *space).
+            dt: step size, in the unit of time of the rates.
+            steps: how many.
+
+        Returns:
+            (member, batch, steps + 1, channel, *space), the first states first.
+        """
+        u = self.shared(first).clone()
+        found = u.new_empty((*u.shape[:2], steps + 1, *u.shape[2:]))
+        found[:, :, 0] = u
+        advance = Replayed(lambda: u.copy_(step(self, u, dt)), self.device)
+        for n in range(steps):
+            advance()
+            found[:, :, n + 1] = u
+        return found
