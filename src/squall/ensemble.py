@@ -41,8 +41,8 @@ __all__ = ["Member", "train_together"]
 HELD_BYTES = 4 << 30
 """Data up to this size are held on a CUDA device."""
 
-STEPS_AT_ONCE = 100
-"""Most steps on a CUDA device between two looks at the losses, and at whether to stop."""
+STEPS_AT_ONCE = {"cuda": 100}
+"""Most steps between two looks at the losses, and at whether to stop; one where a device is not named, as on a CPU."""
 
 
 @runtime_checkable
@@ -154,12 +154,10 @@ class _Stack:
         return values.cpu()
 
     def _until_due(self) -> int:
-        """How many steps until a look at the losses: on a CPU, which computes as it goes, one."""
-        if self.models.device.type != "cuda":
-            return 1
-        settings = self.settings
+        """How many steps until something is due, or until a look at the losses."""
+        settings, most = self.settings, STEPS_AT_ONCE.get(self.models.device.type, 1)
         periods = [p for p in (settings.log_every, settings.checkpoint_every, settings.validate_every) if p]
-        return min(STEPS_AT_ONCE, settings.steps - self.step, *(p - self.step % p for p in periods))
+        return min(most, settings.steps - self.step, *(p - self.step % p for p in periods))
 
     def _step(self) -> None:
         """One step of all, from `u` and `target` to `values` and the parameters."""
