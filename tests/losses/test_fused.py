@@ -187,8 +187,8 @@ def test_a_mask_that_leaves_little_goes_by_the_formula():
 @pytest.mark.parametrize("rule", [2.0, KLBudget(0.3), EffectiveFraction(0.4), Relative(4.0)], ids=str)
 def test_a_guarded_batch_finds_its_temperature_by_passes(monkeypatch, rule, guard, measured):
     results = []
-    for by_passes in (weights.beta_by_passes, lambda *_: None):
-        monkeypatch.setattr(weights, "beta_by_passes", by_passes)
+    for by_passes in (weights.betas_by_passes, lambda *_: None):
+        monkeypatch.setattr(weights, "betas_by_passes", by_passes)
         prediction, target = batch(weights.LARGE)
         measure = torch.linspace(0, 1, weights.LARGE) if measured else None
         loss = ImbalanceAwareLoss(rule, **guard)

@@ -14,7 +14,7 @@ from squall.losses.fused_cpu import BlockPasses
 pytest.importorskip("numba")
 from squall import _compiled
 from squall.losses.fused_numba import BLOCK, CompiledPasses
-from squall.losses.sums import BOTH, FAR
+from squall.losses.sums import BOTH, FAR, NEAR
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 
@@ -24,7 +24,7 @@ def batch(n: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, tor
     return torch.randn(n, generator=generator, dtype=dtype), torch.randn(n, generator=generator, dtype=dtype)
 
 
-@pytest.mark.parametrize("orders", [(1,), FAR, BOTH], ids=str)
+@pytest.mark.parametrize("orders", [(1,), NEAR, FAR, BOTH], ids=str)
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [1, 7, BLOCK, 5 * BLOCK + 3])

@@ -18,7 +18,8 @@ SCRIPT = """
     from squall.losses.fused_triton import BLOCK, TritonPasses
 
     for n in (100, BLOCK, 2 * BLOCK + 17):
-        for rule in (3.0, float("inf"), KLBudget(0.3), KLBudget(0.05), EffectiveFraction(0.5), Relative(4.0)):
+        for rule in (3.0, float("inf"), KLBudget(0.3), KLBudget(0.05), EffectiveFraction(0.5), Relative(4.0),
+                     KLBudget(0.3, lagged=True), EffectiveFraction(0.5, lagged=True)):
             prediction, target = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
             prediction.requires_grad_()
             recipe.passes_for = lambda p, t: TritonPasses(p.detach(), t.detach())

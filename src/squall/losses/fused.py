@@ -10,7 +10,7 @@ the eager formula takes over.
 
 import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,10 +20,10 @@ from squall.losses._tracing import is_traced
 from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
 from squall.losses.fused_measure import measured_passes
-from squall.losses.sums import BOTH, FAR, FARTHEST, Series, Sums, Tilting, scattered
+from squall.losses.sums import BOTH, FAR, FARTHEST, NEAR, Series, Sums, Tilting, scattered
 from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, Spread, TemperatureRule, newton_step
 
-__all__ = ["FusedLoss", "Passes", "Solution", "beta_by_passes", "masked_passes", "passes_for", "solve"]
+__all__ = ["FusedLoss", "Passes", "Solution", "betas_by_passes", "masked_passes", "passes_for", "solve"]
 
 _TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
@@ -72,6 +72,13 @@ class Solution:
     """1/Σw² over n, with a measure 1/Σ(w²/p)."""
     heaviest: float = 1.0
     """The largest weight over that of the largest error, at the temperature of the pass: 1 without a measure."""
+    lagging: float | None = None
+    """β that a rule which lags leaves for the next call, NaN where there is none."""
+
+    @property
+    def following(self) -> float:
+        """β from which the next call starts."""
+        return self.beta if self.lagging is None else self.lagging
 
     @property
     def kl(self) -> float:
@@ -162,7 +169,10 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
     if softness == 0:
         beta = 0.0
     elif isinstance(rule, Budget):
-        beta = beta if 0 < beta < math.inf else _relative_to_mean(passes, 4.0)
+        warm = 0 < beta < math.inf
+        if warm and rule.lagged:
+            return _lag(passes, rule, softness * rule.budget, beta)
+        beta = beta if warm else _relative_to_mean(passes, 4.0)
         return _uniform(passes) if beta == 0 else _solve_budget(passes, rule, softness * rule.budget, beta)
     elif isinstance(rule, Relative):  # the mean costs a tenth of a sweep, which then serves the gradient too
         beta = _relative_to_mean(passes, rule.tau / softness)
@@ -170,19 +180,33 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
         beta = softness / rule.temperature if isinstance(rule, Fixed) and rule.temperature > 0 else math.nan
     if beta == 0:
         return _uniform(passes)
+    sums = _swept(passes, beta)
+    return None if sums is None else _unmoved(sums, beta)
+
+
+def _swept(passes: Passes, beta: float, orders: tuple[int, ...] = (1,), sharpest: float = 1e30) -> Sums | None:
+    """The sums at a β that is known beforehand, None to decline."""
     if not 1e-30 < beta < 1e30:
         return None
-    sums = passes.sweep(beta)
-    if sums.top != 0 and not 1e-6 < sums.top < 1e30:
+    sums = passes.sweep(beta, *orders)
+    return sums if sums.top == 0 or 1e-6 < sums.top < sharpest else None
+
+
+def _lag(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
+    """The weights at β, whatever their divergence, and a step towards the budget for the next call."""
+    sums = _swept(passes, beta, NEAR, SHARPEST_BUDGET)
+    if sums is None:
         return None
-    value = sums.first / sums.zeroth / beta
-    return _solution(sums, beta, beta, sums.top + math.log(sums.zeroth), value, effective_fraction(sums))
+    spread = rule.spread(1.0, Tilting(sums))
+    step = newton_step(*spread, budget, 0.0, math.inf) if spread.is_resolved(sums.top) else math.nan
+    return replace(_unmoved(sums, beta), lagging=beta * step)
 
 
-def beta_by_passes(
+def betas_by_passes(
     errors: Tensor, measure: Tensor | None, rule: TemperatureRule, softness: float, beta: float
-) -> float | None:
-    """β of the temperature that a rule wants for the errors of one group on a CPU, None where the passes decline.
+) -> tuple[float, float] | None:
+    """β of the temperature that a rule wants for the errors of one group on a CPU, and that from which the next call
+    starts; None where the passes decline.
 
     Args:
         errors, measure: l and μ, of one shape.
@@ -197,7 +221,7 @@ def beta_by_passes(
     else:
         found = measured_passes(roots, nothing, measure.reshape(-1))
         solution = None if found is None else solve(found[2], rule, softness, beta)
-    return None if solution is None else solution.beta
+    return None if solution is None else (solution.beta, solution.following)
 
 
 def _uniform(passes: Passes) -> Solution | None:
@@ -218,6 +242,12 @@ def _solution(sums: Sums, swept: float, beta: float, log_total: float, value: fl
     largest, mean = sums.top / swept, sums.plain / sums.count / swept
     heaviest = sums.heaviest * math.exp((1 - beta / swept) * sums.heaviest_below)
     return Solution(sums.count, beta, log_total, value, largest, mean, fraction, heaviest)
+
+
+def _unmoved(sums: Sums, beta: float) -> Solution:
+    """The solution at the β of the sums."""
+    value = sums.first / sums.zeroth / beta
+    return _solution(sums, beta, beta, sums.top + math.log(sums.zeroth), value, effective_fraction(sums))
 
 
 def _relative_to_mean(passes: Passes, tau: float) -> float:

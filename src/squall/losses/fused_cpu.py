@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from squall.losses.sums import LN2, Sums
+from squall.losses.sums import LN2, NEAR, Sums
 
 if TYPE_CHECKING:
     from squall.losses.fused_numba import CompiledPasses
@@ -135,7 +135,7 @@ class BlockPasses(Blockwise):
         difference, errors, density = self._scratch(3)
         nothing = torch.zeros((), dtype=difference.dtype)
         parts: list[Sums] = []
-        keep = self.keep and once == 1
+        keep = self.keep and once <= NEAR[0]
         kept = torch.empty_like(self.prediction) if keep else self.prediction
         for p, t, out in self._blocks(self.prediction, self.target, kept):
             size = p.numel()

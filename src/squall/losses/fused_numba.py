@@ -19,7 +19,7 @@ from torch import Tensor
 from squall import _compiled
 from squall._compiled import bits_of, real_of
 from squall.losses.fused_cpu import SMALL, sampled
-from squall.losses.sums import BOTH, FAR, LN2, Sums
+from squall.losses.sums import BOTH, FAR, LN2, NEAR, Sums
 
 __all__ = ["CompiledPasses"]
 
@@ -175,26 +175,30 @@ def _sweep_both(p, t, unit, block, once, twice):
 
 
 @compiled
-def _sweep_and_keep(p, t, unit, block, out, tops):
-    """The first five of these sums; in `out` (p − t) e of every block relative to its own of `tops`."""
-    top, plain, squares, zeroth, first = -math.inf, 0.0, 0.0, 0.0, 0.0
+def _sweep_and_keep(p, t, unit, block, out, tops, slope):
+    """max z, Σz, Σ z^k e up to k = 2, Σ z^k e² up to k = 1; in `out` (p − t) e of every block relative to its own of
+    `tops`. Where `slope` is None, which is another loop to the compiler, the last of either are left 0."""
+    top, plain, squares, mixed, zeroth, first, second = -math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     zero = p.dtype.type(0)
     for k in range(tops.size):
         start = k * block
         a, b, c = p[start : start + block], t[start : start + block], out[start : start + block]
         here = unit * _top(a, b)
         if not here < math.inf:
-            return math.nan, 0.0, 0.0, 0.0, 0.0
-        s, q, e0, e1 = zero, zero, zero, zero
+            return math.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        s, q0, q1, e0, e1, e2 = zero, zero, zero, zero, zero, zero
         for i in range(a.size):
             d = a[i] - b[i]
             z = unit * d * d
             e = _exp2(z - here)
             c[i] = d * e
             s += z
-            q += e * e
+            q0 += e * e
             e0 += e
             e1 += z * e
+            if slope is not None:
+                e2 += z * z * e
+                q1 += z * e * e
         tops[k] = here
         if here > top:
             old, new, top = 2.0 ** (top - here), 1.0, float(here)
@@ -202,8 +206,10 @@ def _sweep_and_keep(p, t, unit, block, out, tops):
             old, new = 1.0, 2.0 ** (here - top)
         plain += s
         zeroth, first = old * zeroth + new * e0, old * first + new * e1
-        squares = old * old * squares + new * new * q
-    return top, plain, squares, zeroth, first
+        squares = old * old * squares + new * new * q0
+        if slope is not None:
+            second, mixed = old * second + new * e2, old * old * mixed + new * new * q1
+    return top, plain, zeroth, first, second, squares, mixed
 
 
 @compiled
@@ -248,12 +254,12 @@ class CompiledPasses:
     def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
         """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
         unit = self.real(beta / LN2)
-        if once == 1 and self.keep:
+        if once <= NEAR[0] and self.keep:
             out, tops = np.empty_like(self.prediction), np.empty(-(-self.count // self.block))
-            arguments = self.prediction, self.target, unit, self.block, out, tops
-            top, plain, squares, zeroth, first = _sweep_and_keep(*arguments)
+            arguments = self.prediction, self.target, unit, self.block, out, tops, True if once > 1 else None
+            top, plain, *known = _sweep_and_keep(*arguments)
             self.kept = beta, tops, out
-            return Sums.of_doublings(self.count, top, plain, (zeroth, first), (squares,))
+            return Sums.of_doublings(self.count, top, plain, known[: once + 1], known[3 : 4 + twice])
         sweep, orders = (_sweep_both, BOTH) if twice > FAR[1] else (_sweep_far, FAR)
         of_e, of_squares = (np.zeros(order + 1) for order in orders)
         top, plain = sweep(self.prediction, self.target, unit, self.block, of_e, of_squares)

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from squall.losses.population import Tilt
 
-__all__ = ["BOTH", "FAR", "FARTHEST", "LN2", "MOST", "Series", "Sums", "Tilting", "scattered"]
+__all__ = ["BOTH", "FAR", "FARTHEST", "LN2", "MOST", "NEAR", "Series", "Sums", "Tilting", "scattered"]
 
 LN2 = math.log(2)
 FAR = 6, 2
 """Highest orders of Σ z^k e and Σ z^k e² where the temperature follows from the first: their series reach far."""
 BOTH = 5, 6
 """The same where it follows from both."""
+NEAR = 2, 1
+"""The same for what a divergence and its slope are at the first."""
 MOST = max(*FAR, *BOTH)
 BINOMIALS = [[math.comb(k, j) for j in range(k)] for k in range(MOST)]
 FACTORIALS = [math.factorial(k) for k in range(MOST)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from squall.losses._tracing import is_traced
 from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure
-from squall.losses.fused import beta_by_passes
+from squall.losses.fused import betas_by_passes
 from squall.losses.population import ALONE, Population, Sharding
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, TemperatureRule, as_rule
 
@@ -48,6 +48,8 @@ class Weighed(NamedTuple):
     """w, shape (group, point); sums to 1 over everything (over all processes)."""
     sharpness: Tensor
     """b = l_max / T, shape (group,), float64."""
+    following: Tensor
+    """b from which the next call starts, shape (group,): `sharpness`, unless the rule lags."""
     population: Population
 
 
@@ -78,6 +80,11 @@ class Weighing:
         """Nothing but the rule."""
         return self.cap is None and not (self.mean_share or self.trim or self.winsorize or self.differentiate)
 
+    @property
+    def lagged(self) -> bool:
+        """Whether the temperature of a step is one that the step before has left."""
+        return (self.rule.final if isinstance(self.rule, Schedule) else self.rule).lagged
+
     def at(self, step: Tensor | None) -> tuple[TemperatureRule, Tensor | float]:
         """The rule at a step, and how much of it applies."""
         if not isinstance(self.rule, Schedule):
@@ -99,7 +106,8 @@ class Weighing:
             errors: l, shape (group, point).
             measure: μ, the same shape.
             sharding: how the other processes take part.
-            log_inverse_temperature: log β of the call before (scalar or one per group), a start for the solver.
+            log_inverse_temperature: log β of the call before (scalar or one per group), a start for the solver; what
+                a rule that lags takes.
             step: number of calls before this one, for a `Schedule`.
         """
         if not self.differentiate:
@@ -108,7 +116,7 @@ class Weighing:
         population = Population(errors, measure, sharding)
         check_any(population.everything)
         with torch.no_grad():
-            sharpness = self._sharpness(population, log_inverse_temperature, step)
+            sharpness, following = self._sharpness(population, log_inverse_temperature, step)
         density = population.density(sharpness)
         partition = population.expectation(density)
         ratio = density / torch.where(partition > 0, partition, 1).unsqueeze(1).to(density.dtype)
@@ -118,20 +126,23 @@ class Weighing:
             ratio = self.mean_share + (1 - self.mean_share) * ratio
         uniform = (population.share / population.mass).unsqueeze(1).to(ratio.dtype)
         weights = ratio * (uniform if measure is None else uniform * measure)
-        return Weighed(weights, sharpness, population)
+        return Weighed(weights, sharpness, following, population)
 
-    def _sharpness(self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None) -> Tensor:
+    def _sharpness(
+        self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """b of this call, and that from which the next one starts."""
         start = torch.full_like(population.scale, math.nan)
         if log_inverse_temperature is not None and log_inverse_temperature.numel() == len(start):
             start = log_inverse_temperature.to(population.scale.device).exp() * population.scale
         rule, softness = self.at(step)
         if not self.plain and _is_large(population):
-            beta = beta_by_passes(
+            betas = betas_by_passes(
                 population.errors, population.measure, rule, float(softness), float(start / population.scale)
             )
-            if beta is not None:
-                return beta * population.scale
-        return rule.sharpness(population, start, softness)
+            if betas is not None:
+                return betas[0] * population.scale, betas[1] * population.scale
+        return rule.sharpness_and_next(population, start, softness)
 
     def _without_extremes(
         self, errors: Tensor, measure: Tensor | None, sharding: Sharding
