@@ -18,6 +18,7 @@ between a training three times as long and one.
 """
 
 import argparse
+import functools
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -44,6 +45,7 @@ SYSTEM = CahnHilliard()
 PRODUCTS = {"HNN++": 6, "NODE": 3}
 
 
+@functools.cache
 def transitions() -> Transitions:
     first = SYSTEM.initial_states(10, torch.Generator().manual_seed(0))
     return Transitions(InMemory(SYSTEM.simulate(first, 100), dt=SYSTEM.dt))

@@ -382,7 +382,6 @@ def _predict(arguments: Namespace, console: Console) -> int:
 
 def _study(arguments: Namespace, console: Console) -> int:
     from squall.report.results import read_results
-    from squall.report.study_report import write_report
     from squall.report.study_tables import status_table
 
     action = arguments.action
@@ -392,6 +391,8 @@ def _study(arguments: Namespace, console: Console) -> int:
     if action == "status":
         print(status_table(read_results(options.folder)))
         return 0
+    from squall.report.study_report import write_report  # plotly: slow to import
+
     with console.status("drawing"):
         files = write_report(options.folder)
     print((options.folder / "report" / "tables.md").read_text())

@@ -1,6 +1,8 @@
 """What the numbers of an evaluation are made of: regimes of the truth, stability of the learned step."""
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -90,7 +92,8 @@ def growth_factors(step: Step, stacked: Stacked, u: Tensor, dt: float) -> Tensor
         u = u.to(stacked.device, stacked.dtype)
         return torch.stack([growth_factor(step, stacked.member(i), u, dt) for i in range(len(stacked))])
     jacobians = (_jacobian(step, stacked, state.to(stacked.device, stacked.dtype), dt, len(stacked)) for state in u)
-    factors = [[_spectral_radius(one) for one in of_state] for of_state in jacobians]
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(stacked))) as pool:  # LAPACK's work is on one thread each
+        factors = [list(pool.map(_spectral_radius, of_state)) for of_state in jacobians]
     return torch.tensor(factors, dtype=torch.float64).T
 
 

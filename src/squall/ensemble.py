@@ -11,6 +11,7 @@ only draws the minibatches, and looks at the losses where something is to be log
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -141,6 +142,8 @@ class _Stack:
         self.counter = torch.tensor(self.step, device=device)
         self.values = torch.zeros(len(members), device=device, dtype=self.models.dtype)
         self._one_step = Replayed(self._step, device)
+        self._writer, self._written = ThreadPoolExecutor(1, thread_name_prefix="squall-writer"), Future[None]()
+        self._written.set_result(None)
 
     def advance(self) -> Tensor:
         """Steps of all up to where something is due; the losses, (step, member), not finite where a member diverged."""
@@ -181,10 +184,14 @@ class _Stack:
         self.counter += 1
 
     def tell(self, values: Tensor, seconds: float) -> None:
-        """Log, validate and save what is due after these steps, member by member."""
+        """Log, validate and save what is due after these steps, member by member.
+
+        What is due is written while the next steps are computed.
+        """
         settings, last = self.settings, self.step == self.settings.steps
-        validates = settings.validate_every and (last or self.step % settings.validate_every == 0)
+        validates = bool(settings.validate_every) and (last or self.step % settings.validate_every == 0)
         saves = last or self.step % settings.checkpoint_every == 0
+        self._written.result()
         if validates or saves:
             self._pull()
         validations = self._validations() if validates else None
@@ -199,11 +206,22 @@ class _Stack:
             member.recorder.stepped(self.step)
             if last or self.step % settings.log_every == 0:
                 course.log({"loss": values[-1, i].item()})
+            if validates and validations is None and member.validate:
+                try:
+                    course.validate(member.validate)
+                except TrainingDiverged as error:
+                    self._lose(i, error)
+        if validates or saves:
+            self._written = self._writer.submit(self._write, validations, saves)
+
+    def _write(self, validations: list[Validation] | None, saves: bool) -> None:
+        """Let the recorders of all members write, in a thread of its own: files take longer than a step."""
+        for i, course in enumerate(self.courses):
+            if not self.alive[i]:
+                continue
             try:
                 if validations is not None:
                     course.validated(validations[i])
-                elif validates and member.validate:
-                    course.validate(member.validate)
                 if saves:
                     course.save()
             except TrainingDiverged as error:
@@ -218,6 +236,8 @@ class _Stack:
 
     def results(self) -> list[TrainingResult | TrainingDiverged]:
         """What became of each member; its model holds its last weights."""
+        self._written.result()
+        self._writer.shutdown()
         self._pull()
         finished = self.step >= self.settings.steps
         found: list[TrainingResult | TrainingDiverged] = []
