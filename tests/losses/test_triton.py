@@ -15,14 +15,18 @@ SCRIPT = """
     import torch
     from scipy.special import logsumexp
     from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, recipe
-    from squall.losses.fused_triton import BLOCK, TritonPasses
+    from squall.losses.fused_triton import BLOCK, SAMPLE, TritonPasses
+    from squall.losses.sums import scattered
+
+    def passes_of(prediction, target):
+        return TritonPasses(prediction.detach(), target.detach())
 
     for n in (100, BLOCK, 2 * BLOCK + 17):
         for rule in (3.0, float("inf"), KLBudget(0.3), KLBudget(0.05), EffectiveFraction(0.5), Relative(4.0),
                      KLBudget(0.3, lagged=True), EffectiveFraction(0.5, lagged=True)):
             prediction, target = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
             prediction.requires_grad_()
-            recipe.passes_for = lambda p, t: TritonPasses(p.detach(), t.detach())
+            recipe.passes_for = passes_of
             loss = ImbalanceAwareLoss(rule)
             for _ in range(2):
                 prediction.grad = None
@@ -35,6 +39,13 @@ SCRIPT = """
             np.testing.assert_allclose(value.item(), w @ d**2, rtol=2e-6)
             gradient = -6 * w * d
             assert np.linalg.norm(prediction.grad.numpy() - gradient) < 2e-6 * np.linalg.norm(gradient)
+            few = passes_of(prediction, target).sample()[0]
+            places = scattered(n, SAMPLE, torch.device("cpu"))
+            torch.testing.assert_close(few, (prediction - target).detach()[places].square())
+    large = torch.randn(2, 3 * SAMPLE)
+    places = scattered(3 * SAMPLE, SAMPLE, torch.device("cpu"))
+    errors = (large[0] - large[1]).square()
+    assert (passes_of(*large).sample()[0] == errors[places]).double().mean() > 0.99
     bad = torch.randn(500)
     bad[7] = float("nan")
     for rule in (3.0, KLBudget(0.3)):

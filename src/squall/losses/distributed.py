@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from squall.losses._tracing import is_vmapped
 from squall.losses.fused import Passes
-from squall.losses.population import ALONE, Sharding, here
+from squall.losses.population import ALONE, Number, Sharding, here
 from squall.losses.sums import Sums
 
 __all__ = [
@@ -131,7 +131,7 @@ class ShardedPasses:
         mine = self.passes.sweep(beta, once, twice)
         return Sums.merged([Sums.of_numbers(part) for part in self._gathered(mine.numbers())])
 
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+    def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
         return self.passes.gradient(beta, top, self.world * factor)
 
     def sample(self) -> tuple[Tensor, Tensor | None]:

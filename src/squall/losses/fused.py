@@ -20,6 +20,7 @@ from squall.losses._tracing import is_traced
 from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
 from squall.losses.fused_measure import measured_passes
+from squall.losses.population import Number
 from squall.losses.sums import BOTH, FAR, FARTHEST, NEAR, Series, Sums, Tilting, scattered
 from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, Spread, TemperatureRule, newton_step
 
@@ -52,7 +53,7 @@ class Passes(Protocol):
 
     def largest_and_mean(self) -> tuple[float, float]: ...
     def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums: ...
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor: ...
+    def gradient(self, beta: float, top: float, factor: Number) -> Tensor: ...
     def sample(self) -> tuple[Tensor, Tensor | None]: ...
 
 
@@ -89,7 +90,7 @@ class Solution:
     def max_weight(self) -> float:
         return self.heaviest * math.exp(self.beta * self.largest - self.log_total)
 
-    def gradient_arguments(self, factor: float) -> tuple[float, float, float]:
+    def gradient_arguments(self, factor: Number) -> tuple[float, float, Number]:
         """What `Passes.gradient` needs for factor · 2 w (prediction − target)."""
         top = self.beta * self.largest
         return self.beta, top, 2 * factor * math.exp(top - self.log_total)
@@ -132,7 +133,7 @@ class MaskedPasses:
     def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
         return self.passes.sweep(beta, once, twice).without_zeros(self.hidden)
 
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+    def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
         return self.passes.gradient(beta, top, factor)
 
     def sample(self) -> tuple[Tensor, None]:
@@ -335,7 +336,8 @@ class FusedLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for
             result = _differentiable_gradient(prediction, target, ctx.passes.measure, ctx.solution, gradient)
         else:
-            result = ctx.passes.gradient(*ctx.solution.gradient_arguments(gradient.item()))
+            factor = gradient.item() if gradient.device.type == "cpu" else gradient  # a device is not waited for
+            result = ctx.passes.gradient(*ctx.solution.gradient_arguments(factor))
         to_prediction, to_target = ctx.needs_input_grad[:2]
         return (result if to_prediction else None), (-result if to_target else None), None, None
 

@@ -1,31 +1,34 @@
-"""The passes of the fused loss on CUDA devices, in Triton: one kernel sums, one writes the gradient.
+"""The passes of the fused loss on CUDA devices, in Triton.
 
-Each program walks over one block: it reads prediction and target once and leaves a row of float32 sums, relative to
-the largest z = β l of its block, which are merged in float64. The kernels run on the CPU as well, in Triton's
-interpreter (TRITON_INTERPRET=1), which is how they are tested without a GPU.
+A sweep reads prediction and target once: each program takes a block of points, and leaves float32 sums relative to the
+largest z = β l of its block; a second kernel merges these in float64. The gradient is one more kernel. While a sweep
+runs, the process already starts what follows, and waits only for the merged sums.
+
+The kernels run on the CPU as well, in Triton's interpreter (TRITON_INTERPRET=1), which is how they are tested without a
+GPU.
 """
 
 import math
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from squall.losses.sums import LN2, MOST, Sums, scattered
+from squall.losses.population import Number
+from squall.losses.sums import GOLDEN, LN2, Sums
 
 __all__ = ["TritonPasses"]
 
-BLOCK = 4096
+BLOCK, MERGED = 4096, 1024
 SAMPLE = 1 << 16
-SQUARES = 3 + MOST + 1
-FIELDS = SQUARES + MOST + 1
-"""A row: top, how many are not finite, Σz; Σ z^k e; from SQUARES on Σ z^k e²."""
-_FIELDS, _SQUARES = tl.constexpr(FIELDS), tl.constexpr(SQUARES)
+_GOLDEN = tl.constexpr(GOLDEN)
 
 
 @triton.jit
 def _sweep(prediction, target, out, count, beta, once: tl.constexpr, twice: tl.constexpr, block: tl.constexpr):
+    """A column of `out` for every block: top, how many are not finite, Σz, Σ z^k e up to k = once, Σ z^k e²."""
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = index < count
     p = tl.load(prediction + index, mask=inside, other=0.0)
@@ -34,26 +37,57 @@ def _sweep(prediction, target, out, count, beta, once: tl.constexpr, twice: tl.c
     z = beta * d * d
     top = tl.max(tl.where(inside, z, float("-inf")), 0)
     e = tl.where(inside, tl.exp2(z - top), 0.0)
-    row = out + tl.program_id(0) * _FIELDS
-    tl.store(row, top)
-    tl.store(row + 1, tl.sum(tl.where(d == d, 0.0, 1.0), 0))
-    tl.store(row + 2, tl.sum(tl.where(inside, z, 0.0), 0))
+    column, columns = out + tl.program_id(0), tl.num_programs(0)
+    tl.store(column, top)
+    tl.store(column + columns, tl.sum(tl.where(d == d, 0.0, 1.0), 0))
+    tl.store(column + 2 * columns, tl.sum(tl.where(inside, z, 0.0), 0))
     f = e
     for order in tl.static_range(once + 1):
-        tl.store(row + 3 + order, tl.sum(f, 0))
+        tl.store(column + (3 + order) * columns, tl.sum(f, 0))
         f = f * z
     f = e * e
     for order in tl.static_range(twice + 1):
-        tl.store(row + _SQUARES + order, tl.sum(f, 0))
+        tl.store(column + (4 + once + order) * columns, tl.sum(f, 0))
         f = f * z
 
 
 @triton.jit
-def _gradient(prediction, target, out, count, beta, shift, factor, block: tl.constexpr):
+def _merge(blocks, out, columns, once: tl.constexpr, block: tl.constexpr):
+    """One row of `blocks` for every program: its sum over all blocks, relative to the largest top."""
+    row = tl.program_id(0)
+    tops = tl.full((block,), float("-inf"), tl.float32)
+    for start in range(0, columns, block):
+        index = start + tl.arange(0, block)
+        tops = tl.maximum(tops, tl.load(blocks + index, mask=index < columns, other=float("-inf")))
+    top = tl.max(tops, 0)
+    total = tl.zeros((block,), tl.float64)
+    for start in range(0, columns, block):
+        index = start + tl.arange(0, block)
+        shift = tl.exp2(tl.load(blocks + index, mask=index < columns, other=float("-inf")) - top)
+        shift = tl.where(row < 3, 1.0, tl.where(row < 4 + once, shift, shift * shift))
+        value = tl.load(blocks + row * columns + index, mask=index < columns, other=0.0)
+        total += value.to(tl.float64) * shift.to(tl.float64)
+    tl.store(out + row, tl.where(row == 0, top.to(tl.float64), tl.sum(total, 0)))
+
+
+@triton.jit
+def _gradient(prediction, target, factor, out, count, beta, shift, block: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = index < count
     d = tl.load(prediction + index, mask=inside, other=0.0) - tl.load(target + index, mask=inside, other=0.0)
-    tl.store(out + index, factor * d * tl.exp2(beta * d * d - shift), mask=inside)
+    tl.store(out + index, tl.load(factor) * d * tl.exp2(beta * d * d - shift), mask=inside)
+
+
+@triton.jit
+def _sample(prediction, target, out, count, most, block: tl.constexpr):
+    """The errors at the places that `scattered` names."""
+    index = tl.program_id(0) * block + tl.arange(0, block)
+    turns = index.to(tl.float64) * _GOLDEN
+    place = ((turns - tl.floor(turns)) * count).to(tl.int64)
+    place = tl.where(count <= most, index.to(tl.int64), place)
+    inside = index < tl.minimum(count, most)
+    d = tl.load(prediction + place, mask=inside, other=0.0) - tl.load(target + place, mask=inside, other=0.0)
+    tl.store(out + index, d * d, mask=inside)
 
 
 class TritonPasses:
@@ -68,12 +102,7 @@ class TritonPasses:
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
         self.grid = (-(-self.count // BLOCK),)
-
-    def _sums(self, beta: float, once: int, twice: int) -> Tensor:
-        out = torch.zeros(self.grid[0], FIELDS, dtype=torch.float32, device=self.prediction.device)
-        arguments = self.prediction, self.target, out, self.count, beta
-        _sweep[self.grid](*arguments, once=once, twice=twice, block=BLOCK)  # type: ignore[arg-type]
-        return out.double()
+        self.sampled: Tensor | None = None
 
     def largest_and_mean(self) -> tuple[float, float]:
         """max l and mean l."""
@@ -85,23 +114,32 @@ class TritonPasses:
 
     def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
         """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
-        rows = self._sums(beta / LN2, once, twice)
-        top = rows[:, 0].amax()
-        shift = (rows[:, :1] - top).exp2()
-        of_e, of_squares = rows[:, 3 : 4 + once] * shift, rows[:, SQUARES : SQUARES + 1 + twice] * shift.square()
-        found = torch.cat((top.view(1), rows[:, 1:3].sum(0), of_e.sum(0), of_squares.sum(0)))
-        highest, invalid, plain, *sums = found.tolist()
+        rows, (columns,) = 5 + once + twice, self.grid
+        blocks = torch.empty(rows, columns, dtype=torch.float32, device=self.prediction.device)
+        merged = torch.empty(rows, dtype=torch.float64, device=self.prediction.device)
+        arguments = self.prediction, self.target, blocks, self.count, beta / LN2
+        _sweep[self.grid](*arguments, once=once, twice=twice, block=BLOCK)  # type: ignore[arg-type]
+        _merge[(rows,)](blocks, merged, columns, once=once, block=MERGED)  # type: ignore[arg-type]
+        self.sample()
+        highest, invalid, plain, *sums = merged.tolist()
         highest = math.nan if invalid else highest
         return Sums.of_doublings(self.count, highest, plain, sums[: once + 1], sums[once + 1 :])
 
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
+    def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
         """factor · (prediction − target) · exp(β l − top), a new tensor."""
-        out = torch.empty_like(self.prediction)
-        arguments = self.prediction, self.target, out, self.count, beta / LN2, top / LN2, factor
+        out, shift = torch.empty_like(self.prediction), float(np.float32(top / LN2))
+        factor = factor * math.exp(LN2 * shift - top)  # what rounding the shift took away
+        if not isinstance(factor, Tensor):
+            factor = torch.full((), factor, dtype=torch.float32, device=out.device)
+        arguments = self.prediction, self.target, factor, out, self.count, beta / LN2, shift
         _gradient[self.grid](*arguments, block=BLOCK)  # type: ignore[arg-type]
         return out
 
     def sample(self) -> tuple[Tensor, None]:
         """Errors of points all over the batch."""
-        places = scattered(self.count, SAMPLE, self.prediction.device)
-        return (self.prediction.view(-1)[places] - self.target.view(-1)[places]).square(), None
+        if self.sampled is None:
+            few = min(self.count, SAMPLE)
+            self.sampled = torch.empty(few, dtype=torch.float32, device=self.prediction.device)
+            arguments = self.prediction, self.target, self.sampled, self.count, SAMPLE
+            _sample[(-(-few // MERGED),)](*arguments, block=MERGED)  # type: ignore[arg-type]
+        return self.sampled, None
