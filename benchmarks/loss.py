@@ -147,9 +147,9 @@ def resident(field: str) -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
 
 
-def errors(n: int) -> dict[str, tuple[float, float]]:
+def errors(n: int, device: str) -> dict[str, tuple[float, float]]:
     """Relative error of value and gradient against float64, blockwise so that 1e8 fits."""
-    prediction, targets = batches(n, "cpu")
+    prediction, targets = batches(n, device)
     target, result = targets[0], {}
     for name in ("eager", "ours, T", "ours, KL 0.3"):
         loss = LOSSES[name]()
@@ -166,7 +166,7 @@ def against_float64(
 ) -> tuple[float, float]:
     """|value − exact|/exact, and ‖gradient − exact‖/‖exact‖."""
     assert gradient is not None
-    blocks = list(zip(*(x.split(1 << 20) for x in (prediction, target, gradient)), strict=True))
+    blocks = list(zip(*(x.cpu().split(1 << 20) for x in (prediction, target, gradient)), strict=True))
     top = max(((p - t).double().square().max().item()) for p, t, _ in blocks)
     partition = weighted = 0.0
     for p, t, _ in blocks:
@@ -228,7 +228,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.device}\n")
     row(*(title for title, _ in COLUMNS))
     for n in map(int, arguments.sizes):
-        seconds, wrong = times(n, arguments.device), errors(n) if on_cpu else {}
+        seconds, wrong = times(n, arguments.device), errors(n, arguments.device)
         for name, second in seconds.items():
             off = "value {:.0e}, gradient {:.0e}".format(*wrong[name]) if name in wrong else ""
             ratio = second / seconds["mse_loss"]

@@ -13,6 +13,7 @@ Every file is written beside and renamed into place, so that a kill leaves the o
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -91,13 +92,19 @@ def _sync(path: Path) -> None:
 
 def fingerprint(path: Path | str) -> dict[str, Any]:
     """Size and checksum of a file; of one over 256 MiB the checksum is of 256 blocks spread over it."""
-    size = Path(path).stat().st_size
+    status = Path(path).stat()
+    return {"bytes": status.st_size, "sha256": _checksum(Path(path), status.st_size, status.st_mtime_ns)}
+
+
+@functools.lru_cache(maxsize=8)
+def _checksum(path: Path, size: int, _changed: int) -> str:
+    """Of a file that has not changed since it was last read here."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         for offset in range(0, size, max(FINGERPRINT_BLOCK, size // FINGERPRINT_BLOCKS)):
             file.seek(offset)
             digest.update(file.read(FINGERPRINT_BLOCK))
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def evaluation_suffix(method: str | None, count: int) -> str:

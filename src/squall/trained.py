@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from squall.config import ConfigError, from_dict
-from squall.data import Normalization, Source
+from squall.data import Normalization, Source, Split
 from squall.evaluation import Evaluation, Rollouts, evaluate, evaluate_each
 from squall.experiment import Experiment, build, integrator
 from squall.integrators import Step, rollout, substeps
@@ -84,12 +84,13 @@ class TrainedRun:
             return rollout(self.experiment.step, self.experiment.model, first, training.dt, steps)
 
 
-def open_run(path: Path | str, data: str | None = None) -> TrainedRun:
+def open_run(path: Path | str, data: str | None = None, *, split: Split | None = None) -> TrainedRun:
     """A trained run, with its data, its normalisation and its model.
 
     Args:
         path: the run folder.
         data: where its data file is now, if it was moved.
+        split: its data, where they are open already.
 
     Raises:
         RunFolderError: if it is no run folder, or the data file is not the one that it was trained on.
@@ -99,7 +100,7 @@ def open_run(path: Path | str, data: str | None = None) -> TrainedRun:
     if data is not None:
         config = replace(config, data=replace(config.data, path=data))
     normalization = Normalization.from_dict(folder.read_json("normalization.json"))
-    experiment = build(config, normalization)
+    experiment = build(config, normalization, split=split)
     if fingerprint(config.data.path) != folder.read_json("environment.json").get("data"):
         raise RunFolderError(
             f"{config.data.path} is not the file that {path} was trained on: it has changed since. If that file is "
@@ -138,8 +139,9 @@ def evaluate_runs(
         for each run what its `evaluation.json` holds.
     """
     kinds = [_kinds(RunFolder(path)) for path in paths]
-    runs = [open_run(path, data) for path in paths]
-    experiment = runs[0].experiment
+    first, *others = paths
+    experiment = (one := open_run(first, data)).experiment
+    runs = [one, *(open_run(path, data, split=experiment.split) for path in others)]
     test = experiment.split.test
     if test.trajectories == 0:
         raise ConfigError("data.test is 0: there are no test trajectories to evaluate on")

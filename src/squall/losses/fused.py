@@ -93,7 +93,7 @@ class Solution:
     def gradient_arguments(self, factor: Number) -> tuple[float, float, Number]:
         """What `Passes.gradient` needs for factor · 2 w (prediction − target)."""
         top = self.beta * self.largest
-        return self.beta, top, 2 * factor * math.exp(top - self.log_total)
+        return self.beta, top, factor * (2 * math.exp(top - self.log_total))
 
 
 def passes_for(prediction: Tensor, target: Tensor, *, ties: bool = False) -> Passes | None:

@@ -71,11 +71,11 @@ def _merge(blocks, out, columns, once: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
-def _gradient(prediction, target, factor, out, count, beta, shift, block: tl.constexpr):
+def _gradient(prediction, target, factor, scale, out, count, beta, shift, block: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = index < count
     d = tl.load(prediction + index, mask=inside, other=0.0) - tl.load(target + index, mask=inside, other=0.0)
-    tl.store(out + index, tl.load(factor) * d * tl.exp2(beta * d * d - shift), mask=inside)
+    tl.store(out + index, tl.load(factor) * scale * d * tl.exp2(beta * d * d - shift), mask=inside)
 
 
 @triton.jit
@@ -128,10 +128,10 @@ class TritonPasses:
     def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
         """factor · (prediction − target) · exp(β l − top), a new tensor."""
         out, shift = torch.empty_like(self.prediction), float(np.float32(top / LN2))
-        factor = factor * math.exp(LN2 * shift - top)  # what rounding the shift took away
+        scale = math.exp(LN2 * shift - top)  # what rounding the shift took away
         if not isinstance(factor, Tensor):
             factor = torch.full((), factor, dtype=torch.float32, device=out.device)
-        arguments = self.prediction, self.target, factor, out, self.count, beta / LN2, shift
+        arguments = self.prediction, self.target, factor, scale, out, self.count, beta / LN2, shift
         _gradient[self.grid](*arguments, block=BLOCK)  # type: ignore[arg-type]
         return out
 
