@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ __all__ = [
     "temperature_figure",
     "training_figure",
 ]
+
+FEW_SEEDS = 4
+"""Up to so many seeds each has a line of its own."""
 
 REGIME_NAMES = CahnHilliard.regime_names
 REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
@@ -199,28 +202,44 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Any) -> None:
 
 
 def training_figure(found: GridResults) -> Figure:
-    """Rollout error and growth factor on the validation trajectories against training steps, a line per seed."""
+    """Rollout error and growth factor on the validation trajectories against training steps: a line per seed, of more
+    than a few the median with the band from the lower to the upper quartile."""
     groups = first_labels(found)
     figure = Figure(figsize=(6 * len(groups), 7), layout="constrained")
     panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
+    quantities = {
+        "rollout_states": "validation rollout error of the states",
+        "growth_factor": "growth factor of a step",
+    }
     for column, (title, rows) in enumerate(groups):
-        for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
-            for i, (steps, errors, growth) in enumerate(_courses(row)):
-                label = {"label": row.name} if i == 0 else {}
-                panels[0, column].semilogy(steps, errors, color=colour, lw=1, **label)
-                panels[1, column].plot(steps, growth, color=colour, lw=1)
-        panels[0, column].set(title=title, ylabel="validation rollout error of the states")
-        panels[1, column].set(xlabel="training step", ylabel="growth factor of a step", ylim=(0.95, 2.0))
+        for panel, (name, label) in zip(panels[:, column], quantities.items(), strict=True):
+            for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
+                _courses(panel, row, name, colour)
+            panel.set_ylabel(label)
+        panels[0, column].set(title=title, yscale="log")
+        panels[1, column].set(xlabel="training step", ylim=(0.95, 2.0))
         panels[1, column].axhline(1, color="0.5", lw=0.8)
-        panels[0, column].legend(fontsize=7)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
-def _courses(row: Row) -> Iterator[tuple[list[int], list[float], list[float]]]:
-    for outcome in row.outcomes:
-        if history := outcome.history:
-            errors = [_nan(line.get("rollout_states")) for line in history]
-            yield [line["step"] for line in history], errors, [_nan(line.get("growth_factor")) for line in history]
+def _courses(panel: Axes, row: Row, name: str, colour: str) -> None:
+    """How a quantity of the validations went on in the trainings of a row; infinite where a rollout diverged."""
+    courses = [outcome.history for outcome in row.outcomes if outcome.history]
+    label = {"label": row.name}
+    if len(courses) <= FEW_SEEDS:
+        for course in courses:
+            panel.plot([line["step"] for line in course], [_nan(line.get(name)) for line in course], color=colour, lw=1)
+        panel.plot([], [], color=colour, lw=1, **label)
+        return
+    at: dict[int, list[float]] = {}
+    for line in itertools.chain(*courses):
+        at.setdefault(line["step"], []).append(math.inf if line.get(name) is None else line[name])
+    steps = sorted(at)
+    low, middle, high = np.array([np.quantile(at[step], (0.25, 0.5, 0.75), method="nearest") for step in steps]).T
+    panel.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+    panel.plot(steps, middle, color=colour, lw=1.5, **label)
 
 
 def _nan(value: float | None) -> float:

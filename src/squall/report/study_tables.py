@@ -55,8 +55,10 @@ def markdown_table(found: GridResults, baseline: str | None) -> str:
     "best" are the weights that rolled out best on the validation trajectories. p is of the paired test of the
     rollout's states against the baseline, corrected for all comparisons of the grid.
     """
-    p_values = _tests(found, baseline)
     parts = [f"### {found.grid.about or found.grid.name}\n"]
+    if not any(row.finished for row in found.rows):
+        return "\n".join([*parts, "None of its trials is done.\n"])
+    p_values = _tests(found, baseline)
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in found.rows:
         first = row.labels[0] if len(row.labels) > 1 else ""
