@@ -25,7 +25,7 @@ from squall.runs import run
 from squall.simulation import simulate_to_file
 from squall.systems import CahnHilliard, KortewegDeVries, System
 from squall.terminal import progress_bar
-from squall.trained import evaluate_run
+from squall.trained import evaluate_runs
 from squall.training import TrainingSettings
 
 SYSTEMS: dict[str, tuple[System, str]] = {
@@ -120,7 +120,7 @@ def train_all(jobs: Sequence[tuple[RunConfig, Path]], progress: Progress) -> Non
 def train_one(config: RunConfig, folder: Path) -> None:
     run(config, folder)
     if not RunFolder(folder).has("figures/rollout_1.png"):
-        evaluate_run(folder)
+        evaluate_runs([folder])
         write_figures(folder)
 
 

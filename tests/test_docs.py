@@ -21,6 +21,11 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+def test_the_demo_finds_what_it_imports():
+    path = ROOT / "examples" / "demo.py"
+    exec(compile(path.read_text(), path, "exec"), {"__name__": "demo", "__file__": str(path)})
+
+
 @pytest.mark.parametrize(
     "program",
     [*blocks(TRAINING, "python"), *blocks(README, "python"), "".join(blocks(SYSTEMS, "python"))],

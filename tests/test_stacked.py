@@ -61,14 +61,16 @@ def test_a_stack_holds_copies(models):
 def test_what_cannot_be_stacked():
     with pytest.raises(ValueError, match="no model"):
         Stacked([])
-    with pytest.raises(ValueError, match="differ in their parameters"):
-        Stacked([NODE(1, 4), NODE(1, 5)])
+    for other in (NODE(1, 5), NODE(1, 4).double(), HNN(SYSTEM.structure, 4), NODE(1, 4).eval()):
+        with pytest.raises(ValueError, match="differ in their parameters or their class"):
+            Stacked([NODE(1, 4), other])
 
 
-@pytest.mark.parametrize("limit", [512, 10])
-def test_growth_factors_of_each_member(models, limit, monkeypatch):
-    """By the whole Jacobian, and by Arnoldi's method."""
+@pytest.mark.parametrize(("limit", "numbers"), [(512, 2**20), (512, 2 * 50**2), (10, 2**20)])
+def test_growth_factors_of_each_member(models, limit, numbers, monkeypatch):
+    """By the whole Jacobian, of all members at once and of two at a time, and by Arnoldi's method."""
     monkeypatch.setattr("squall.diagnosis.DENSE_LIMIT", limit)
+    monkeypatch.setattr("squall.diagnosis.JACOBIAN_NUMBERS", numbers)
     u = torch.randn(2, 1, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     together = growth_factors(euler, Stacked(models), u, SYSTEM.dt)
     apart = [growth_factor(euler, model, u, SYSTEM.dt) for model in models]

@@ -21,7 +21,17 @@ from scipy import stats
 
 from squall.cli import main
 from squall.config import ConfigError
-from squall.report.results import Row, compare_paired, corrected, least_median, published, read_results, summarize
+from squall.report.results import (
+    Outcome,
+    Row,
+    compare_paired,
+    corrected,
+    least_median,
+    published,
+    read_results,
+    summarize,
+)
+from squall.report.study_figures import training_figure
 from squall.report.study_report import write_report
 from squall.report.tables import number
 from squall.run_folder import RunFolder, RunFolderError
@@ -29,6 +39,7 @@ from squall.runs import run, run_together
 from squall.study import PRESETS, StudyFolder, read_study
 from squall.study_run import part_of, run_study
 from squall.terminal import told
+from squall.trained import evaluate_runs
 from squall.training import Recorder
 
 TINY = {
@@ -369,6 +380,22 @@ def test_holms_correction_by_hand():
     assert corrected({"a": 0.001, "b": 0.04, "c": 0.5}) == pytest.approx({"a": 0.003, "b": 0.08, "c": 0.5})
 
 
+def test_a_training_that_diverged_stays_in_the_course_of_many(tmp_path, finished):
+    """Five seeds, of which three are lost after the first validation: the median then left the figure."""
+    trial = read_study(written(tmp_path, TINY)).trials[0]
+    outcomes = []
+    for seed in range(5):
+        folder = RunFolder(tmp_path / str(seed))
+        folder.create()
+        for step in (1, 2) if seed < 2 else (1,):
+            folder.append_metrics({"step": step, "validation": {"rollout_states": 1.0, "growth_factor": 1.0}})
+        outcomes.append(Outcome(trial, "done" if seed < 2 else "failed", folder, {}))
+    grid = next(iter(read_results(finished).grids.values()))
+    figure = training_figure(dataclasses.replace(grid, rows=(Row(("a", "b"), tuple(outcomes)),)))
+    (middle,) = (line for line in figure.axes[0].lines if line.get_label() == "b")
+    assert list(middle.get_ydata()) == [1.0, np.inf]
+
+
 def test_published_numbers_stand_beside_ours():
     grid = preset("paper").grids["table-1"]
     assert published(grid, Row(("KdV", "T = 100"), ())) == (0.864, 835)
@@ -432,8 +459,25 @@ def test_trials_that_stand_at_different_steps_go_on_together(tmp_path, finished)
     assert [result.step for result in results if result] == [60, 60, 60]
     steps = [line["step"] for line in RunFolder(half[1]).read_metrics() if "loss" in line]
     assert steps == list(range(10, 61, 10))
+    other = (dataclasses.replace(half[0], integrator="rk4"), tmp_path / "other")
     with pytest.raises(ValueError, match="can differ only by seed, loss and sampling"):
-        run_together([half, (dataclasses.replace(half[0], integrator="rk4"), tmp_path / "other")])
+        run_together([half, other])
+    run(*other)
+    with pytest.raises(ConfigError, match="evaluate them apart"):
+        evaluate_runs([half[1], other[1]])
+    assert not RunFolder(half[1]).has("evaluation.json")
+    assert evaluate_runs([]) == []
+
+
+def test_some_of_the_grids_are_run(tmp_path, capsys):
+    study = read_study("smoke")
+    (one,) = study.trials_of(["figure-2"])
+    assert main(["study", "run", "smoke", "--out", str(tmp_path / "out"), "--workers", "1", "--grids", "figure-2"]) == 0
+    folder = StudyFolder(tmp_path / "out")
+    assert [trial.name for trial in study.trials if folder.state(trial) == "done"] == [one.name]
+    assert main(["study", "run", "smoke", "--out", str(tmp_path / "no"), "--grids", "figure-9"]) == 2
+    assert "'figure-9' is no grid of the study 'smoke'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 class StopAt(Recorder):

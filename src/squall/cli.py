@@ -144,7 +144,9 @@ def _add_study_actions(parser: ArgumentParser) -> list[str]:
         "--together", type=int, default=1, help="trials that a process trains as one batched computation; for a GPU"
     )
     run_parser.add_argument("--part", type=str, default="1/1", help="i/n: the i-th of n parts, one per machine")
-    run_parser.add_argument("--grids", type=str, nargs="+", default=None, help="only these of its grids")
+    run_parser.add_argument(
+        "--grids", type=str, nargs="+", default=None, help="only these of its grids; after the study"
+    )
     status = _new_parser(description="How far a study is.")
     report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
     for part in (status, report):

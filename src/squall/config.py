@@ -9,6 +9,7 @@ import functools
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -23,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "SamplingConfig",
+    "can_run_together",
     "difference",
     "explain",
     "flat",
@@ -30,6 +32,9 @@ __all__ = [
     "keys",
     "to_dict",
 ]
+
+FULL_PRECISIONS = ("32-true", "64-true")
+"""Those in which weights and states have one type, and no scaling is needed."""
 
 
 class ConfigError(ValueError):
@@ -270,3 +275,22 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """
     a, b = flat(ours), flat(theirs)
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def can_run_together(a: RunConfig, b: RunConfig) -> bool:
+    """Whether two configurations differ only by seed, loss and sampling, without substeps, in one full precision.
+
+    >>> can_run_together(RunConfig(), RunConfig(loss=LossConfig(name="mse")))
+    True
+    >>> can_run_together(RunConfig(), RunConfig(model=ModelConfig(hidden=3)))
+    False
+    """
+    return _shape(a) == _shape(b) and all(
+        config.sampling.substeps == 1 and config.device.precision in FULL_PRECISIONS for config in (a, b)
+    )
+
+
+def _shape(config: RunConfig) -> dict[str, Any]:
+    own = ("training.seed", "loss.", "sampling.", "data.path")
+    same_data = {"data": Path(config.data.path).resolve()}
+    return same_data | {key: x for key, x in flat(to_dict(config)).items() if not key.startswith(own)}

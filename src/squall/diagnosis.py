@@ -1,5 +1,6 @@
 """What the numbers of an evaluation are made of: regimes of the truth, stability of the learned step."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,9 @@ __all__ = ["REGIMES", "RegimeThresholds", "growth_factor", "growth_factors", "re
 
 DENSE_LIMIT = 512
 """Largest state, in numbers, whose Jacobian is formed; larger ones are iterated on."""
+
+JACOBIAN_NUMBERS = 2**20
+"""How many numbers of a stack's Jacobians are formed at a time: the hidden layers are hundreds of times larger."""
 
 ARNOLDI: Any = {"ncv": 24, "maxiter": 4, "tol": 1e-3}
 """At most about 80 products; where they do not suffice the factor is not a number."""
@@ -91,9 +95,16 @@ def growth_factors(step: Step, stacked: Stacked, u: Tensor, dt: float) -> Tensor
     if u[0].numel() > DENSE_LIMIT:
         u = u.to(stacked.device, stacked.dtype)
         return torch.stack([growth_factor(step, stacked.member(i), u, dt) for i in range(len(stacked))])
-    jacobians = (_jacobian(step, stacked, state.to(stacked.device, stacked.dtype), dt, len(stacked)) for state in u)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(stacked))) as pool:  # LAPACK's work is on one thread each
-        factors = [list(pool.map(_spectral_radius, of_state)) for of_state in jacobians]
+    u = u.to(stacked.device, stacked.dtype)
+    at_once = max(1, JACOBIAN_NUMBERS // u[0].numel() ** 2)
+    parts = [stacked.part(slice(start, start + at_once)) for start in range(0, len(stacked), at_once)]
+    # LAPACK works on one thread for each; where a device computes, the processor has nothing else to do.
+    workers = torch.get_num_threads() if stacked.device.type == "cpu" else os.cpu_count()
+    with ThreadPoolExecutor(workers) as pool:
+        factors = [
+            [*itertools.chain(*(pool.map(_spectral_radius, _jacobian(step, p, state, dt, len(p))) for p in parts))]
+            for state in u
+        ]
     return torch.tensor(factors, dtype=torch.float64).T
 
 

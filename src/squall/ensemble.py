@@ -11,7 +11,7 @@ only draws the minibatches, and looks at the losses where something is to be log
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -61,8 +61,9 @@ class Member:
         model: of the same class and sizes as the others'; trained in place.
         loss: an `ImbalanceAwareLoss` or a `MeanSquaredError`.
         sampler: which transitions make its minibatches.
-        validate: called with the model every `validate_every` steps.
-        recorder: told of log lines and checkpoints; says where to resume.
+        validate: called with the model every `validate_every` steps; what can validate each of a stack, as
+            `RolloutValidation`, is called once for all members where it is the same for all.
+        recorder: told of log lines and checkpoints, by a thread of their own; says where to resume.
     """
 
     model: nn.Module
@@ -101,12 +102,13 @@ def train_together(
     settings = settings or TrainingSettings()
     if not members:
         raise ValueError("train_together: there is no member to train")
-    stack = _Stack(members, transitions, settings, step, scale or (1.0,), torch.device(device))
-    started = time.monotonic() - max(course.seconds for course in stack.courses)
-    while stack.step < settings.steps and not any(m.recorder.stopping() for m in members) and stack.alive.any():
-        values = stack.advance()
-        stack.tell(values, time.monotonic() - started)
-    return stack.results()
+    with ThreadPoolExecutor(1, thread_name_prefix="squall-writer") as writer:
+        stack = _Stack(members, transitions, settings, step, scale or (1.0,), torch.device(device), writer)
+        started = time.monotonic() - max(course.seconds for course in stack.courses)
+        while stack.step < settings.steps and not any(m.recorder.stopping() for m in members) and stack.alive.any():
+            values = stack.advance()
+            stack.tell(values, time.monotonic() - started)
+        return stack.results()
 
 
 class _Stack:
@@ -120,6 +122,7 @@ class _Stack:
         step: Step,
         scale: Sequence[float],
         device: torch.device,
+        writer: Executor,
     ) -> None:
         self.members, self.settings = members, settings
         self.losses = _shared_losses([member.loss for member in members], device)
@@ -142,19 +145,31 @@ class _Stack:
         self.counter = torch.tensor(self.step, device=device)
         self.values = torch.zeros(len(members), device=device, dtype=self.models.dtype)
         self._one_step = Replayed(self._step, device)
-        self._writer, self._written = ThreadPoolExecutor(1, thread_name_prefix="squall-writer"), Future[None]()
+        self._writer, self._written = writer, Future[None]()
         self._written.set_result(None)
 
     def advance(self) -> Tensor:
         """Steps of all up to where something is due; the losses, (step, member), not finite where a member diverged."""
         values = self.values.new_empty(self._until_due(), len(self.members))
         for row in values:
-            for memory, drawn in zip((self.u, self.target), self.minibatches.draw(self.step), strict=True):
-                memory.copy_(drawn)
+            self._take(*self.minibatches.draw(self.step))
             self._one_step()
             row.copy_(self.values)
             self.step += 1
         return values.cpu()
+
+    def _take(self, u: Tensor, target: Tensor) -> None:
+        """Put a minibatch where the step finds it."""
+        if self.models.device.type != "cuda":
+            self.u, self.target = u, target
+            return
+        if u.shape != self.u.shape:
+            raise ValueError(
+                f"train_together: a sampler draws {u.shape[1]} transitions at step {self.step} and {self.u.shape[1]} "
+                "before; on a CUDA device all minibatches must be of one size: train those members apart"
+            )
+        self.u.copy_(u)
+        self.target.copy_(target)
 
     def _until_due(self) -> int:
         """How many steps until something is due, or until a look at the losses."""
@@ -230,14 +245,14 @@ class _Stack:
     def _validations(self) -> list[Validation] | None:
         """Of all members at once, None where they have to be validated one by one."""
         validate = self.members[0].validate
-        if isinstance(validate, ValidatesEach) and all(member.validate == validate for member in self.members):
-            return validate.each(self.models)
-        return None
+        if not isinstance(validate, ValidatesEach) or not all(member.validate == validate for member in self.members):
+            return None
+        called = next(c for c in type(validate).__mro__ if "__call__" in vars(c))
+        return validate.each(self.models) if "each" in vars(called) else None  # a subclass may validate otherwise
 
     def results(self) -> list[TrainingResult | TrainingDiverged]:
         """What became of each member; its model holds its last weights."""
         self._written.result()
-        self._writer.shutdown()
         self._pull()
         finished = self.step >= self.settings.steps
         found: list[TrainingResult | TrainingDiverged] = []
@@ -258,7 +273,10 @@ class _Stack:
 
     def _pull(self) -> None:
         """Bring every member's model and optimiser to where its slice of the stacks is."""
-        weights = {name: x.detach().cpu() for name, x in self.models.parameters.items()}
+        weights, buffers = (
+            {name: x.detach().cpu() for name, x in numbers.items()}
+            for numbers in (self.models.parameters, self.models.buffers)
+        )
         moments = {
             name: {key: value.detach().cpu() for key, value in self.optimizer.state[x].items()}
             for name, x in self.models.parameters.items()
@@ -267,6 +285,8 @@ class _Stack:
             if isinstance(course.loss, ImbalanceAwareLoss):
                 course.loss.step.fill_(self.step)  # where its schedule stands
             with torch.no_grad():
+                for name, own in course.model.named_buffers():
+                    own.copy_(buffers[name][i])
                 for name, own in course.model.named_parameters():
                     own.copy_(weights[name][i])
                     course.optimizer.state[own].update(
@@ -332,7 +352,7 @@ class _Minibatches:
 
 
 def _draw_alike(a: Sampler, b: Sampler) -> bool:
-    return a is b or (isinstance(a, UniformSampler) and isinstance(b, UniformSampler) and a == b)
+    return a is b or (type(a) is type(b) is UniformSampler and a == b)
 
 
 def _course(member: Member, settings: TrainingSettings) -> Course:
@@ -347,10 +367,10 @@ def _shared_losses(losses: Sequence[nn.Module], device: torch.device) -> list[tu
     groups: list[tuple[list[int], Recipe]] = []
     for i, loss in enumerate(losses):
         recipe = getattr(loss, "recipe", None)
-        if not isinstance(recipe, Recipe) or recipe.over != "all":
+        if not isinstance(recipe, Recipe) or recipe.over != "all" or recipe.weighing.lagged:
             raise ValueError(
                 f"train_together: a loss is {loss!r}, but must be an ImbalanceAwareLoss or a MeanSquaredError "
-                "over='all'; train that member apart"
+                "over='all', whose budget does not lag; train that member apart"
             )
         for indices, other in groups:
             if other == recipe:

@@ -215,6 +215,10 @@ class RolloutValidation:
     scale: Sequence[float] | None = None
     states: int = 5
 
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            object.__setattr__(self, "scale", tuple(map(float, self.scale)))
+
     def __call__(self, model: nn.Module) -> Validation:
         (found,) = self._validate(model)
         return found

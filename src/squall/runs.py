@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from squall.config import ConfigError, RunConfig, difference, flat, to_dict
+from squall.config import ConfigError, RunConfig, can_run_together, difference, to_dict
 from squall.data import Split, Transitions
 from squall.ensemble import Member, train_together
 from squall.evaluation import RolloutValidation
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 else:  # slow to import; whoever trains has it imported
     Fabric = Any
 
-__all__ = ["can_run_together", "run", "run_together"]
+__all__ = ["run", "run_together"]
 
-FULL_PRECISIONS = {"32-true": torch.float32, "64-true": torch.float64}
+TYPES = {"32-true": torch.float32, "64-true": torch.float64}
 
 
 def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) -> TrainingResult | None:
@@ -81,7 +81,7 @@ def run(config: RunConfig, path: Path | str, watcher: Recorder | None = None) ->
 def run_together(
     asked: Sequence[tuple[RunConfig, Path | str]], watcher: Recorder | None = None
 ) -> list[TrainingResult | TrainingDiverged | None]:
-    """Train several configurations as one batched computation, into a folder each: see `can_run_together`.
+    """Train several configurations as one batched computation, into a folder each: see `config.can_run_together`.
 
     Every run ends where `run` would have brought it, to rounding. One alone is left to `run`.
 
@@ -121,26 +121,6 @@ def run_together(
     return found
 
 
-def can_run_together(a: RunConfig, b: RunConfig) -> bool:
-    """Whether two configurations differ only by seed, loss and sampling, without substeps, in one full precision.
-
-    >>> from squall.config import LossConfig, ModelConfig
-    >>> can_run_together(RunConfig(), RunConfig(loss=LossConfig(name="mse")))
-    True
-    >>> can_run_together(RunConfig(), RunConfig(model=ModelConfig(hidden=3)))
-    False
-    """
-    return _shape(a) == _shape(b) and all(
-        config.sampling.substeps == 1 and config.device.precision in FULL_PRECISIONS for config in (a, b)
-    )
-
-
-def _shape(config: RunConfig) -> dict[str, Any]:
-    own = ("training.seed", "loss.", "sampling.", "data.path")
-    same_data = {"data": Path(config.data.path).resolve()}
-    return same_data | {key: x for key, x in flat(to_dict(config)).items() if not key.startswith(own)}
-
-
 def _by_step(prepared: Sequence["_Prepared"]) -> list[list[int]]:
     """Those that are not finished, by the step at which they stand: a kill may have fallen between two checkpoints."""
     groups: dict[int, list[int]] = {}
@@ -158,7 +138,7 @@ def _train_together(
     first = prepared[0]
     members = [
         Member(
-            one.experiment.model.to(FULL_PRECISIONS[one.experiment.config.device.precision]),
+            one.experiment.model.to(TYPES[one.experiment.config.device.precision]),
             one.experiment.loss,
             one.sampler,
             _validation(one.experiment),

@@ -1,6 +1,7 @@
 """Models that differ only by their numbers, computed as one, and work that a GPU records once and replays."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -57,8 +58,7 @@ class Replayed:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._work()
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"no CUDA graph could be recorded, so every step is started anew: {reason}", stacklevel=3)
+            warnings.warn(f"no CUDA graph could be recorded, so every step is started anew: {error}", stacklevel=3)
             return
         self._graph = graph
 
@@ -73,7 +73,8 @@ class Stacked:
         device: where the stack lives.
 
     Raises:
-        ValueError: if there is none, or their parameters differ in names or shapes.
+        ValueError: if there is none, or they are of different classes or their parameters differ in names, shapes or
+            types.
 
     >>> stacked = Stacked([nn.Linear(2, 2), nn.Linear(2, 2)])
     >>> stacked(torch.zeros(2, 5, 1, 2)).shape
@@ -83,25 +84,31 @@ class Stacked:
     def __init__(self, models: Sequence[nn.Module], device: torch.device | str = "cpu") -> None:
         if not models:
             raise ValueError("there is no model to stack")
-        shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
-        if any(these != shapes[0] for these in shapes):
-            raise ValueError("the models differ in their parameters: they cannot be computed as one")
+        if any(_shape(model) != _shape(models[0]) for model in models):
+            raise ValueError("the models differ in their parameters or their class: they cannot be computed as one")
         self.device, self._count = torch.device(device), len(models)
         parameters, buffers = torch.func.stack_module_state(list(models))
         self.parameters: dict[str, Tensor] = {name: p.detach().to(self.device) for name, p in parameters.items()}
         self.buffers: dict[str, Tensor] = {name: b.to(self.device) for name, b in buffers.items()}
         self.dtype = next((p.dtype for p in self.parameters.values() if p.is_floating_point()), torch.float32)
         self.skeleton = copy.deepcopy(models[0]).to("meta")
-        self._rates = torch.vmap(self._one)
 
     def __len__(self) -> int:
         return self._count
 
     def __call__(self, u: Tensor) -> Tensor:
-        return self._rates(self.parameters, self.buffers, u)
+        return torch.vmap(self._one)(self.parameters, self.buffers, u)
 
     def _one(self, parameters: Any, buffers: Any, u: Tensor) -> Tensor:
         return torch.func.functional_call(self.skeleton, (parameters, buffers), (u,))
+
+    def part(self, chosen: slice) -> "Stacked":
+        """Some of the members; they share their numbers with this stack."""
+        part = copy.copy(self)
+        part.parameters = {name: x[chosen] for name, x in self.parameters.items()}
+        part.buffers = {name: x[chosen] for name, x in self.buffers.items()}
+        part._count = len(range(self._count)[chosen])
+        return part
 
     def member(self, i: int) -> Rate:
         """The rate of one member, from states (batch, channel, *space)."""
@@ -133,3 +140,8 @@ class Stacked:
             advance()
             found[:, :, n + 1] = u
         return found
+
+
+def _shape(model: nn.Module) -> tuple[type, bool, list[tuple[str, torch.Size, torch.dtype]]]:
+    numbers = itertools.chain(model.named_parameters(), model.named_buffers())
+    return type(model), model.training, [(name, x.shape, x.dtype) for name, x in numbers]

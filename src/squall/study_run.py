@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from squall.config import RunConfig
+from squall.config import RunConfig, can_run_together
 from squall.placement import keep_freed_memory
 from squall.run_folder import SAMPLING, RunFolder, RunFolderError, evaluation_suffix
-from squall.runs import can_run_together, run_together
+from squall.runs import run_together
 from squall.simulation import simulate_to_file
 from squall.study import SHOWN_FROM_FIELDS, SIZES, TRIAL, OtherIntegrator, Study, StudyFolder, Trial
 from squall.systems import SYSTEMS

@@ -1,7 +1,7 @@
 """A trained run, read back from its folder: evaluated, and rolled out."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from squall.config import ConfigError, from_dict
+from squall.config import ConfigError, can_run_together, from_dict
 from squall.data import Normalization, Source, Split
 from squall.evaluation import Evaluation, Rollouts, evaluate, evaluate_each
 from squall.experiment import Experiment, build, integrator
@@ -127,7 +127,7 @@ def evaluate_runs(
 
     Args:
         paths: the run folders; several are evaluated as one, so they must be runs that could be trained together (see
-            `runs.can_run_together`). `evaluation.json` and `rollouts.npz` are written into each; with another
+            `config.can_run_together`). `evaluation.json` and `rollouts.npz` are written into each; with another
             integrator than that of the training their names carry it.
         method: the integrator of the rollouts; that of the training if left out.
         count: how many steps of it cover one dt.
@@ -137,34 +137,63 @@ def evaluate_runs(
 
     Returns:
         for each run what its `evaluation.json` holds.
+
+    Raises:
+        CheckpointError: if a run has none.
+        ConfigError: for runs that do not belong together, without test trajectories, or an integrator that does not
+            apply.
     """
+    if not paths:
+        return []
     kinds = [_kinds(RunFolder(path)) for path in paths]
-    first, *others = paths
-    experiment = (one := open_run(first, data)).experiment
-    runs = [one, *(open_run(path, data, split=experiment.split) for path in others)]
+    runs = _open_alike(paths, data)
+    experiment = runs[0].experiment
     test = experiment.split.test
     if test.trajectories == 0:
         raise ConfigError("data.test is 0: there are no test trajectories to evaluate on")
-    step = _evaluation_step(experiment, method, count)
+    step, suffix = _evaluation_step(experiment, method, count), evaluation_suffix(method, count)
     scale = None if experiment.system is not None else Normalization.fit(test).std
-    where = _device(device)
+    evaluation_of = partial(_evaluations, _device(device), test, step=step, system=experiment.system, scale=scale)
     checkpoints: list[dict[str, Any]] = [{} for _ in runs]
     for asked in ("best", "last"):
         chosen = [i for i in range(len(runs)) if asked in kinds[i]]
         loaded = [runs[i].load(asked) for i in chosen]
         with threads(experiment.config.device.threads):
-            evaluations = _evaluations(
-                [runs[i].experiment.model for i in chosen],
-                where,
-                partial(evaluate, source=test, step=step, system=experiment.system, scale=scale),
-                partial(evaluate_each, source=test, step=step, system=experiment.system, scale=scale),
-            )
+            evaluations = evaluation_of([runs[i].experiment.model for i in chosen])
         for i, (kind, trained_steps), evaluation in zip(chosen, loaded, evaluations, strict=True):
             checkpoints[i][kind] = {"step": trained_steps, **evaluation.to_dict()}
             if kind == fields_of or len(kinds[i]) == 1:
-                name = f"rollouts{evaluation_suffix(method, count)}.npz"
-                _write_rollouts(runs[i].folder, name, evaluation.rollouts, test)
-    about = {
+                _write_rollouts(runs[i].folder, f"rollouts{suffix}.npz", evaluation.rollouts, test)
+    found = [{**_about(experiment, step, scale), "checkpoints": of_run} for of_run in checkpoints]
+    for run, one in zip(runs, found, strict=True):
+        run.folder.write_json(f"evaluation{suffix}.json", one)
+    return found
+
+
+def _open_alike(paths: Sequence[Path | str], data: str | None) -> list[TrainedRun]:
+    """The runs, with the data of the first: they have to be those of all."""
+    first = open_run(paths[0], data)
+    runs = [first, *(open_run(path, data, split=first.experiment.split) for path in paths[1:])]
+    for run in runs:
+        if run is not first and not can_run_together(first.experiment.config, run.experiment.config):
+            raise ConfigError(
+                f"{run.folder.path} cannot be evaluated together with {first.folder.path}: their data, models, "
+                "integrators or other settings differ; evaluate them apart"
+            )
+    return runs
+
+
+def _evaluations(device: torch.device, test: Source, models: Sequence[nn.Module], **options: Any) -> list[Evaluation]:
+    """Of one model by itself, of several as one."""
+    if len(models) > 1:
+        return evaluate_each(Stacked(models, device), test, **options)
+    return [evaluate(model.to(device), test, **options) for model in models]
+
+
+def _about(experiment: Experiment, step: Step, scale: Sequence[float] | None) -> dict[str, Any]:
+    """What an evaluation was made with."""
+    test = experiment.split.test
+    return {
         "integrator": getattr(step, "name", "step"),
         "dt": test.dt,
         "steps": test.steps,
@@ -174,22 +203,6 @@ def evaluate_runs(
         "system": None if experiment.system is None else experiment.system.name,
         "data": fingerprint(experiment.config.data.path),
     }
-    found = [{**about, "checkpoints": of_run} for of_run in checkpoints]
-    for run, one in zip(runs, found, strict=True):
-        run.folder.write_json(f"evaluation{evaluation_suffix(method, count)}.json", one)
-    return found
-
-
-def _evaluations(
-    models: Sequence[nn.Module],
-    device: torch.device,
-    alone: Callable[[nn.Module], Evaluation],
-    together: Callable[[Stacked], list[Evaluation]],
-) -> list[Evaluation]:
-    """Of one model by itself, of several as one."""
-    if len(models) > 1:
-        return together(Stacked(models, device))
-    return [alone(model.to(device)) for model in models]
 
 
 def _kinds(folder: RunFolder) -> list[Kind]:

@@ -117,11 +117,13 @@ class _ByHand(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
         function, *tensors = inputs
+        on_cpu, own = tensors[0].device.type == "cpu", None not in in_dims[1:]
+        if not on_cpu and not (own and tensors[0].dim() == 3):  # weights in common, or a stack of stacks
+            return (torch.vmap(function.formula, in_dims[1:], randomness="error")(*tensors),), (0,)
         stacked = [
             x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
             for x, dim in zip(tensors, in_dims[1:], strict=True)
         ]
-        on_cpu = tensors[0].device.type == "cpu"
         return ((function.on_threads() if on_cpu else function.batched())(*stacked),), (0,)
 
 

@@ -219,27 +219,30 @@ def training_figure(found: GridResults) -> Figure:
         panels[0, column].set(title=title, yscale="log")
         panels[1, column].set(xlabel="training step", ylim=(0.95, 2.0))
         panels[1, column].axhline(1, color="0.5", lw=0.8)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    named = {label: h for panel in panels[0] for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
 def _courses(panel: Axes, row: Row, name: str, colour: str) -> None:
     """How a quantity of the validations went on in the trainings of a row; infinite where a rollout diverged."""
-    courses = [outcome.history for outcome in row.outcomes if outcome.history]
-    label = {"label": row.name}
+    known = [outcome for outcome in row.outcomes if outcome.history]
+    courses = [outcome.history for outcome in known]
     if len(courses) <= FEW_SEEDS:
         for course in courses:
             panel.plot([line["step"] for line in course], [_nan(line.get(name)) for line in course], color=colour, lw=1)
-        panel.plot([], [], color=colour, lw=1, **label)
+        panel.plot([], [], color=colour, lw=1, label=row.name)
         return
     at: dict[int, list[float]] = {}
     for line in itertools.chain(*courses):
         at.setdefault(line["step"], []).append(math.inf if line.get(name) is None else line[name])
     steps = sorted(at)
+    for outcome, step in itertools.product(known, steps):
+        if outcome.state == "failed" and step > outcome.history[-1]["step"]:
+            at[step].append(math.inf)
     low, middle, high = np.array([np.quantile(at[step], (0.25, 0.5, 0.75), method="nearest") for step in steps]).T
     panel.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-    panel.plot(steps, middle, color=colour, lw=1.5, **label)
+    panel.plot(steps, middle, color=colour, lw=1.5, label=row.name)
 
 
 def _nan(value: float | None) -> float:
