@@ -47,14 +47,10 @@ def member(seed: int, loss, source, recorder: Recorder | None = None, **options)
     return Member(model(seed, **options), loss, sampler, validate, recorder or Recorder())
 
 
-@pytest.fixture(params=[1, 100], ids="{} at once".format)
-def at_once(request, monkeypatch):
-    """Steps between two looks at the losses: one as on a CPU, or more as on a CUDA device."""
-    monkeypatch.setitem(squall.ensemble.STEPS_AT_ONCE, "cpu", request.param)
-
-
-@pytest.mark.parametrize(("kind", "step"), [("hnn", euler), ("node", midpoint)])
-def test_an_ensemble_equals_its_members_alone(source, kind, step, at_once):
+@pytest.mark.parametrize(("kind", "step", "at_once"), [("hnn", euler, 1), ("hnn", euler, 100), ("node", midpoint, 1)])
+def test_an_ensemble_equals_its_members_alone(source, kind, step, at_once, monkeypatch):
+    """With one step between two looks at the losses, as on a CPU, and with more, as on a CUDA device."""
+    monkeypatch.setitem(squall.ensemble.STEPS_AT_ONCE, "cpu", at_once)
     combinations = [(0, name) for name in LOSSES] + [(1, "temperature")]
     members = [member(seed, LOSSES[name](), source, kind=kind, step=step) for seed, name in combinations]
     together = train_together(members, Transitions(source), SETTINGS, step=step)
@@ -130,7 +126,8 @@ def test_a_stopped_ensemble_goes_on_to_the_same_bits_and_its_members_can_go_on_a
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-def test_a_member_that_diverges_leaves_the_others_alone(source, at_once):
+def test_a_member_that_diverges_leaves_the_others_alone(source, monkeypatch):
+    monkeypatch.setitem(squall.ensemble.STEPS_AT_ONCE, "cpu", 100)
     members = [member(s, ImbalanceAwareLoss(50.0), source) for s in (0, 1)]
     with torch.no_grad():
         next(members[0].model.parameters()).fill_(float("nan"))
