@@ -165,9 +165,7 @@ def _evaluate(
     members = range(_members(model))
     with torch.no_grad(), _evaluating(model):
         rollouts = [_RolloutTally(source, system, keep) for _ in members]
-        for indices, truth in _chunks(source, model):
-            for tally, prediction in zip(rollouts, _roll_out(model, step, truth, source.dt), strict=True):
-                tally.add(indices, truth, prediction)
+        _add_rollouts(rollouts, model, source, step)
         regimes = _Regimes(source, system)
         steps = [_StepTally(source, regimes, scale, rollouts[0].frames) for _ in members]
         for indices, truth in _chunks(source, model):
@@ -230,9 +228,7 @@ class RolloutValidation:
     def _validate(self, model: nn.Module | Stacked) -> list[Validation]:
         with torch.no_grad(), _evaluating(model):
             tallies = [_RolloutTally(self.source, None, keep=0, scale=self.scale) for _ in range(_members(model))]
-            for indices, truth in _chunks(self.source, model):
-                for tally, prediction in zip(tallies, _roll_out(model, self.step, truth, self.source.dt), strict=True):
-                    tally.add(indices, truth, prediction)
+            _add_rollouts(tallies, model, self.source, self.step)
             growths = _growth(model, self.source, self.step, self.states)
         return [_validation(tally.errors(), growth["max"]) for tally, growth in zip(tallies, growths, strict=True)]
 
@@ -277,6 +273,13 @@ def _roll_out(model: Rate | Stacked, step: Step, truth: Tensor, dt: float) -> It
         parts = [rollout(step, model, like_model(model, first), dt, truth.shape[1] - 1) for first in firsts]
         rolled = torch.cat(parts)[None]
     return (one.to(truth) for one in rolled)
+
+
+def _add_rollouts(tallies: Sequence["_RolloutTally"], model: Rate | Stacked, source: Source, step: Step) -> None:
+    """Roll every trajectory out, for each member into its tally."""
+    for indices, truth in _chunks(source, model):
+        for tally, prediction in zip(tallies, _roll_out(model, step, truth, source.dt), strict=True):
+            tally.add(indices, truth, prediction)
 
 
 def _states_at_a_time(state: Tensor, model: Rate | Stacked) -> int:
