@@ -281,7 +281,5 @@ def test_what_cannot_be_trained_together_is_refused(source):
         train_together([], Transitions(source), SETTINGS)
     with pytest.raises(ValueError, match="differ in their parameters"):
         train_together([one, member(0, MeanSquaredError(), source, kind="node")], Transitions(source), SETTINGS)
-    with pytest.raises(ValueError, match="does not lag"):
-        train_together([member(0, ImbalanceAwareLoss(KLBudget(0.3, lagged=True)), source)], Transitions(source))
     with pytest.raises(ValueError, match="a loss is MSELoss"):
         train_together([member(0, torch.nn.MSELoss(), source)], Transitions(source), SETTINGS)

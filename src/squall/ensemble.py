@@ -367,10 +367,10 @@ def _shared_losses(losses: Sequence[nn.Module], device: torch.device) -> list[tu
     groups: list[tuple[list[int], Recipe]] = []
     for i, loss in enumerate(losses):
         recipe = getattr(loss, "recipe", None)
-        if not isinstance(recipe, Recipe) or recipe.over != "all" or recipe.weighing.lagged:
+        if not isinstance(recipe, Recipe) or recipe.over != "all":
             raise ValueError(
                 f"train_together: a loss is {loss!r}, but must be an ImbalanceAwareLoss or a MeanSquaredError "
-                "over='all', whose budget does not lag; train that member apart"
+                "over='all'; train that member apart"
             )
         for indices, other in groups:
             if other == recipe:

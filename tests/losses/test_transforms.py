@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Relative, Schedule, imbalance_aware_loss
 
 RULES = [0.0, 2.0, KLBudget(0.3), EffectiveFraction(0.5), Relative(4.0)]
-LAGGED = KLBudget(0.3, lagged=True)
-LAST = [Schedule(3.0, 5), Schedule(LAGGED, 5), LAGGED]
 
 
 def batch(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,20 +73,16 @@ def test_differentiable_weights_by_finite_differences(over, guard):
     assert torch.autograd.gradgradcheck(loss, p)
 
 
-@pytest.mark.parametrize(
-    ("rule", "guard", "scales"), [(KLBudget(0.3), {}, [1.0]), (LAGGED, {"cap": 20.0}, [1.0, 1.2])], ids=str
-)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_counts_a_step_once_and_changes_nothing(reentrant, rule, guard, scales):
+def test_checkpointing_counts_a_step_once_and_changes_nothing(reentrant):
     p, t = batch(30)
     results = []
     for run in (
         lambda loss, x: loss(x * 2, t),
         lambda loss, x: checkpoint(lambda y: loss(y * 2, t), x, use_reentrant=reentrant),
     ):
-        loss, x = ImbalanceAwareLoss(Schedule(rule, 5), **guard), p.clone().requires_grad_()
-        for scale in scales:  # cold, then warm
-            run(loss, scale * x).backward()
+        loss, x = ImbalanceAwareLoss(Schedule(KLBudget(0.3), 5)), p.clone().requires_grad_()
+        run(loss, x).backward()
         results.append((x.grad, loss.step.clone(), loss.log_inverse_temperature.clone()))
     if reentrant:  # the first forward runs without a graph and is recomputed: the same numbers
         torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
@@ -122,7 +116,7 @@ OPTIONS = [{}, {"over": "sample"}, {"over": "channel"}, {"cap": 5.0}, {"trim": 0
 
 @pytest.mark.parametrize(
     ("rule", "options"),
-    [*((2.0, options) for options in OPTIONS), *((rule, {}) for rule in (0.0, math.inf, *RULES[2:], *LAST))],
+    [*((2.0, options) for options in OPTIONS), *((rule, {}) for rule in (0.0, math.inf, Schedule(3.0, 5), *RULES[2:]))],
     ids=str,
 )
 def test_nothing_of_a_step_waits_for_a_number(rule, options, monkeypatch):
@@ -144,14 +138,12 @@ COMPILED = """
     from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, Schedule, imbalance_aware_loss
 
     p, t = torch.randn(2, 4, 2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cases = [(2.0, {}), (2.0, {"over": "sample", "mean_share": 0.2}), (Schedule(KLBudget(0.3), 2), {}),
-             (Schedule(KLBudget(0.3, lagged=True), 2), {}), (KLBudget(0.3, lagged=True), {})]
+    cases = [(2.0, {}), (2.0, {"over": "sample", "mean_share": 0.2}), (Schedule(KLBudget(0.3), 2), {})]
     for rule, kwargs in cases:
         eager, module = (ImbalanceAwareLoss(rule, **kwargs) for _ in range(2))
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        for step in range(3):
-            a, b = ((1 + 0.2 * step) * p.clone().requires_grad_() for _ in range(2))
-            a.retain_grad(), b.retain_grad()
+        for step in range(2):
+            a, b = (p.clone().requires_grad_() for _ in range(2))
             x, y = eager(a, t), compiled(b, t)
             torch.testing.assert_close(x, y, rtol=1e-6, atol=0)
             x.backward(), y.backward()

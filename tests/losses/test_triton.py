@@ -22,8 +22,7 @@ SCRIPT = """
         return TritonPasses(prediction.detach(), target.detach())
 
     for n in (100, BLOCK, 2 * BLOCK + 17):
-        for rule in (3.0, float("inf"), KLBudget(0.3), KLBudget(0.05), EffectiveFraction(0.5), Relative(4.0),
-                     KLBudget(0.3, lagged=True), EffectiveFraction(0.5, lagged=True)):
+        for rule in (3.0, float("inf"), KLBudget(0.3), KLBudget(0.05), EffectiveFraction(0.5), Relative(4.0)):
             prediction, target = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
             prediction.requires_grad_()
             recipe.passes_for = passes_of

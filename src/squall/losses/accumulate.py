@@ -15,8 +15,9 @@ from torch import Tensor, distributed, nn
 from squall.losses.distributed import gathered, globally, process_group, sharding_of
 from squall.losses.imbalance import ImbalanceAwareLoss
 from squall.losses.recipe import Points
-from squall.losses.sums import Sums, Tilting
+from squall.losses.sums import Moments, Sums
 from squall.losses.temperature import Budget, Fixed, newton_step
+from squall.losses.tilting import Tilting
 from squall.losses.weights import Over
 
 __all__ = ["Accumulation", "LaggedAccumulation"]
@@ -193,7 +194,9 @@ class LaggedAccumulation:
                 parameter.grad.mul_(scale)
         beta = self._beta
         if isinstance(self._rule, Budget):
-            divergence, slope = self._rule.spread(1.0, Tilting(sums))
+            near = Tilting()
+            near.add(sums, beta)
+            divergence, slope = self._rule.spread(beta, near)
             if divergence > 0 and slope > 0:
                 beta *= newton_step(divergence, slope, self._rule.budget, 1e-3, 1e3)
         self._loss.advance(math.log(beta))
@@ -202,9 +205,10 @@ class LaggedAccumulation:
 
 def sums_of(errors: Tensor, beta: float) -> Sums:
     """The sums of a fused pass, by the formula."""
-    z = beta * errors.double()
+    z = beta * errors.double().reshape(-1)
     top = float(z.amax())
-    e = (z - top).exp()
-    f = z * e
-    plain, *sums = torch.stack([s.sum() for s in (z, e, f, f * z, e * e, f * e, f * f)]).tolist()
-    return Sums(errors.numel(), top, plain, tuple(sums[:3]), tuple(sums[3:]))
+    e, span = (z - top).exp(), top or 1.0
+    v = 2 * z / span - 1
+    polynomials = torch.stack((torch.ones_like(v), v, 2 * v * v - 1))
+    moments = Moments(span, tuple((polynomials @ e).tolist()), tuple((polynomials @ e.square()).tolist()))
+    return Sums.of_moments(len(z), top, float(z.sum()), moments)

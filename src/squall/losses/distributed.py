@@ -111,7 +111,8 @@ class ShardedPasses:
     def __init__(self, passes: Passes, group: distributed.ProcessGroup, device: torch.device) -> None:
         self.passes, self.group, self.device = passes, group, device
         self.world = distributed.get_world_size(group)
-        self.count = int(sum(count for (count,) in self._gathered([float(passes.count)])))
+        counts, once, twice = zip(*self._gathered([float(n) for n in (passes.count, *passes.moments)]), strict=True)
+        self.count, self.moments = int(sum(counts)), (int(min(once)), int(min(twice)))
 
     @classmethod
     def of(cls, passes: Passes | None, group: distributed.ProcessGroup, device: torch.device) -> "ShardedPasses | None":
@@ -127,8 +128,8 @@ class ShardedPasses:
         parts = self._gathered([largest, mean * self.passes.count])
         return max(part[0] for part in parts), sum(part[1] for part in parts) / self.count
 
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
-        mine = self.passes.sweep(beta, once, twice)
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
+        mine = self.passes.sweep(beta, moments)
         return Sums.merged([Sums.of_numbers(part) for part in self._gathered(mine.numbers())])
 
     def gradient(self, beta: float, top: float, factor: Number) -> Tensor:

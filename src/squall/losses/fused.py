@@ -1,7 +1,7 @@
 """The loss as two passes over the data and one write, for plain squared errors over everything.
 
-Forward: one pass sums what the value needs and, for a budget, what the temperature needs; warm, the pass at
-the temperature of the step before is enough. Backward: one pass writes the gradient. Each pass reads 2n
+Forward: one pass sums what the value needs and, for a budget, what the temperature needs; warm, the pass near
+the temperature of the step before is enough (see `tilting`). Backward: one pass writes the gradient. Each pass reads 2n
 numbers and the backward writes n: 5n, where `mse_loss` moves 7n (it writes and reads back the squares).
 
 The passes are in `fused_cpu` and `fused_triton`; what cannot be computed well here is declined (None), and
@@ -10,7 +10,7 @@ the eager formula takes over.
 
 import importlib.util
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,23 +21,26 @@ from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
 from squall.losses.fused_measure import measured_passes
 from squall.losses.population import Number
-from squall.losses.sums import BOTH, FAR, FARTHEST, NEAR, Series, Sums, Tilting, scattered
-from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, Spread, TemperatureRule, newton_step
+from squall.losses.sums import Sums, scattered
+from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
+from squall.losses.tilting import Tilting
 
-__all__ = ["FusedLoss", "Passes", "Solution", "betas_by_passes", "masked_passes", "passes_for", "solve"]
+__all__ = ["FusedLoss", "Passes", "Solution", "beta_by_passes", "masked_passes", "passes_for", "solve"]
 
 _TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
-SETTLED = 1e-4
-"""Relative change of β so small that a sixth power of it does not count, nor whether it stays in its bracket."""
-SERIES_STEPS = 6
-"""Steps of Newton's method on a series, where it reaches."""
+MOST_STEPS = 40
 MASKED_SAMPLE = 1 << 14
-FEW = 1000
-SERIES_ERROR, BUDGET_ERROR = 3e-7, 1e-5
+VALUE_ERROR, BUDGET_ERROR = 3e-7, 1e-5
 """Relative errors of the value and of the budget up to which the temperature is moved without another pass."""
+USABLE = 1e-2
+"""The same up to which a step of Newton's method is worth taking."""
+AT_TWO, BETWEEN = 14, 4 / 3
+"""For a budget that looks at β and 2β: how many moments, and where the pass is taken, as a factor on β."""
+STEADY = 1 << 20
+"""Points from which on a batch is expected to resemble the one before more and more."""
 
 
 @runtime_checkable
@@ -47,12 +50,17 @@ class Passes(Protocol):
     count: int
 
     @property
+    def moments(self) -> tuple[int, int]:
+        """How many moments of e and of e² pay: the more, the farther the temperature moves without another pass."""
+        ...
+
+    @property
     def measure(self) -> Tensor | None:
         """μ of mean 1, where points carry one."""
         ...
 
     def largest_and_mean(self) -> tuple[float, float]: ...
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums: ...
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums: ...
     def gradient(self, beta: float, top: float, factor: Number) -> Tensor: ...
     def sample(self) -> tuple[Tensor, Tensor | None]: ...
 
@@ -69,17 +77,18 @@ class Solution:
     largest: float
     mean: float
     """Mean of l."""
-    effective_fraction: float
-    """1/Σw² over n, with a measure 1/Σ(w²/p)."""
+    spread: float | Tilting
+    """n Σw², with a measure n Σ(w²/μ), or what finds it where it is asked for."""
     heaviest: float = 1.0
     """The largest weight over that of the largest error, at the temperature of the pass: 1 without a measure."""
-    lagging: float | None = None
-    """β that a rule which lags leaves for the next call, NaN where there is none."""
 
     @property
-    def following(self) -> float:
-        """β from which the next call starts."""
-        return self.beta if self.lagging is None else self.lagging
+    def effective_fraction(self) -> float:
+        """1/Σw² over n, with a measure 1/Σ(w²/p)."""
+        if not isinstance(self.spread, Tilting):
+            return min(1.0, 1 / self.spread)
+        log_partition = self.log_total - math.log(self.count)
+        return min(1.0, math.exp(2 * log_partition - self.spread(2 * self.beta).log_partition))
 
     @property
     def kl(self) -> float:
@@ -124,14 +133,15 @@ class MaskedPasses:
 
     def __init__(self, passes: Passes, prediction: Tensor, target: Tensor, mask: Tensor, count: int) -> None:
         self.passes, self.count, self.hidden = passes, count, passes.count - count
+        self.moments = passes.moments
         self.prediction, self.target, self.mask = prediction, target, mask
 
     def largest_and_mean(self) -> tuple[float, float]:
         largest, mean = self.passes.largest_and_mean()
         return largest, mean * self.passes.count / self.count
 
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
-        return self.passes.sweep(beta, once, twice).without_zeros(self.hidden)
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
+        return self.passes.sweep(beta, moments).without_zeros(self.hidden)
 
     def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
         return self.passes.gradient(beta, top, factor)
@@ -171,43 +181,21 @@ def solve(passes: Passes, rule: TemperatureRule, softness: float, beta: float) -
         beta = 0.0
     elif isinstance(rule, Budget):
         warm = 0 < beta < math.inf
-        if warm and rule.lagged:
-            return _lag(passes, rule, softness * rule.budget, beta)
         beta = beta if warm else _relative_to_mean(passes, 4.0)
-        return _uniform(passes) if beta == 0 else _solve_budget(passes, rule, softness * rule.budget, beta)
+        return _uniform(passes) if beta == 0 else _solve_budget(passes, rule, softness * rule.budget, beta, warm)
     elif isinstance(rule, Relative):  # the mean costs a tenth of a sweep, which then serves the gradient too
         beta = _relative_to_mean(passes, rule.tau / softness)
     else:
         beta = softness / rule.temperature if isinstance(rule, Fixed) and rule.temperature > 0 else math.nan
     if beta == 0:
         return _uniform(passes)
-    sums = _swept(passes, beta)
-    return None if sums is None else _unmoved(sums, beta)
+    return _unmoved(passes, beta)
 
 
-def _swept(passes: Passes, beta: float, orders: tuple[int, ...] = (1,), sharpest: float = 1e30) -> Sums | None:
-    """The sums at a β that is known beforehand, None to decline."""
-    if not 1e-30 < beta < 1e30:
-        return None
-    sums = passes.sweep(beta, *orders)
-    return sums if sums.top == 0 or 1e-6 < sums.top < sharpest else None
-
-
-def _lag(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
-    """The weights at β, whatever their divergence, and a step towards the budget for the next call."""
-    sums = _swept(passes, beta, NEAR, SHARPEST_BUDGET)
-    if sums is None:
-        return None
-    spread = rule.spread(1.0, Tilting(sums))
-    step = newton_step(*spread, budget, 0.0, math.inf) if spread.is_resolved(sums.top) else math.nan
-    return replace(_unmoved(sums, beta), lagging=beta * step)
-
-
-def betas_by_passes(
+def beta_by_passes(
     errors: Tensor, measure: Tensor | None, rule: TemperatureRule, softness: float, beta: float
-) -> tuple[float, float] | None:
-    """β of the temperature that a rule wants for the errors of one group on a CPU, and that from which the next call
-    starts; None where the passes decline.
+) -> float | None:
+    """β of the temperature that a rule wants for the errors of one group on a CPU, None where the passes decline.
 
     Args:
         errors, measure: l and μ, of one shape.
@@ -222,7 +210,7 @@ def betas_by_passes(
     else:
         found = measured_passes(roots, nothing, measure.reshape(-1))
         solution = None if found is None else solve(found[2], rule, softness, beta)
-    return None if solution is None else (solution.beta, solution.following)
+    return None if solution is None else solution.beta
 
 
 def _uniform(passes: Passes) -> Solution | None:
@@ -233,22 +221,24 @@ def _uniform(passes: Passes) -> Solution | None:
     return uniform if math.isfinite(largest + mean) else None
 
 
-def effective_fraction(sums: Sums) -> float:
-    """1/Σw² over n, at the inverse temperature of the sums."""
-    return min(1.0, sums.zeroth**2 / (sums.twice[0] * sums.count))
-
-
-def _solution(sums: Sums, swept: float, beta: float, log_total: float, value: float, fraction: float) -> Solution:
+def _solution(
+    sums: Sums, swept: float, beta: float, log_total: float, value: float, spread: float | Tilting
+) -> Solution:
     """The solution at β, from sums at the β that was swept."""
     largest, mean = sums.top / swept, sums.plain / sums.count / swept
     heaviest = sums.heaviest * math.exp((1 - beta / swept) * sums.heaviest_below)
-    return Solution(sums.count, beta, log_total, value, largest, mean, fraction, heaviest)
+    return Solution(sums.count, beta, log_total, value, largest, mean, spread, heaviest)
 
 
-def _unmoved(sums: Sums, beta: float) -> Solution:
-    """The solution at the β of the sums."""
-    value = sums.first / sums.zeroth / beta
-    return _solution(sums, beta, beta, sums.top + math.log(sums.zeroth), value, effective_fraction(sums))
+def _unmoved(passes: Passes, beta: float) -> Solution | None:
+    """The solution at a β that is known beforehand, None to decline."""
+    if not 1e-30 < beta < 1e30:
+        return None
+    sums = passes.sweep(beta)
+    if not (sums.top == 0 or 1e-6 < sums.top < 1e30):
+        return None
+    value, spread = sums.first / sums.zeroth / beta, sums.count * sums.squares / sums.zeroth**2
+    return _solution(sums, beta, beta, sums.top + math.log(sums.zeroth), value, spread)
 
 
 def _relative_to_mean(passes: Passes, tau: float) -> float:
@@ -257,68 +247,64 @@ def _relative_to_mean(passes: Passes, tau: float) -> float:
     return 1 / (tau * mean) if mean > 0 else mean
 
 
-def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float) -> Solution | None:
-    """Newton's method on log β. The series of a pass reach the next β, or another pass is taken there."""
-    low, high = 0.0, math.inf
-    orders, decisive = (FAR, (1,)) if isinstance(rule, KLBudget) else (BOTH, (1, 2))
+def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float, warm: bool) -> Solution | None:
+    """The budget met by what the passes so far say of all β; another pass only where they say too little."""
+    near, farthest = Tilting(), 1 if isinstance(rule, KLBudget) else 2
+    moments = passes.moments if farthest == 1 else (AT_TWO, passes.moments[1])
+    place = beta * (BETWEEN if farthest == 2 else _caution(passes) if warm else 1.0)
     for _ in range(MOST_SWEEPS):
-        if not 1e-30 < beta < 1e30:
+        if not 1e-30 < place < 1e30:
             return None
-        sums = passes.sweep(beta, *orders)
+        sums = passes.sweep(place, moments)
         if sums.top == 0:
             return _uniform(passes)
         if not 1e-6 < sums.top < SHARPEST_BUDGET:
             return None
-        near = Tilting(sums)
-        spread = rule.spread(1.0, near)
-        if not (spread.divergence > 0 and spread.slope > 0):
+        if sums.moments is None:  # the largest z was not what it was thought to be; now it is known
+            continue
+        near.add(sums, place)
+        if farthest == 1 and near.error(beta) > USABLE:
+            beta = place
+        met = _met(rule, budget, near, beta, farthest)
+        if met is None:
             return None
-        low, high = (low, beta) if spread.divergence > budget else (beta, high)
-        ratio = _ratio(rule, budget, near, spread, max(low / beta, 1e-3), min(high / beta, 1e3))
-        change = abs(ratio - 1)
-        if change < FARTHEST and all(k * change < _reach(near.around(k), sums.count, budget) for k in decisive):
-            return _moved(sums, near, beta, ratio)
-        beta *= ratio
+        beta, here, there = met, near.error(met), near.error(farthest * met)
+        if max(here, there) < min(VALUE_ERROR, BUDGET_ERROR * budget / (beta * near(beta).mean)):
+            return _moved(sums, place, near, beta)
+        place = beta * (farthest if there > here else 1)
     return None
 
 
-def _ratio(rule: Budget, budget: float, near: Tilting, spread: Spread, low: float, high: float) -> float:
-    """The factor on β, between `low` and `high`, that meets the budget as far as the series can tell.
+def _caution(passes: Passes) -> float:
+    """Where to take the pass, as a factor on the β of the step before: below it, since moments reach farther up than
+    down; the less so, the fewer there are, and the larger a batch is and the less its β will move."""
+    return 1 - (passes.moments[0] - 6) / 24 * min(1.0, math.sqrt(STEADY / passes.count))
 
-    Args:
-        near: the moments near β.
-        spread: what the rule says of β itself.
-    """
-    ratio, least, most = 1.0, low, high
-    for _ in range(SERIES_STEPS):
-        if abs(spread.divergence / budget - 1) < 1e-9:
+
+def _met(rule: Budget, budget: float, near: Tilting, beta: float, farthest: int) -> float | None:
+    """β that meets the budget, by Newton's method from this one, as far as the passes can tell of it and of `farthest`
+    times it; None where the divergence is lost in rounding."""
+    low, high = 0.0, math.inf
+    for _ in range(MOST_STEPS):
+        if max(near.error(beta), near.error(farthest * beta)) > USABLE:
             break
-        step = newton_step(spread.divergence, spread.slope, budget, least, most)
-        ratio *= step
-        if abs(step - 1) < 1e-5 or abs(ratio - 1) > FARTHEST:  # what is left is the square of that
+        divergence, slope = rule.spread(beta, near)
+        if not (divergence > 0 and slope > 0):
+            return None
+        if abs(divergence / budget - 1) < 1e-9:
             break
-        least, most, spread = 0.5, 2.0, rule.spread(ratio, near)
-        if not (spread.divergence > 0 and spread.slope > 0):
+        low, high = (low, beta) if divergence > budget else (beta, high)
+        step = newton_step(divergence, slope, budget, max(low / beta, 1e-3), min(high / beta, 1e3))
+        beta *= step
+        if abs(step - 1) < 3e-4:  # what is left is the square of that
             break
-    settled = abs(ratio - 1) < SETTLED  # then a bracket may be narrower than what rounding leaves of the step
-    return ratio if settled or low < ratio < high else math.sqrt(low * high)
+    return beta
 
 
-def _reach(series: Series, count: int, budget: float) -> float:
-    """How far from 1 a factor on β may be; few points have no law, and another pass over them costs nothing.
-
-    Where the errors are nearly equal, the mean of z is large against the budget, which is what A leaves of it.
-    """
-    if count < FEW:
-        return SETTLED
-    return series.reach(min(SERIES_ERROR, BUDGET_ERROR * budget / abs(series.terms[0])))
-
-
-def _moved(sums: Sums, near: Tilting, beta: float, ratio: float) -> Solution:
-    """The solution at ratio · β, from the series of the sums at β."""
-    log_partition, mean, _ = near(ratio)
-    fraction = min(1.0, math.exp(2 * log_partition - near(2 * ratio).log_partition))
-    return _solution(sums, beta, beta * ratio, log_partition + math.log(sums.count), mean / beta, fraction)
+def _moved(sums: Sums, swept: float, near: Tilting, beta: float) -> Solution:
+    """The solution at β, from what the passes say; the last of them at the β that was swept."""
+    log_partition, mean, _ = near(beta)
+    return _solution(sums, swept, beta, log_partition + math.log(sums.count), mean, near)
 
 
 class FusedLoss(torch.autograd.Function):

@@ -10,19 +10,21 @@ batches of up to COMPILED points run in `fused_numba` instead.
 """
 
 import functools
+import importlib
 import math
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from squall.losses.sums import LN2, NEAR, Sums
+from squall.losses.sums import LN2, Moments, Sums
 
 if TYPE_CHECKING:
     from squall.losses.fused_numba import CompiledPasses
 
-__all__ = ["BlockPasses", "SmallPasses", "cpu_passes"]
+__all__ = ["BlockPasses", "Blockwise", "SmallPasses", "block_sums", "cpu_passes"]
 
 COMPILED = 1 << 21
 """Largest batch that runs in the compiled passes, on one thread, where torch has more than a few."""
@@ -30,6 +32,8 @@ FEW_THREADS = 4
 """Up to so many threads of torch, operator by operator, are slower than one that is compiled."""
 SMALL = 1 << 16
 """Largest batch that runs in the calling thread without them."""
+MANY = 1 << 22
+"""Points from which on the temperature moves so little that fewer moments do."""
 BLOCK = 1 << 17
 """Elements per block and thread: three blocks of float32 take 1.5 MB, the L2 cache of a core."""
 
@@ -42,6 +46,7 @@ class SmallPasses:
     """
 
     measure = None
+    moments = 10, 3
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.shape, self.count = prediction.shape, prediction.numel()
@@ -56,22 +61,35 @@ class SmallPasses:
         return float(self.errors.max()), float(self.errors.sum()) / self.count
 
     @np.errstate(all="ignore")
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
-        """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
+        """Sums over z = β l and e = exp(z − max z), with so many moments of e and e², see `Sums`."""
         z = self.errors * (beta / LN2)
         top, plain = float(z.max()), float(z.sum())
         e = z - top
         np.exp2(e, out=e)
         self.kept = beta, LN2 * top, e
-        of_e, of_squares = [float(e.sum())], [float(np.dot(e, e))]  # the first by no dot product: it loses digits
-        f = e
-        for order in range(1, max(once, twice) + 1):
-            f = z * f if order == 1 else np.multiply(z, f, out=f)
-            if order <= once:
-                of_e.append(float(f.sum()))
-            if order <= twice:
+        if moments is None:
+            first = float((z * e).sum())  # by no dot product: it loses digits
+            return Sums(self.count, LN2 * top, LN2 * plain, float(e.sum()), LN2 * first, float(np.dot(e, e)))
+        z *= 2 / (top or 1.0)
+        return Sums.of_moments(self.count, LN2 * top, LN2 * plain, self._moments(z, e, LN2 * (top or 1.0), *moments))
+
+    @staticmethod
+    def _moments(w: np.ndarray, e: np.ndarray, span: float, once: int, twice: int) -> Moments:
+        """By the recurrence of T_k + T_(k − 1), see `Moments.of_pairs`; of w = 2 z/span nothing is left."""
+        f = w * e
+        before, product = f.copy(), np.empty_like(e)
+        of_e, of_squares = [float(e.sum()), float(f.sum())], [float(np.dot(e, e)), float(np.dot(f, e))]
+        w -= 1
+        w *= 2
+        for k in range(2, once):
+            np.multiply(w, f, out=product)
+            np.subtract(product, before, out=before)
+            before, f = f, before
+            of_e.append(float(f.sum()))
+            if k < twice:
                 of_squares.append(float(np.dot(f, e)))
-        return Sums.of_doublings(self.count, top, plain, of_e, of_squares)
+        return Moments.of_pairs(span, of_e, of_squares)
 
     @np.errstate(all="ignore")
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
@@ -100,6 +118,7 @@ class Blockwise:
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
+        self.moments = 7 if self.count > MANY else 8, 4
 
     def _blocks(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         size = BLOCK * torch.get_num_threads()
@@ -130,12 +149,12 @@ class BlockPasses(Blockwise):
             total += d.mul_(d).sum().item()
         return max(largest) if math.isfinite(total) else math.nan, total / self.count
 
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
-        """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
-        difference, errors, density = self._scratch(3)
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
+        """Sums over z = β l and e = exp(z − max z), with so many moments of e and e², see `Sums`."""
+        difference, errors, density, spare = self._scratch(4)
         nothing = torch.zeros((), dtype=difference.dtype)
         parts: list[Sums] = []
-        keep = self.keep and once <= NEAR[0]
+        keep = self.keep and moments is None
         kept = torch.empty_like(self.prediction) if keep else self.prediction
         for p, t, out in self._blocks(self.prediction, self.target, kept):
             size = p.numel()
@@ -146,8 +165,7 @@ class BlockPasses(Blockwise):
             torch.sub(z, top, out=e).exp2_()
             if keep:
                 torch.mul(d, e, out=out)
-            of_e, of_squares = orders(z, e, e, d, once, twice)
-            parts.append(Sums.of_doublings(size, top, plain, of_e, of_squares))
+            parts.append(block_sums(z, e, e, (d, spare[:size]), top, plain, moments))
         if keep:
             self.kept = beta, [part.top for part in parts], kept
         return Sums.merged(parts)
@@ -183,25 +201,51 @@ class BlockPasses(Blockwise):
         return sampled(self.prediction, self.target), None
 
 
-def orders(
-    z: Tensor, e: Tensor, weighed: Tensor, scratch: Tensor, once: int, twice: int
-) -> tuple[list[float], list[float]]:
-    """Σ z^k μ e for k up to `once`, and Σ z^k μ e² for k up to `twice`.
+def block_sums(
+    z: Tensor,
+    e: Tensor,
+    weighed: Tensor,
+    scratch: tuple[Tensor, Tensor],
+    top: float,
+    plain: float,
+    moments: tuple[int, int] | None,
+    *heaviest: float,
+) -> Sums:
+    """The sums over a block.
 
     Args:
-        z, e: of a block, (point,).
+        z, e: z/log 2 and exp(z − top), (point,); of the first nothing is left.
         weighed: μ e.
-        scratch: of their shape, to be written to.
+        scratch: two of their shape, to be written to.
+        top, plain: max z and Σ μ z, over log 2.
+        moments: how many of e and e², see `Sums`.
+        heaviest: see `Sums`.
     """
-    of_e, of_squares = [weighed.sum().item()], [torch.dot(weighed, e).item()]  # a dot product loses digits
-    f = weighed
-    for order in range(1, max(once, twice) + 1):
-        f = torch.mul(z, f, out=scratch)
-        if order <= once:
-            of_e.append(f.sum().item())
-        if order <= twice:
-            of_squares.append(torch.dot(f, e).item())
-    return of_e, of_squares
+    head = len(z), LN2 * top, LN2 * plain
+    if moments is None:
+        zeroth, squares = weighed.sum().item(), torch.dot(weighed, e).item()
+        first = torch.mul(z, weighed, out=scratch[0]).sum().item()  # by no dot product: it loses digits
+        return Sums(*head, zeroth, LN2 * first, squares, None, *heaviest)
+    return Sums.of_moments(*head, _moments(z, e, weighed, scratch, top or 1.0, *moments), *heaviest)
+
+
+def _moments(
+    z: Tensor, e: Tensor, weighed: Tensor, scratch: tuple[Tensor, Tensor], span: float, once: int, twice: int
+) -> Moments:
+    """By the recurrence of T_k + T_(k − 1), see `Moments.of_pairs`, from z in place of w = 2 z/span. With the signs
+    + + − − a step of it is one operator, in place: T_(k + 1) = T_(k − 1) ± 2 v T_k."""
+    scale = 2 / span
+    f = before = torch.mul(z, weighed, out=scratch[0])
+    v = torch.add(z.new_full((), -1), z, alpha=scale, out=z)
+    of_e = [weighed.sum().item(), scale * f.sum().item()]
+    of_squares = [torch.dot(weighed, e).item(), scale * torch.dot(f, e).item()]
+    for k in range(2, once):
+        before, f = f, torch.addcmul(before, v, f, value=2 * (-1) ** (k - 1), out=scratch[1] if k == 2 else before)
+        signed = scale if k % 4 < 2 else -scale
+        of_e.append(signed * f.sum().item())
+        if k < twice:
+            of_squares.append(signed * torch.dot(f, e).item())
+    return Moments.of_pairs(LN2 * span, of_e, of_squares)
 
 
 def sampled(prediction: Tensor, target: Tensor) -> Tensor:
@@ -214,13 +258,18 @@ def sampled(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 @functools.cache
-def compiled_passes() -> "type[CompiledPasses] | None":
-    """The passes in numba, imported when the first batch asks for them; None where numba does not work."""
+def compiled_tools() -> ModuleType | None:
+    """What is compiled by numba, imported when the first batch asks for it; None where numba does not work."""
     try:
-        from squall.losses.fused_numba import CompiledPasses
+        return importlib.import_module("squall.losses.fused_numba")
     except ImportError:  # also where numba does not know the version of NumPy
         return None
-    return CompiledPasses
+
+
+def compiled_passes() -> "type[CompiledPasses] | None":
+    """The passes in numba, None where it does not work."""
+    tools = compiled_tools()
+    return None if tools is None else tools.CompiledPasses
 
 
 def cpu_passes(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced
-from squall.losses.fused_cpu import Blockwise, orders
+from squall.losses.fused_cpu import Blockwise, block_sums
 from squall.losses.sums import LN2, Sums, scattered
 
 __all__ = ["MeasuredPasses", "measured_passes"]
@@ -40,22 +40,21 @@ class MeasuredPasses(Blockwise):
             total += d.mul_(d).mul_(m).sum().item()
         return max(largest) if math.isfinite(total) else math.nan, total / self.count
 
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
-        """Sums of μ times what `Sums` says, over z = β l and e = exp(z − max z), up to these orders in z."""
-        scratch = self._scratch(4)
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
+        """Sums of μ times what `Sums` says, over z = β l and e = exp(z − max z), with so many moments."""
+        scratch = self._scratch(5)
         nothing = torch.zeros((), dtype=self.prediction.dtype)
         parts = []
         for p, t, m in self._blocks(self.prediction, self.target, self.measure):
-            d, z, e, g = (x[: p.numel()] for x in scratch)
+            d, z, e, g, spare = (x[: p.numel()] for x in scratch)
             torch.sub(p, t, out=d)
             torch.addcmul(nothing, d, d, value=beta / LN2, out=z)
             top = z.amax().item()
             plain = torch.mul(z, m, out=d).sum().item()
             torch.mul(torch.sub(z, top, out=e).exp2_(), m, out=g)
-            of_e, of_squares = orders(z, e, g, d, once, twice)
             place = int(g.argmax())
-            heaviest = g[place].item(), top - z[place].item()
-            parts.append(Sums.of_doublings(p.numel(), top, plain, of_e, of_squares, *heaviest))
+            heaviest = g[place].item(), LN2 * (top - z[place].item())
+            parts.append(block_sums(z, e, g, (d, spare), top, plain, moments, *heaviest))
         return Sums.merged(parts)
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:

@@ -19,14 +19,16 @@ from torch import Tensor
 from squall import _compiled
 from squall._compiled import bits_of, real_of
 from squall.losses.fused_cpu import SMALL, sampled
-from squall.losses.sums import BOTH, FAR, LN2, NEAR, Sums
+from squall.losses.sums import LN2, Moments, Sums
 
-__all__ = ["CompiledPasses"]
+__all__ = ["CompiledPasses", "tilted"]
 
 BLOCK = 1024
 """Points per block: with 8 lanes and more, each lane adds up at most 128 numbers in float32."""
 BLOCK_OF_TIES = 128
 """The same where many points are alike: the roundings of a sum of equal numbers all go one way."""
+SLACK = 1.1
+"""How much longer than the largest z so far the span of the Chebyshev polynomials is made."""
 FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
 C1, C2, C3, C4, C5, C6 = (
@@ -87,118 +89,123 @@ def _top(a, b):
 
 
 @compiled
-def _merge(known, top, here, sums):
-    """Add a block's sums of e to those known, each relative to its own top; returns the common one."""
-    common = max(top, here)
-    old, new = 2.0 ** (top - common), 2.0 ** (here - common)
+def _stretch(moments, ratio):
+    """Chebyshev moments over [0, s] made those over [0, s/ratio], in place: those of masses at the zeros v_j of T_K."""
+    count = moments.size
+    stretched = np.zeros(count)
+    for j in range(count):
+        v = math.cos(math.pi * (j + 0.5) / count)
+        mass, before, here = moments[0], 1.0, v
+        for k in range(1, count):
+            mass += 2 * moments[k] * here
+            before, here = here, 2 * v * here - before
+        v = ratio * (v + 1) - 1
+        mass, before, here = mass / count, 1.0, v
+        stretched[0] += mass
+        for k in range(1, count):
+            stretched[k] += mass * here
+            before, here = here, 2 * v * here - before
+    moments[:] = stretched
+
+
+@compiled
+def _sweep(p, t, unit, block, once, twice):
+    """max z, Σz and the span of z = unit (p − t)². Added to 0s: Σ T_k(v) e and Σ T_k(v) e² with e = 2^(z − max z) and
+    v = 2 z/span − 1. The span grows with the largest z, to SLACK times that, and what is known is carried over.
+    Within a block the sums are pairs, see `Moments.of_pairs`."""
+    top, plain, span = -math.inf, 0.0, 0.0
+    zero, two = p.dtype.type(0), p.dtype.type(2)
+    for start in range(0, p.size, block):
+        a, b = p[start : start + block], t[start : start + block]
+        here = unit * _top(a, b)
+        if not here < math.inf:
+            return math.nan, 0.0, 1.0
+        if here > span:
+            longer = SLACK * here
+            if span > 0:
+                _stretch(once, span / longer)
+                _stretch(twice, span / longer)
+            span = longer
+        scale = p.dtype.type(2 / span) if span > 0 else zero
+        s, q0, q1, q2, c0, c1, c2, c3, c4 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+        c5, c6, c7, c8, c9, c10, c11, c12, c13 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+        for i in range(a.size):
+            d = a[i] - b[i]
+            z = unit * d * d
+            e = _exp2(z - here)
+            s += z
+            w = scale * z
+            v = two * w - two  # twice v
+            b1 = w * e
+            b2 = v * b1 - b1
+            b3 = v * b2 - b1
+            b4 = v * b3 - b2
+            b5 = v * b4 - b3
+            b6 = v * b5 - b4
+            b7 = v * b6 - b5
+            b8 = v * b7 - b6
+            b9 = v * b8 - b7
+            b10 = v * b9 - b8
+            b11 = v * b10 - b9
+            b12 = v * b11 - b10
+            b13 = v * b12 - b11
+            q0 += e * e
+            q1 += b1 * e
+            q2 += b2 * e
+            c0 += e
+            c1 += b1
+            c2 += b2
+            c3 += b3
+            c4 += b4
+            c5 += b5
+            c6 += b6
+            c7 += b7
+            c8 += b8
+            c9 += b9
+            c10 += b10
+            c11 += b11
+            c12 += b12
+            c13 += b13
+        plain += s
+        common = max(top, here)
+        old, new = 2.0 ** (top - common), 2.0 ** (here - common)
+        _merge(once, old, new, (c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13))
+        _merge(twice, old * old, new * new, (q0, q1, q2))
+        top = common
+    return top, plain, span
+
+
+@compiled
+def _merge(known, old, new, sums):
+    """Moments of the blocks before and of one whose pairs are given (`Moments.of_pairs`), brought to a common top by
+    their factors."""
+    moment = 0.0
     for k in range(len(sums)):
-        known[k] = old * known[k] + new * sums[k]
-    return common
+        moment = sums[k] - moment
+        known[k] = old * known[k] + new * moment
 
 
 @compiled
-def _sweep_far(p, t, unit, block, once, twice):
-    """max z and Σz of z = unit (p − t)². Added to 0s: Σ z^k e up to k = 6, Σ z^k e² up to k = 2, e = 2^(z − max z)."""
-    top, plain = -math.inf, 0.0
-    zero = p.dtype.type(0)
-    for start in range(0, p.size, block):
-        a, b = p[start : start + block], t[start : start + block]
-        here = unit * _top(a, b)
-        if not here < math.inf:
-            return math.nan, 0.0
-        s, q0, q1, q2 = zero, zero, zero, zero
-        e0, e1, e2, e3, e4, e5, e6 = zero, zero, zero, zero, zero, zero, zero
-        for i in range(a.size):
-            d = a[i] - b[i]
-            z = unit * d * d
-            e = _exp2(z - here)
-            s += z
-            e0 += e
-            f = z * e
-            e1 += f
-            q0 += e * e
-            q1 += e * f
-            q2 += f * f
-            f *= z
-            e2 += f
-            f *= z
-            e3 += f
-            f *= z
-            e4 += f
-            f *= z
-            e5 += f
-            e6 += f * z
-        plain += s
-        _merge(twice, 2 * top, 2 * here, (q0, q1, q2))
-        top = _merge(once, top, here, (e0, e1, e2, e3, e4, e5, e6))
-    return top, plain
-
-
-@compiled
-def _sweep_both(p, t, unit, block, once, twice):
-    """The same up to k = 5 for Σ z^k e and k = 6 for Σ z^k e²."""
-    top, plain = -math.inf, 0.0
-    zero = p.dtype.type(0)
-    for start in range(0, p.size, block):
-        a, b = p[start : start + block], t[start : start + block]
-        here = unit * _top(a, b)
-        if not here < math.inf:
-            return math.nan, 0.0
-        s, q0, q1, q2, q3, q4, q5, q6 = zero, zero, zero, zero, zero, zero, zero, zero
-        e0, e1, e2, e3, e4, e5 = zero, zero, zero, zero, zero, zero
-        for i in range(a.size):
-            d = a[i] - b[i]
-            z = unit * d * d
-            e = _exp2(z - here)
-            f = z * e
-            g = z * f
-            h = z * g
-            k = z * h
-            s += z
-            e0 += e
-            e1 += f
-            e2 += g
-            e3 += h
-            e4 += k
-            e5 += k * z
-            q0 += e * e
-            q1 += e * f
-            q2 += f * f
-            q3 += f * g
-            q4 += g * g
-            q5 += g * h
-            q6 += h * h
-        plain += s
-        _merge(twice, 2 * top, 2 * here, (q0, q1, q2, q3, q4, q5, q6))
-        top = _merge(once, top, here, (e0, e1, e2, e3, e4, e5))
-    return top, plain
-
-
-@compiled
-def _sweep_and_keep(p, t, unit, block, out, tops, slope):
-    """max z, Σz, Σ z^k e up to k = 2, Σ z^k e² up to k = 1; in `out` (p − t) e of every block relative to its own of
-    `tops`. Where `slope` is None, which is another loop to the compiler, the last of either are left 0."""
-    top, plain, squares, mixed, zeroth, first, second = -math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+def _sweep_and_keep(p, t, unit, block, out, tops):
+    """max z, Σz, Σe, Σze and Σe²; in `out` (p − t) e of every block relative to its own of `tops`."""
+    top, plain, squares, zeroth, first = -math.inf, 0.0, 0.0, 0.0, 0.0
     zero = p.dtype.type(0)
     for k in range(tops.size):
         start = k * block
         a, b, c = p[start : start + block], t[start : start + block], out[start : start + block]
         here = unit * _top(a, b)
         if not here < math.inf:
-            return math.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        s, q0, q1, e0, e1, e2 = zero, zero, zero, zero, zero, zero
+            return math.nan, 0.0, 0.0, 0.0, 0.0
+        s, q, e0, e1 = zero, zero, zero, zero
         for i in range(a.size):
             d = a[i] - b[i]
             z = unit * d * d
             e = _exp2(z - here)
             c[i] = d * e
             s += z
-            q0 += e * e
+            q += e * e
             e0 += e
             e1 += z * e
-            if slope is not None:
-                e2 += z * z * e
-                q1 += z * e * e
         tops[k] = here
         if here > top:
             old, new, top = 2.0 ** (top - here), 1.0, float(here)
@@ -206,10 +213,8 @@ def _sweep_and_keep(p, t, unit, block, out, tops, slope):
             old, new = 1.0, 2.0 ** (here - top)
         plain += s
         zeroth, first = old * zeroth + new * e0, old * first + new * e1
-        squares = old * old * squares + new * new * q0
-        if slope is not None:
-            second, mixed = old * second + new * e2, old * old * mixed + new * new * q1
-    return top, plain, zeroth, first, second, squares, mixed
+        squares = old * old * squares + new * new * q
+    return top, plain, zeroth, first, squares
 
 
 @compiled
@@ -230,6 +235,19 @@ def _gradient(p, t, unit, shift, factor, out):
         out[i] = factor * d * _exp2(unit * d * d - shift)
 
 
+@compiled
+def tilted(masses, powers, stretch):
+    """Σ W exp(s y), and with y and y² in it, for masses W and powers 1, y, y², (3, node)."""
+    total, mean, square = 0.0, 0.0, 0.0
+    for j in range(masses.size):
+        y = powers[1, j]
+        w = masses[j] * math.exp(stretch * y)
+        total += w
+        mean += w * y
+        square += w * y * y
+    return total, mean, square
+
+
 class CompiledPasses:
     """A float32 or float64 batch, in the calling thread.
 
@@ -239,6 +257,7 @@ class CompiledPasses:
     """
 
     measure = None
+    moments = 14, 3
 
     def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False, ties: bool = False) -> None:
         self.shape, self.count, self.keep = prediction.shape, prediction.numel(), keep
@@ -251,20 +270,20 @@ class CompiledPasses:
         largest, total = _largest_and_sum(self.prediction, self.target)
         return largest, total / self.count
 
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
-        """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
+        """Sums over z = β l and e = exp(z − max z), with so many moments of e and e², see `Sums`."""
         unit = self.real(beta / LN2)
-        if once <= NEAR[0] and self.keep:
+        if moments is None and self.keep:
             out, tops = np.empty_like(self.prediction), np.empty(-(-self.count // self.block))
-            arguments = self.prediction, self.target, unit, self.block, out, tops, True if once > 1 else None
-            top, plain, *known = _sweep_and_keep(*arguments)
+            arguments = self.prediction, self.target, unit, self.block, out, tops
+            top, plain, zeroth, first, squares = _sweep_and_keep(*arguments)
             self.kept = beta, tops, out
-            return Sums.of_doublings(self.count, top, plain, known[: once + 1], known[3 : 4 + twice])
-        sweep, orders = (_sweep_both, BOTH) if twice > FAR[1] else (_sweep_far, FAR)
-        of_e, of_squares = (np.zeros(order + 1) for order in orders)
-        top, plain = sweep(self.prediction, self.target, unit, self.block, of_e, of_squares)
-        of_e, of_squares = of_e[: once + 1].tolist(), of_squares[: twice + 1].tolist()
-        return Sums.of_doublings(self.count, top, plain, of_e, of_squares)
+            return Sums(self.count, LN2 * top, LN2 * plain, zeroth, LN2 * first, squares)
+        of_e, of_squares = map(np.zeros, self.moments)
+        top, plain, span = _sweep(self.prediction, self.target, unit, self.block, of_e, of_squares)
+        once, twice = moments or self.moments
+        known = Moments(LN2 * (span or 1.0), tuple(of_e[:once].tolist()), tuple(of_squares[:twice].tolist()))
+        return Sums.of_moments(self.count, LN2 * top, LN2 * plain, known)
 
     def gradient(self, beta: float, top: float, factor: float) -> Tensor:
         """factor · (prediction − target) · exp(β l − top), a new tensor."""

@@ -17,18 +17,20 @@ import triton.language as tl
 from torch import Tensor
 
 from squall.losses.population import Number
-from squall.losses.sums import GOLDEN, LN2, Sums
+from squall.losses.sums import GOLDEN, LN2, Moments, Sums
 
 __all__ = ["TritonPasses"]
 
 BLOCK, MERGED = 4096, 1024
+SLACK = 1.1
 SAMPLE = 1 << 16
 _GOLDEN = tl.constexpr(GOLDEN)
 
 
 @triton.jit
-def _sweep(prediction, target, out, count, beta, once: tl.constexpr, twice: tl.constexpr, block: tl.constexpr):
-    """A column of `out` for every block: top, how many are not finite, Σz, Σ z^k e up to k = once, Σ z^k e²."""
+def _sweep(prediction, target, out, count, beta, span, once: tl.constexpr, twice: tl.constexpr, block: tl.constexpr):
+    """A column of `out` for every block: top, how many are not finite, Σz, Σze, then the pairs of `Moments.of_pairs`,
+    `once` of them under e and `twice` under e²."""
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = index < count
     p = tl.load(prediction + index, mask=inside, other=0.0)
@@ -41,14 +43,19 @@ def _sweep(prediction, target, out, count, beta, once: tl.constexpr, twice: tl.c
     tl.store(column, top)
     tl.store(column + columns, tl.sum(tl.where(d == d, 0.0, 1.0), 0))
     tl.store(column + 2 * columns, tl.sum(tl.where(inside, z, 0.0), 0))
-    f = e
-    for order in tl.static_range(once + 1):
-        tl.store(column + (3 + order) * columns, tl.sum(f, 0))
-        f = f * z
-    f = e * e
-    for order in tl.static_range(twice + 1):
-        tl.store(column + (4 + once + order) * columns, tl.sum(f, 0))
-        f = f * z
+    tl.store(column + 3 * columns, tl.sum(z * e, 0))
+    tl.store(column + 4 * columns, tl.sum(e, 0))
+    tl.store(column + (4 + once) * columns, tl.sum(e * e, 0))
+    w = 2.0 * z / span
+    before = w * e
+    f = before
+    for order in tl.static_range(1, once):
+        tl.store(column + (4 + order) * columns, tl.sum(f, 0))
+        if order < twice:
+            tl.store(column + (4 + once + order) * columns, tl.sum(f * e, 0))
+        after = 2.0 * (w - 1.0) * f - before
+        before = f
+        f = after
 
 
 @triton.jit
@@ -98,11 +105,13 @@ class TritonPasses:
     """
 
     measure = None
+    moments = 12, 4
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
         self.grid = (-(-self.count // BLOCK),)
         self.sampled: Tensor | None = None
+        self.largest: float | None = None
 
     def largest_and_mean(self) -> tuple[float, float]:
         """max l and mean l."""
@@ -112,18 +121,27 @@ class TritonPasses:
         largest, total = torch.stack((largest, total)).tolist()
         return largest, total / self.count
 
-    def sweep(self, beta: float, once: int = 1, twice: int = 0) -> Sums:
-        """Sums over z = β l and e = exp(z − max z), of e and e² up to these orders in z, see `Sums`."""
-        rows, (columns,) = 5 + once + twice, self.grid
+    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
+        """Sums over z = β l and e = exp(z − max z), with so many moments of e and e², see `Sums`.
+
+        The largest z is not known beforehand: log n + 1 bounds it where a budget of some tenths is met.
+        """
+        once, twice = moments or (1, 1)
+        span = math.log(self.count) + 1 if self.largest is None else SLACK * beta * self.largest or 1.0
+        rows, (columns,) = 4 + once + twice, self.grid
         blocks = torch.empty(rows, columns, dtype=torch.float32, device=self.prediction.device)
         merged = torch.empty(rows, dtype=torch.float64, device=self.prediction.device)
-        arguments = self.prediction, self.target, blocks, self.count, beta / LN2
+        arguments = self.prediction, self.target, blocks, self.count, beta / LN2, span / LN2
         _sweep[self.grid](*arguments, once=once, twice=twice, block=BLOCK)  # type: ignore[arg-type]
         _merge[(rows,)](blocks, merged, columns, once=once, block=MERGED)  # type: ignore[arg-type]
         self.sample()
-        highest, invalid, plain, *sums = merged.tolist()
-        highest = math.nan if invalid else highest
-        return Sums.of_doublings(self.count, highest, plain, sums[: once + 1], sums[once + 1 :])
+        highest, invalid, plain, first, *sums = merged.tolist()
+        highest = math.nan if invalid else LN2 * highest
+        self.largest = highest / beta
+        known = None
+        if moments is not None and highest <= span:
+            known = Moments.of_pairs(span, sums[:once], sums[once:])
+        return Sums(self.count, highest, LN2 * plain, sums[0], LN2 * first, sums[once], known)
 
     def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
         """factor · (prediction − target) · exp(β l − top), a new tensor."""

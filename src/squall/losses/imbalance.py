@@ -76,7 +76,6 @@ class ImbalanceAwareLoss(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64))
         self._channel_starts: Tensor | None = None  # no buffer, whose shape would have to be known beforehand
-        self._start_before: Tensor | None = None
         self._account: Account | None = None
         self.register_state_dict_post_hook(_save_channel_starts)
         self.register_load_state_dict_pre_hook(_load_channel_starts)
@@ -99,8 +98,7 @@ class ImbalanceAwareLoss(nn.Module):
             ValueError: shapes that do not match, nothing to average, NaN or infinity where it counts.
             TypeError: tensors that are not floating point.
         """
-        step, start = self._step_of_call(), self._start_of_call()
-        evaluated = self.recipe.evaluate(prediction, target, mask, measure, step, start)
+        evaluated = self.recipe.evaluate(prediction, target, mask, measure, self._step_of_call(), self._starts)
         if not is_transformed():
             object.__setattr__(self, "_account", evaluated.account)  # nn.Module looks at every attribute set
             if self.training and not in_backward():
@@ -112,20 +110,10 @@ class ImbalanceAwareLoss(nn.Module):
         scheduled = isinstance(self.recipe.weighing.rule, Schedule)
         return self.step - 1 if scheduled and self.training and in_backward() else self.step
 
-    def _start_of_call(self) -> Tensor | None:
-        """log β of the call before; where the rule lags, only for a step: what does not move on would fall behind."""
-        if not self.recipe.weighing.lagged:
-            return self._starts
-        if not (self.training and self.recipe.goes_on):
-            return None
-        return self._start_before if in_backward() else self._starts
-
     def advance(self, log_inverse_temperature: Tensor | float) -> None:
         """Move on to the next step: count it, and start its solver where this one ended."""
         if isinstance(self.recipe.weighing.rule, Schedule):
             self.step.add_(1)
-        if self.recipe.weighing.lagged:  # for activation checkpointing, which computes the call again
-            self._start_before = self._starts.clone()
         if isinstance(log_inverse_temperature, Tensor) and log_inverse_temperature.dim():
             self._channel_starts = log_inverse_temperature
         else:
@@ -138,7 +126,7 @@ class ImbalanceAwareLoss(nn.Module):
     @torch.no_grad()
     def weigh(self, points: Points) -> Tensor:
         """The weights (group, point) of the errors of a whole batch, which then counts as a call of the loss."""
-        evaluated, weighed = self.recipe.weigh(points, self.step, self._start_of_call())
+        evaluated, weighed = self.recipe.weigh(points, self.step, self._starts)
         self._account = evaluated.account
         if self.training:
             self.advance(evaluated.log_inverse_temperature)
@@ -157,8 +145,7 @@ class ImbalanceAwareLoss(nn.Module):
         recipe = self.recipe
         points = recipe.agreed_points(prediction, target, mask, measure)
         sharding = sharding_of(recipe.over, process_group(recipe.group))
-        start = self._start_of_call() if recipe.weighing.lagged else None
-        weighed = recipe.weighing.weigh(*points, sharding=sharding, step=self.step, log_inverse_temperature=start)
+        weighed = recipe.weighing.weigh(*points, sharding=sharding, step=self.step)
         return from_groups(weighed.weights, prediction.shape, recipe.over)
 
     def report(self) -> dict[str, float]:

@@ -101,11 +101,6 @@ class Recipe:
         """Whether the next step's channels start where this one's ended; a sample is another one each time."""
         return self.over == "channel" and not is_transformed() and not torch.compiler.is_compiling()
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether the next call may start where this one ends."""
-        return self._starts_by_channel or (self.over == "all" and not is_transformed())
-
     def _by_passes(
         self,
         prediction: Tensor,
@@ -167,7 +162,7 @@ class Recipe:
         if solution is None:
             return None
         value = cast(Tensor, FusedLoss.apply(prediction, target, passes, solution))
-        log_beta = math.log(solution.following) if solution.following else math.nan
+        log_beta = math.log(solution.beta) if solution.beta else math.nan
         return Evaluated(value, FusedAccount(solution, *passes.sample()), log_beta)
 
     def of_each_group(self, prediction: Tensor, target: Tensor, step: Tensor | None = None) -> Tensor:
@@ -254,7 +249,7 @@ class Recipe:
             step=step,
         )
         account = None if is_transformed() or torch.compiler.is_exporting() else account_of(weighed, errors)
-        inverse = (weighed.following / weighed.population.scale).log()
+        inverse = (weighed.sharpness / weighed.population.scale).log()
         log_beta = inverse if self._starts_by_channel else inverse.squeeze(0) if len(inverse) == 1 else math.nan
         weighted = weighed.weights * errors
         if self.reduction == "mean":

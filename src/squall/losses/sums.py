@@ -1,31 +1,21 @@
-"""What one pass over the points says about the tilted distribution near an inverse temperature."""
+"""What one pass sums over the points, and how sums over parts of them are put together."""
 
+import functools
+import itertools
 import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from squall.losses.population import Tilt
-
-__all__ = ["BOTH", "FAR", "FARTHEST", "LN2", "MOST", "NEAR", "Series", "Sums", "Tilting", "scattered"]
+__all__ = ["LN2", "Moments", "Sums", "masses_at_nodes", "scattered"]
 
 LN2 = math.log(2)
-FAR = 6, 2
-"""Highest orders of Σ z^k e and Σ z^k e² where the temperature follows from the first: their series reach far."""
-BOTH = 5, 6
-"""The same where it follows from both."""
-NEAR = 2, 1
-"""The same for what a divergence and its slope are at the first."""
-MOST = max(*FAR, *BOTH)
-BINOMIALS = [[math.comb(k, j) for j in range(k)] for k in range(MOST)]
-FACTORIALS = [math.factorial(k) for k in range(MOST)]
-POWERS = [LN2**k for k in range(MOST + 1)]
-FARTHEST = 0.2
-"""The largest relative change of β for which a series is trusted, whatever its terms say."""
+MOST = 20
+"""Of the moments of either kind, all processes together."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -37,6 +27,63 @@ def scattered(count: int, most: int, device: torch.device) -> Tensor:
     return (places * count).long()
 
 
+@functools.cache
+def masses_at_nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The zeros v_j of T_count, and the matrix that turns moments C_k, k < count, into masses W_j there of the same
+    moments: W_j = Σ_k (2 − δ_k0) C_k T_k(v_j) / count. Some masses may be negative."""
+    angles = np.pi * (np.arange(count) + 0.5) / count
+    matrix = 2 / count * np.cos(np.outer(angles, np.arange(count)))
+    matrix[:, 0] /= 2
+    return np.cos(angles), matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Chebyshev moments of z = β l over [0, span] under e = exp(z − top) and under its square, z = span (1 + v)/2.
+
+    Args:
+        span: at least max z, positive.
+        once: Σ T_k(v) e for k = 0, 1, …
+        twice: Σ T_k(v) e² for k = 0, 1, …
+    """
+
+    span: float
+    once: tuple[float, ...]
+    twice: tuple[float, ...]
+
+    @classmethod
+    def of_pairs(cls, span: float, once: Iterable[float], twice: Iterable[float]) -> "Moments":
+        """From the sums of T_0, T_1 + T_0, T_2 + T_1, …
+
+        These vanish at v = −1, all but the first, and follow the recurrence of the T_k from w, w with w = 1 + v. Where
+        nearly all v are near −1, as in a batch that a few points rule, they keep the digits that the T_k would lose.
+        """
+        return cls(span, _unpaired(once), _unpaired(twice))
+
+    def over(self, span: float) -> "Moments":
+        """The same over a longer span."""
+        if span == self.span:
+            return self
+        ratio = self.span / span
+        return Moments(span, _stretched(self.once, ratio), _stretched(self.twice, ratio))
+
+    def scaled(self, factor: float) -> "Moments":
+        """Of e times a factor."""
+        once, twice = (factor * c for c in self.once), (factor * factor * c for c in self.twice)
+        return Moments(self.span, tuple(once), tuple(twice))
+
+
+def _unpaired(pairs: Iterable[float]) -> tuple[float, ...]:
+    return tuple(itertools.accumulate(pairs, lambda moment, pair: pair - moment))
+
+
+def _stretched(moments: tuple[float, ...], ratio: float) -> tuple[float, ...]:
+    """The moments over a span that is 1/ratio times as long: exactly those of the masses at the nodes."""
+    nodes, matrix = masses_at_nodes(len(moments))
+    angles = np.arccos(ratio * (nodes + 1) - 1)
+    return tuple((np.cos(np.outer(np.arange(len(moments)), angles)) @ (matrix @ moments)).tolist())
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
     """Sums over points of z = β l and e = exp(z − top), dimensionless.
@@ -45,8 +92,9 @@ class Sums:
         count: n, number of points.
         top: max z.
         plain: Σ z.
-        once: Σ z^k e for k = 0, 1, …
-        twice: Σ z^k e² for k = 0, …
+        zeroth, first: Σ e and Σ z e.
+        squares: Σ e².
+        moments: what moves the temperature without another pass, where it was asked for.
         heaviest, heaviest_below: max e, where points carry a measure max μ e, and how far below `top` the z of that
             point is.
 
@@ -56,55 +104,45 @@ class Sums:
     count: int
     top: float
     plain: float
-    once: tuple[float, ...]
-    twice: tuple[float, ...]
+    zeroth: float
+    first: float
+    squares: float
+    moments: Moments | None = None
     heaviest: float = 1.0
     heaviest_below: float = 0.0
 
     @classmethod
-    def of_doublings(
-        cls,
-        count: int,
-        top: float,
-        plain: float,
-        once: Iterable[float],
-        twice: Iterable[float],
-        heaviest: float = 1.0,
-        heaviest_below: float = 0.0,
-    ) -> "Sums":
-        """From sums over z/log 2 and e = 2^(z/log 2 − top)."""
-        once, twice = tuple(map(operator.mul, POWERS, once)), tuple(map(operator.mul, POWERS, twice))
-        return cls(count, LN2 * top, LN2 * plain, once, twice, heaviest, LN2 * heaviest_below)
-
-    @property
-    def zeroth(self) -> float:
-        """Σ e."""
-        return self.once[0]
-
-    @property
-    def first(self) -> float:
-        """Σ z e."""
-        return self.once[1]
+    def of_moments(cls, count: int, top: float, plain: float, moments: Moments, *heaviest: float) -> "Sums":
+        """Where all sums are moments."""
+        zeroth, first = moments.once[:2]
+        return cls(count, top, plain, zeroth, (zeroth + first) * moments.span / 2, moments.twice[0], moments, *heaviest)
 
     def numbers(self) -> list[float]:
         """All fields as floats, equally many whatever is known, to send to another process."""
-        known = [*self.once, *self.twice]
-        head = [self.count, self.top, self.plain, self.heaviest, self.heaviest_below, len(self.once), len(self.twice)]
-        return [float(number) for number in (*head, *known, *[0.0] * (2 * MOST + 2 - len(known)))]
+        head = [self.count, self.top, self.plain, self.zeroth, self.first, self.squares, self.heaviest]
+        known = self.moments or Moments(0.0, (), ())
+        tail = [*known.once, *known.twice]
+        sizes = [self.heaviest_below, known.span, len(known.once), len(known.twice)]
+        return [float(number) for number in (*head, *sizes, *tail, *[0.0] * (2 * MOST - len(tail)))]
 
     @classmethod
     def of_numbers(cls, numbers: list[float]) -> "Sums":
         """The inverse of `numbers`."""
-        count, top, plain, *heaviest, once, twice = numbers[:7]
-        known = tuple(numbers[7 : 7 + int(once + twice)])
-        return cls(int(count), top, plain, known[: int(once)], known[int(once) :], *heaviest)
+        count, top, plain, zeroth, first, squares, heaviest, below, span, once, twice = numbers[:11]
+        middle, end = 11 + int(once), 11 + int(once + twice)
+        moments = Moments(span, tuple(numbers[11:middle]), tuple(numbers[middle:end])) if once else None
+        return cls(int(count), top, plain, zeroth, first, squares, moments, heaviest, below)
 
     def without_zeros(self, zeros: int) -> "Sums":
-        """The sums without so many points of error 0: their z is 0, and their e is exp(−top)."""
+        """The sums without so many points of error 0: their z is 0, v is −1, and e is exp(−top)."""
         each = math.exp(-self.top)
-        once = (self.once[0] - zeros * each, *self.once[1:])
-        twice = (self.twice[0] - zeros * each * each, *self.twice[1:])
-        return replace(self, count=self.count - zeros, once=once, twice=twice)
+        moments = self.moments
+        if moments is not None:
+            once = tuple(c - zeros * each * (-1) ** k for k, c in enumerate(moments.once))
+            twice = tuple(c - zeros * each * each * (-1) ** k for k, c in enumerate(moments.twice))
+            moments = Moments(moments.span, once, twice)
+        zeroth, squares = self.zeroth - zeros * each, self.squares - zeros * each * each
+        return replace(self, count=self.count - zeros, zeroth=zeroth, squares=squares, moments=moments)
 
     @classmethod
     def merged(cls, parts: list["Sums"]) -> "Sums":
@@ -114,94 +152,34 @@ class Sums:
         tops = [part.top for part in parts]
         top = max(tops) if all(map(math.isfinite, tops)) else math.nan
         shifts = [math.exp(part.top - top) for part in parts]
-        once, twice = (
-            zip(*(part.once for part in parts), strict=True),
-            zip(*(part.twice for part in parts), strict=True),
+        heaviest, below = max(
+            (part.heaviest * shift, part.heaviest_below + top - part.top)
+            for part, shift in zip(parts, shifts, strict=True)
         )
         return cls(
             sum(part.count for part in parts),
             top,
             math.fsum(part.plain for part in parts),
-            tuple(math.fsum(map(operator.mul, sums, shifts)) for sums in once),
-            tuple(math.fsum(map(operator.mul, sums, [shift * shift for shift in shifts])) for sums in twice),
-            *max(
-                (part.heaviest * shift, part.heaviest_below + top - part.top)
-                for part, shift in zip(parts, shifts, strict=True)
-            ),
+            _dot(shifts, (part.zeroth for part in parts)),
+            _dot(shifts, (part.first for part in parts)),
+            _dot((shift * shift for shift in shifts), (part.squares for part in parts)),
+            _merged_moments([part.moments for part in parts], shifts),
+            heaviest,
+            below,
         )
 
-    def series(self, around: int = 1) -> "Series":
-        """What the sums say around the inverse temperature `around` · β, 1 or 2.
 
-        With the moments m_k = Σ z^k w of the weights there, κ_k = m_k − Σ_j binom(k−1, j−1) κ_j m_(k−j), 0 < j < k.
-        """
-        sums = self.once if around == 1 else self.twice
-        moments = [value / sums[0] for value in sums]
-        cumulants = moments[1:2]
-        for k, row in enumerate(BINOMIALS[1 : len(moments) - 1], 1):
-            cumulant = moments[k + 1]
-            for j, ways in enumerate(row):
-                cumulant -= ways * cumulants[j] * moments[k - j]
-            cumulants.append(cumulant)
-        log_partition = around * self.top + math.log(sums[0] / self.count)
-        return Series(log_partition, tuple(map(operator.truediv, cumulants, FACTORIALS)))
+def _dot(shifts: Iterable[float], values: Iterable[float]) -> float:
+    return math.fsum(map(operator.mul, shifts, values))
 
 
-class Series(NamedTuple):
-    """Taylor's series of the moments of z = β l, in the distance h of β′/β from where the sums were taken.
-
-    With κ_k the cumulants there, β^k dᵏA/dβᵏ: log Σ p exp(β′ l) = A + κ₁ h + κ₂ h²/2 + κ₃ h³/6 + …
-    """
-
-    log_partition: float
-    """A = log Σ p e^z."""
-    terms: tuple[float, ...]
-    """κ_k / (k − 1)! for k = 1, 2, …: the mean is their sum over h^(k − 1)."""
-
-    def at(self, h: float) -> Tilt:
-        """The moments at the distance h."""
-        log_partition, mean, variance, power = self.log_partition, 0.0, 0.0, 1.0
-        for k, term in enumerate(self.terms):
-            if k:
-                variance += k * term * power
-                power *= h
-            mean += term * power
-            log_partition += term * power * h / (k + 1)
-        return Tilt(log_partition, mean, variance)
-
-    def reach(self, error: float) -> float:
-        """|h| up to which the mean is right to this relative error, if its terms go on to fall as they do.
-
-        With g = max_k (|term_k| / term_1)^(1/(k − 1)), also from the second term on, what K terms leave out is taken to
-        be at most term_1 (g h)^K / (1 − g h).
-        The last terms alone would not do: where no error is larger than the largest, they change their signs.
-        """
-        terms = list(map(abs, self.terms))
-        if not terms[0] > 0:
-            return 0.0
-        growth = max((term / terms[0]) ** (1 / k) for k, term in enumerate(terms[1:], 1))
-        if terms[1] > 0:  # the mean alone would hide how the others grow, where it is large
-            growth = max(growth, *((term / terms[1]) ** (1 / k) for k, term in enumerate(terms[2:], 1)))
-        return min(FARTHEST, (error / 2) ** (1 / len(terms)) / growth) if growth > 0 else FARTHEST
-
-
-class Tilting:
-    """The moments of z at any inverse temperature near that of the sums or near twice that, by Taylor's series.
-
-    Args:
-        sums: of a pass.
-    """
-
-    def __init__(self, sums: Sums) -> None:
-        self._sums, self._series = sums, {1: sums.series(1)}
-
-    def around(self, factor: int) -> Series:
-        """The series around the inverse temperature of the sums, or (2) around twice that."""
-        if factor not in self._series:
-            self._series[factor] = self._sums.series(factor)
-        return self._series[factor]
-
-    def __call__(self, ratio: float) -> Tilt:
-        """The moments at `ratio` times that inverse temperature."""
-        factor = 1 if ratio < 1.5 else 2
-        return self.around(factor).at(ratio - factor)
+def _merged_moments(parts: list[Moments | None], shifts: list[float]) -> Moments | None:
+    """The moments of all parts over the longest of their spans."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    span = max(part.span for part in known)
+    alike = [part.over(span).scaled(shift) for part, shift in zip(known, shifts, strict=True)]
+    once = map(math.fsum, zip(*(part.once for part in alike), strict=True))
+    twice = map(math.fsum, zip(*(part.twice for part in alike), strict=True))
+    return Moments(span, tuple(once), tuple(twice))

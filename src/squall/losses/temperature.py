@@ -11,7 +11,7 @@ import abc
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -39,15 +39,10 @@ TRACED_ITERATIONS, MOST_ITERATIONS = 16, 100
 LARGEST_SHARPNESS = 1e12
 LARGEST_STEP = 1.0
 """Most that log b may change in a step of Newton's method: more overshoots where the divergence saturates."""
-RESOLUTION = 1e-5
-"""Least divergence over b, and slope over b², that sums in float32 tell from rounding."""
 
 
 class TemperatureRule(abc.ABC):
     """A rule from errors to the sharpness b = l_max / T of every group."""
-
-    lagged: bool = False
-    """Whether it takes the temperature that the call before has left, and leaves one for the next call."""
 
     @abc.abstractmethod
     def sharpness(self, population: Population, start: Tensor, softness: Tensor | float = 1.0) -> Tensor:
@@ -58,14 +53,6 @@ class TemperatureRule(abc.ABC):
             start: a guess of b (group,), NaN where there is none.
             softness: how much of the rule applies: 1 all of it, 0 uniform weights (b = 0).
         """
-
-    def sharpness_and_next(
-        self, population: Population, start: Tensor, softness: Tensor | float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """b of every group, and the b from which the next call starts (NaN for none), which differ where a rule lags;
-        arguments as of `sharpness`."""
-        sharpness = self.sharpness(population, start, softness)
-        return sharpness, sharpness
 
 
 @dataclass(frozen=True)
@@ -120,17 +107,9 @@ class Spread(NamedTuple):
     divergence: Number
     slope: Number
 
-    def is_resolved(self, sharpness: Number) -> Any:
-        """Whether both are more than rounding: not where all errors are equal, nor where one takes all the weight."""
-        return (self.divergence > RESOLUTION * sharpness) & (self.slope > RESOLUTION * sharpness * sharpness)
-
 
 class Budget(TemperatureRule):
-    """A rule by which a divergence D(w‖p) of the weights from uniform is given, and T is solved for.
-
-    With `lagged=True` T is that of the call before, and one step of Newton's method from what this call's one pass sums
-    gives that of the next: see `KLBudget`.
-    """
+    """A rule by which a divergence D(w‖p) of the weights from uniform is given, and T is solved for."""
 
     @property
     @abc.abstractmethod
@@ -144,19 +123,6 @@ class Budget(TemperatureRule):
     def sharpness(self, population: Population, start: Tensor, softness: Tensor | float = 1.0) -> Tensor:
         return solve_budget(population, self, softness * self.budget, start)
 
-    def sharpness_and_next(
-        self, population: Population, start: Tensor, softness: Tensor | float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        if not self.lagged:
-            return super().sharpness_and_next(population, start, softness)
-        lags = (start > 0) & start.isfinite() & (softness > 0)
-        goes_on = not is_traced(population.errors) and bool(lags.all())
-        sharpness = start if goes_on else torch.where(lags, start, self.sharpness(population, start, softness))
-        spread = self.spread(sharpness, population.tilt)
-        stepped = _newton(sharpness, spread, _of_each_group(softness * self.budget, sharpness))
-        stepped = torch.where(spread.is_resolved(sharpness), stepped, math.nan)
-        return sharpness, torch.where(lags, stepped, sharpness)
-
 
 @dataclass(frozen=True)
 class KLBudget(Budget):
@@ -166,25 +132,14 @@ class KLBudget(Budget):
 
     The weights know no unit and no batch size. By Danskin's theorem no gradient through T is missing.
 
-    `lagged=True` takes the T that the step before has left, and leaves one for the next, nearer to this batch's budget
-    by one step of Newton's method: a step is then one pass over the points and one for the gradient, whatever the
-    batches. For many steps of a smooth training with large batches. What is given up: the budget is met for the batches
-    before, not for this one, whose KL strays by as much as they differ. It is not for batches that single points rule,
-    nor for the first steps of a training: an error that is some times larger than all of those before takes all the
-    weight. Begin with the exact rule there, and load the loss's `state_dict` into one that lags. T is solved for where
-    there is nothing to go on from (the first step, or one after errors that are all equal, or so unlike those before
-    that their KL or its slope is lost in rounding) and where no step follows (evaluation, samples as groups).
-
     Args:
         rho: ρ > 0, dimensionless (nats). 0.05 is gentle, 0.3 the default, 2 sharp.
-        lagged: take the temperature of the step before.
 
     Reference:
         Hu and Hong, Kullback-Leibler divergence constrained distributionally robust optimization, 2013.
     """
 
     rho: float = 0.3
-    lagged: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.rho < math.inf:
@@ -207,11 +162,9 @@ class EffectiveFraction(Budget):
 
     Args:
         fraction: f in (0, 1), dimensionless. 0.9 is gentle, 0.1 sharp.
-        lagged: take the temperature of the step before, see `KLBudget`.
     """
 
     fraction: float = 0.5
-    lagged: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1:
@@ -237,7 +190,8 @@ def solve_budget(population: Population, rule: Budget, budget: Tensor | float, s
     maximum allow, the answer is ∞ (and a warning); where all errors are equal it is 0, since every b weighs alike.
     """
     top_share = population.tied_share()
-    budget = _of_each_group(budget, top_share)
+    # No number is copied to the device, which the capture of a CUDA graph forbids.
+    budget = budget.double().expand_as(top_share) if isinstance(budget, Tensor) else torch.full_like(top_share, budget)
     feasible = budget < -top_share.log() * (1 - 1e-9)
     variance = population.tilt(torch.zeros_like(top_share)).variance
     guess = (2 * budget / variance.clamp(min=1e-300)).sqrt()
@@ -245,10 +199,11 @@ def solve_budget(population: Population, rule: Budget, budget: Tensor | float, s
     low, high = torch.full_like(b, 1e-14), torch.full_like(b, LARGEST_SHARPNESS * 1e3)
     active = feasible & (budget > 0) & (variance > 0)
     for _ in range(TRACED_ITERATIONS if is_traced(population.errors) else MOST_ITERATIONS):
-        spread = rule.spread(b, population.tilt)
-        over = spread.divergence > budget
+        divergence, slope = rule.spread(b, population.tilt)
+        over = divergence > budget
         low, high = torch.where(over, low, b), torch.where(over, b, high)
-        newton = _newton(b, spread, budget)
+        missing = budget.clamp(min=1e-300).log() - divergence.clamp(min=1e-300).log()
+        newton = b * (missing * divergence / slope).clamp(-LARGEST_STEP, LARGEST_STEP).exp()
         inside = (newton >= low) & (newton <= high)  # b itself once it has settled
         following = torch.where(inside, newton, (low * high).sqrt())
         settled = ((following / b - 1).abs() < TOLERANCE) | ~active
@@ -265,18 +220,6 @@ def solve_budget(population: Population, rule: Budget, budget: Tensor | float, s
             stacklevel=2,
         )
     return torch.where(unmet, math.inf, torch.where(active, b, 0.0))
-
-
-def _of_each_group(budget: Tensor | float, like: Tensor) -> Tensor:
-    """The budget (group,); no number is copied to the device, which the capture of a CUDA graph forbids."""
-    return budget.double().expand_as(like) if isinstance(budget, Tensor) else torch.full_like(like, budget)
-
-
-def _newton(b: Tensor, spread: Spread, budget: Tensor) -> Tensor:
-    """b after a step of Newton's method, of LARGEST_STEP at most."""
-    divergence, slope = spread
-    missing = budget.clamp(min=1e-300).log() - divergence.clamp(min=1e-300).log()
-    return b * (missing * divergence / slope).clamp(-LARGEST_STEP, LARGEST_STEP).exp()
 
 
 def newton_step(divergence: float, slope: float, budget: float, low: float, high: float) -> float:

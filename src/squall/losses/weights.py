@@ -9,7 +9,7 @@ from torch import Tensor
 
 from squall.losses._tracing import is_traced
 from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure
-from squall.losses.fused import betas_by_passes
+from squall.losses.fused import beta_by_passes
 from squall.losses.population import ALONE, Population, Sharding
 from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, TemperatureRule, as_rule
 
@@ -48,8 +48,6 @@ class Weighed(NamedTuple):
     """w, shape (group, point); sums to 1 over everything (over all processes)."""
     sharpness: Tensor
     """b = l_max / T, shape (group,), float64."""
-    following: Tensor
-    """b from which the next call starts, shape (group,): `sharpness`, unless the rule lags."""
     population: Population
 
 
@@ -80,11 +78,6 @@ class Weighing:
         """Nothing but the rule."""
         return self.cap is None and not (self.mean_share or self.trim or self.winsorize or self.differentiate)
 
-    @property
-    def lagged(self) -> bool:
-        """Whether the temperature of a step is one that the step before has left."""
-        return (self.rule.final if isinstance(self.rule, Schedule) else self.rule).lagged
-
     def at(self, step: Tensor | None) -> tuple[TemperatureRule, Tensor | float]:
         """The rule at a step, and how much of it applies."""
         if not isinstance(self.rule, Schedule):
@@ -106,8 +99,7 @@ class Weighing:
             errors: l, shape (group, point).
             measure: μ, the same shape.
             sharding: how the other processes take part.
-            log_inverse_temperature: log β of the call before (scalar or one per group), a start for the solver; what
-                a rule that lags takes.
+            log_inverse_temperature: log β of the call before (scalar or one per group), a start for the solver.
             step: number of calls before this one, for a `Schedule`.
         """
         if not self.differentiate:
@@ -116,7 +108,7 @@ class Weighing:
         population = Population(errors, measure, sharding)
         check_any(population.everything)
         with torch.no_grad():
-            sharpness, following = self._sharpness(population, log_inverse_temperature, step)
+            sharpness = self._sharpness(population, log_inverse_temperature, step)
         density = population.density(sharpness)
         partition = population.expectation(density)
         ratio = density / torch.where(partition > 0, partition, 1).unsqueeze(1).to(density.dtype)
@@ -126,23 +118,20 @@ class Weighing:
             ratio = self.mean_share + (1 - self.mean_share) * ratio
         uniform = (population.share / population.mass).unsqueeze(1).to(ratio.dtype)
         weights = ratio * (uniform if measure is None else uniform * measure)
-        return Weighed(weights, sharpness, following, population)
+        return Weighed(weights, sharpness, population)
 
-    def _sharpness(
-        self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """b of this call, and that from which the next one starts."""
+    def _sharpness(self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None) -> Tensor:
         start = torch.full_like(population.scale, math.nan)
         if log_inverse_temperature is not None and log_inverse_temperature.numel() == len(start):
             start = log_inverse_temperature.to(population.scale.device).exp() * population.scale
         rule, softness = self.at(step)
         if not self.plain and _is_large(population):
-            betas = betas_by_passes(
+            beta = beta_by_passes(
                 population.errors, population.measure, rule, float(softness), float(start / population.scale)
             )
-            if betas is not None:
-                return betas[0] * population.scale, betas[1] * population.scale
-        return rule.sharpness_and_next(population, start, softness)
+            if beta is not None:
+                return beta * population.scale
+        return rule.sharpness(population, start, softness)
 
     def _without_extremes(
         self, errors: Tensor, measure: Tensor | None, sharding: Sharding
