@@ -19,7 +19,7 @@ SCRIPT = """
     from squall.losses.sums import scattered
 
     def passes_of(prediction, target):
-        return TritonPasses(prediction.detach(), target.detach())
+        return TritonPasses(prediction.detach(), target.detach(), keep=prediction.requires_grad)
 
     for n in (100, BLOCK, 2 * BLOCK + 17):
         for rule in (3.0, float("inf"), KLBudget(0.3), KLBudget(0.05), EffectiveFraction(0.5), Relative(4.0)):
@@ -28,16 +28,18 @@ SCRIPT = """
             recipe.passes_for = passes_of
             loss = ImbalanceAwareLoss(rule)
             for _ in range(2):
-                prediction.grad = None
                 value = loss(prediction, target)
                 assert "Fused" in type(value.grad_fn).__name__
-                (-3 * value).backward()
+                started, = torch.autograd.grad(value, prediction, retain_graph=True)
+                scaled = [torch.autograd.grad(-3 * value, prediction, retain_graph=True)[0] for _ in range(2)]
+                scaled += torch.autograd.grad(-3 * loss(prediction, target), prediction)  # what was started, scaled
             d = (prediction.detach() - target).double().numpy()
             z = d**2 / loss.report()["temperature"]
             w = np.exp(z - logsumexp(z))
             np.testing.assert_allclose(value.item(), w @ d**2, rtol=2e-6)
-            gradient = -6 * w * d
-            assert np.linalg.norm(prediction.grad.numpy() - gradient) < 2e-6 * np.linalg.norm(gradient)
+            for factor, ours in zip((1, -3, -3, -3), (started, *scaled)):
+                gradient = factor * 2 * w * d
+                assert np.linalg.norm(ours.numpy() - gradient) < 2e-6 * np.linalg.norm(gradient)
             few = passes_of(prediction, target).sample()[0]
             places = scattered(n, SAMPLE, torch.device("cpu"))
             torch.testing.assert_close(few, (prediction - target).detach()[places].square())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from squall.losses._tracing import is_vmapped
-from squall.losses.fused import Passes
+from squall.losses.passes import Passes
 from squall.losses.population import ALONE, Number, Sharding, here
 from squall.losses.sums import Sums
 
@@ -103,10 +103,8 @@ def gathered(numbers: list[float], group: distributed.ProcessGroup, device: torc
     return [numbers.tolist() for numbers in everyone]
 
 
-class ShardedPasses:
+class ShardedPasses(Passes):
     """The fused passes over a batch of which this process holds a part: sums are gathered and merged."""
-
-    measure = None
 
     def __init__(self, passes: Passes, group: distributed.ProcessGroup, device: torch.device) -> None:
         self.passes, self.group, self.device = passes, group, device
@@ -132,8 +130,11 @@ class ShardedPasses:
         mine = self.passes.sweep(beta, moments)
         return Sums.merged([Sums.of_numbers(part) for part in self._gathered(mine.numbers())])
 
-    def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
-        return self.passes.gradient(beta, top, self.world * factor)
+    def anticipate(self, beta: float, top: float, scale: float) -> None:
+        self.passes.anticipate(beta, top, self.world * scale)
+
+    def gradient(self, beta: float, top: float, scale: float, factor: Number = 1.0) -> Tensor:
+        return self.passes.gradient(beta, top, self.world * scale, factor)
 
     def sample(self) -> tuple[Tensor, Tensor | None]:
         return self.passes.sample()

@@ -11,7 +11,6 @@ the eager formula takes over.
 import importlib.util
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,12 +19,13 @@ from squall.losses._tracing import is_traced
 from squall.losses.checks import broadcasts
 from squall.losses.fused_cpu import cpu_passes
 from squall.losses.fused_measure import measured_passes
+from squall.losses.passes import Passes
 from squall.losses.population import Number
 from squall.losses.sums import Sums, scattered
 from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
 from squall.losses.tilting import Tilting
 
-__all__ = ["FusedLoss", "Passes", "Solution", "beta_by_passes", "masked_passes", "passes_for", "solve"]
+__all__ = ["FusedLoss", "Solution", "beta_by_passes", "masked_passes", "passes_for", "solve"]
 
 _TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
@@ -41,28 +41,6 @@ AT_TWO, BETWEEN = 14, 4 / 3
 """For a budget that looks at β and 2β: how many moments, and where the pass is taken, as a factor on β."""
 STEADY = 1 << 20
 """Points from which on a batch is expected to resemble the one before more and more."""
-
-
-@runtime_checkable
-class Passes(Protocol):
-    """Passes over one batch; see `fused_cpu`."""
-
-    count: int
-
-    @property
-    def moments(self) -> tuple[int, int]:
-        """How many moments of e and of e² pay: the more, the farther the temperature moves without another pass."""
-        ...
-
-    @property
-    def measure(self) -> Tensor | None:
-        """μ of mean 1, where points carry one."""
-        ...
-
-    def largest_and_mean(self) -> tuple[float, float]: ...
-    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums: ...
-    def gradient(self, beta: float, top: float, factor: Number) -> Tensor: ...
-    def sample(self) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +77,28 @@ class Solution:
     def max_weight(self) -> float:
         return self.heaviest * math.exp(self.beta * self.largest - self.log_total)
 
-    def gradient_arguments(self, factor: Number) -> tuple[float, float, Number]:
-        """What `Passes.gradient` needs for factor · 2 w (prediction − target)."""
+    @property
+    def for_gradient(self) -> tuple[float, float, float]:
+        """What `Passes.gradient` needs for 2 w (prediction − target)."""
         top = self.beta * self.largest
-        return self.beta, top, factor * (2 * math.exp(top - self.log_total))
+        return self.beta, top, 2 * math.exp(top - self.log_total)
 
 
 def passes_for(prediction: Tensor, target: Tensor, *, ties: bool = False) -> Passes | None:
     """The passes over these tensors, None where the eager formula has to do; `ties`: see `cpu_passes`."""
     if is_traced(prediction) or not (prediction.is_contiguous() and target.is_contiguous()):
         return None
+    keep = torch.is_grad_enabled() and prediction.requires_grad
     if prediction.device.type == "cpu" and target.device.type == "cpu":
-        keep = torch.is_grad_enabled() and prediction.requires_grad
         return cpu_passes(prediction.detach(), target.detach(), keep=keep, ties=ties)
     if prediction.is_cuda and prediction.device == target.device and prediction.dtype == torch.float32 and _TRITON:
         from squall.losses.fused_triton import TritonPasses
 
-        return TritonPasses(prediction.detach(), target.detach())
+        return TritonPasses(prediction.detach(), target.detach(), keep=keep)
     return None
 
 
-class MaskedPasses:
+class MaskedPasses(Passes):
     """Passes over the points that a mask leaves: those behind it have no error, and what that adds is taken off again.
 
     Args:
@@ -128,8 +107,6 @@ class MaskedPasses:
         mask: True where a point counts, of their shape.
         count: how many do.
     """
-
-    measure = None
 
     def __init__(self, passes: Passes, prediction: Tensor, target: Tensor, mask: Tensor, count: int) -> None:
         self.passes, self.count, self.hidden = passes, count, passes.count - count
@@ -143,8 +120,11 @@ class MaskedPasses:
     def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
         return self.passes.sweep(beta, moments).without_zeros(self.hidden)
 
-    def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
-        return self.passes.gradient(beta, top, factor)
+    def anticipate(self, beta: float, top: float, scale: float) -> None:
+        self.passes.anticipate(beta, top, scale)
+
+    def gradient(self, beta: float, top: float, scale: float, factor: Number = 1.0) -> Tensor:
+        return self.passes.gradient(beta, top, scale, factor)
 
     def sample(self) -> tuple[Tensor, None]:
         places = scattered(self.passes.count, MASKED_SAMPLE, self.prediction.device)
@@ -314,6 +294,7 @@ class FusedLoss(torch.autograd.Function):
     def forward(ctx, prediction: Tensor, target: Tensor, passes: Passes, solution: Solution) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(prediction, target)
         ctx.passes, ctx.solution = passes, solution
+        passes.anticipate(*solution.for_gradient)
         return torch.scalar_tensor(solution.value, dtype=prediction.dtype, device=prediction.device)
 
     @staticmethod
@@ -323,7 +304,7 @@ class FusedLoss(torch.autograd.Function):
             result = _differentiable_gradient(prediction, target, ctx.passes.measure, ctx.solution, gradient)
         else:
             factor = gradient.item() if gradient.device.type == "cpu" else gradient  # a device is not waited for
-            result = ctx.passes.gradient(*ctx.solution.gradient_arguments(factor))
+            result = ctx.passes.gradient(*ctx.solution.for_gradient, factor)
         to_prediction, to_target = ctx.needs_input_grad[:2]
         return (result if to_prediction else None), (-result if to_target else None), None, None
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from squall.losses.passes import Passes
 from squall.losses.sums import LN2, Moments, Sums
 
 if TYPE_CHECKING:
@@ -38,14 +39,13 @@ BLOCK = 1 << 17
 """Elements per block and thread: three blocks of float32 take 1.5 MB, the L2 cache of a core."""
 
 
-class SmallPasses:
+class SmallPasses(Passes):
     """A batch that fits the cache: the errors are computed once and kept for every pass.
 
     Args:
         prediction, target: contiguous, detached, of one shape and type.
     """
 
-    measure = None
     moments = 10, 3
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
@@ -92,8 +92,9 @@ class SmallPasses:
         return Moments.of_pairs(span, of_e, of_squares)
 
     @np.errstate(all="ignore")
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
-        """factor · (prediction − target) · exp(β l − top), a new tensor."""
+    def gradient(self, beta: float, top: float, scale: float, factor: float = 1.0) -> Tensor:
+        """scale · factor · (prediction − target) · exp(β l − top), a new tensor."""
+        factor *= scale
         if self.kept is not None and self.kept[0] == beta:
             _, kept_top, e = self.kept
             out = self.difference * e
@@ -113,7 +114,7 @@ class SmallPasses:
         return torch.from_numpy(self.errors), None
 
 
-class Blockwise:
+class Blockwise(Passes):
     """A batch of any size, by blocks, each operator shared by the threads of torch."""
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
@@ -131,8 +132,6 @@ class Blockwise:
 
 class BlockPasses(Blockwise):
     """The passes over such a batch whose points count alike."""
-
-    measure = None
 
     def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False) -> None:
         super().__init__(prediction, target)
@@ -170,8 +169,9 @@ class BlockPasses(Blockwise):
             self.kept = beta, [part.top for part in parts], kept
         return Sums.merged(parts)
 
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
-        """factor · (prediction − target) · exp(β l − top), a new tensor."""
+    def gradient(self, beta: float, top: float, scale: float, factor: float = 1.0) -> Tensor:
+        """scale · factor · (prediction − target) · exp(β l − top), a new tensor."""
+        factor *= scale
         if self.kept is not None and self.kept[0] == beta:
             kept, self.kept = self.kept, None
             return self._scaled(kept, top, factor)

@@ -28,13 +28,13 @@ class MeasuredPasses(Blockwise):
 
     def __init__(self, prediction: Tensor, target: Tensor, measure: Tensor) -> None:
         super().__init__(prediction, target)
-        self.measure = measure
+        self.measure = self.mu = measure
 
     def largest_and_mean(self) -> tuple[float, float]:
         """max l, and the mean Σ μ l / n."""
         (difference,) = self._scratch(1)
         largest, total = [], 0.0
-        for p, t, m in self._blocks(self.prediction, self.target, self.measure):
+        for p, t, m in self._blocks(self.prediction, self.target, self.mu):
             d = torch.sub(p, t, out=difference[: p.numel()])
             largest.append(torch.linalg.vector_norm(d, torch.inf).item() ** 2)
             total += d.mul_(d).mul_(m).sum().item()
@@ -45,7 +45,7 @@ class MeasuredPasses(Blockwise):
         scratch = self._scratch(5)
         nothing = torch.zeros((), dtype=self.prediction.dtype)
         parts = []
-        for p, t, m in self._blocks(self.prediction, self.target, self.measure):
+        for p, t, m in self._blocks(self.prediction, self.target, self.mu):
             d, z, e, g, spare = (x[: p.numel()] for x in scratch)
             torch.sub(p, t, out=d)
             torch.addcmul(nothing, d, d, value=beta / LN2, out=z)
@@ -57,14 +57,15 @@ class MeasuredPasses(Blockwise):
             parts.append(block_sums(z, e, g, (d, spare), top, plain, moments, *heaviest))
         return Sums.merged(parts)
 
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
-        """factor · μ (prediction − target) · exp(β l − top), a new tensor."""
+    def gradient(self, beta: float, top: float, scale: float, factor: float = 1.0) -> Tensor:
+        """scale · factor · μ (prediction − target) · exp(β l − top), a new tensor."""
+        factor *= scale
         gradient = torch.empty_like(self.prediction)
         difference, density = self._scratch(2)
         nothing = torch.zeros((), dtype=gradient.dtype)
         shift = torch.tensor(-top / LN2, dtype=gradient.dtype)
         factor *= math.exp(-LN2 * shift.item() - top)  # what rounding the shift took away
-        for p, t, m, out in self._blocks(self.prediction, self.target, self.measure, gradient):
+        for p, t, m, out in self._blocks(self.prediction, self.target, self.mu, gradient):
             d, e = difference[: p.numel()], density[: p.numel()]
             torch.sub(p, t, out=d)
             torch.addcmul(shift, d, d, value=beta / LN2, out=e).exp2_().mul_(m)
@@ -74,7 +75,7 @@ class MeasuredPasses(Blockwise):
     def sample(self) -> tuple[Tensor, Tensor]:
         """Errors of points all over the batch, and their measure."""
         places = scattered(self.count, SAMPLE, self.prediction.device)
-        prediction, target, measure = (x.view(-1)[places] for x in (self.prediction, self.target, self.measure))
+        prediction, target, measure = (x.view(-1)[places] for x in (self.prediction, self.target, self.mu))
         return (prediction - target).square(), measure
 
 

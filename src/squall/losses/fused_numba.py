@@ -19,6 +19,7 @@ from torch import Tensor
 from squall import _compiled
 from squall._compiled import bits_of, real_of
 from squall.losses.fused_cpu import SMALL, sampled
+from squall.losses.passes import Passes
 from squall.losses.sums import LN2, Moments, Sums
 
 __all__ = ["CompiledPasses", "tilted"]
@@ -248,7 +249,7 @@ def tilted(masses, powers, stretch):
     return total, mean, square
 
 
-class CompiledPasses:
+class CompiledPasses(Passes):
     """A float32 or float64 batch, in the calling thread.
 
     Args:
@@ -256,7 +257,6 @@ class CompiledPasses:
         keep, ties: see `fused_cpu.cpu_passes`.
     """
 
-    measure = None
     moments = 14, 3
 
     def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False, ties: bool = False) -> None:
@@ -285,8 +285,9 @@ class CompiledPasses:
         known = Moments(LN2 * (span or 1.0), tuple(of_e[:once].tolist()), tuple(of_squares[:twice].tolist()))
         return Sums.of_moments(self.count, LN2 * top, LN2 * plain, known)
 
-    def gradient(self, beta: float, top: float, factor: float) -> Tensor:
-        """factor · (prediction − target) · exp(β l − top), a new tensor."""
+    def gradient(self, beta: float, top: float, scale: float, factor: float = 1.0) -> Tensor:
+        """scale · factor · (prediction − target) · exp(β l − top), a new tensor."""
+        factor *= scale
         if self.kept is not None and self.kept[0] == beta:
             (_, tops, out), self.kept = self.kept, None  # given away
             _scale(out, self.block, tops, top / LN2, factor)

@@ -1,8 +1,8 @@
 """The passes of the fused loss on CUDA devices, in Triton.
 
 A sweep reads prediction and target once: each program takes a block of points, and leaves float32 sums relative to the
-largest z = β l of its block; a second kernel merges these in float64. The gradient is one more kernel. While a sweep
-runs, the process already starts what follows, and waits only for the merged sums.
+largest z = β l of its block; a second kernel merges these in float64. The process waits for these sums alone, and
+starts the gradient, one more kernel, at once.
 
 The kernels run on the CPU as well, in Triton's interpreter (TRITON_INTERPRET=1), which is how they are tested without a
 GPU.
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from squall.losses.passes import Passes
 from squall.losses.population import Number
 from squall.losses.sums import GOLDEN, LN2, Moments, Sums
 
@@ -78,11 +79,21 @@ def _merge(blocks, out, columns, once: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
-def _gradient(prediction, target, factor, scale, out, count, beta, shift, block: tl.constexpr):
+def _gradient(prediction, target, out, count, beta, shift, scale, block: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = index < count
     d = tl.load(prediction + index, mask=inside, other=0.0) - tl.load(target + index, mask=inside, other=0.0)
-    tl.store(out + index, tl.load(factor) * scale * d * tl.exp2(beta * d * d - shift), mask=inside)
+    tl.store(out + index, scale * d * tl.exp2(beta * d * d - shift), mask=inside)
+
+
+@triton.jit
+def _multiply(out, factor, count, block: tl.constexpr):
+    """In place; nothing is read or written where the factor is 1, as it is for `loss.backward()`."""
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+        inside = index < count
+        tl.store(out + index, by * tl.load(out + index, mask=inside, other=0.0), mask=inside)
 
 
 @triton.jit
@@ -97,17 +108,20 @@ def _sample(prediction, target, out, count, most, block: tl.constexpr):
     tl.store(out + index, d * d, mask=inside)
 
 
-class TritonPasses:
+class TritonPasses(Passes):
     """A float32 batch on a CUDA device (or on the CPU, interpreted).
 
     Args:
         prediction, target: contiguous, detached, of one shape.
+        keep: a gradient will be asked for: it is started as soon as the temperature is known, and written while the
+            process is on its way from the loss to its backward pass.
     """
 
-    measure = None
     moments = 12, 4
 
-    def __init__(self, prediction: Tensor, target: Tensor) -> None:
+    def __init__(self, prediction: Tensor, target: Tensor, *, keep: bool = False) -> None:
+        self.keep = keep
+        self.started: tuple[tuple[float, float, float], Tensor] | None = None
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
         self.grid = (-(-self.count // BLOCK),)
         self.sampled: Tensor | None = None
@@ -143,14 +157,27 @@ class TritonPasses:
             known = Moments.of_pairs(span, sums[:once], sums[once:])
         return Sums(self.count, highest, LN2 * plain, sums[0], LN2 * first, sums[once], known)
 
-    def gradient(self, beta: float, top: float, factor: Number) -> Tensor:
-        """factor · (prediction − target) · exp(β l − top), a new tensor."""
+    def anticipate(self, beta: float, top: float, scale: float) -> None:
+        """Start to write the gradient for a factor of 1."""
+        if self.keep:
+            self.started = (beta, top, scale), self._written(beta, top, scale)
+
+    def _written(self, beta: float, top: float, scale: float) -> Tensor:
         out, shift = torch.empty_like(self.prediction), float(np.float32(top / LN2))
-        scale = math.exp(LN2 * shift - top)  # what rounding the shift took away
-        if not isinstance(factor, Tensor):
-            factor = torch.full((), factor, dtype=torch.float32, device=out.device)
-        arguments = self.prediction, self.target, factor, scale, out, self.count, beta / LN2, shift
+        scale *= math.exp(LN2 * shift - top)  # what rounding the shift took away
+        arguments = self.prediction, self.target, out, self.count, beta / LN2, shift, scale
         _gradient[self.grid](*arguments, block=BLOCK)  # type: ignore[arg-type]
+        return out
+
+    def gradient(self, beta: float, top: float, scale: float, factor: Number = 1.0) -> Tensor:
+        """scale · factor · (prediction − target) · exp(β l − top), a new tensor."""
+        if not isinstance(factor, Tensor):
+            return self._written(beta, top, scale * factor)
+        if self.started is not None and self.started[0] == (beta, top, scale):
+            (_, out), self.started = self.started, None  # given away
+        else:
+            out = self._written(beta, top, scale)
+        _multiply[self.grid](out, factor, self.count, block=BLOCK)  # type: ignore[arg-type]
         return out
 
     def sample(self) -> tuple[Tensor, None]:

@@ -21,8 +21,9 @@ from squall.losses.distributed import (
     together,
 )
 from squall.losses.errors import PointwiseError, squared_error
-from squall.losses.fused import FusedLoss, Passes, masked_passes, passes_for, solve
+from squall.losses.fused import FusedLoss, masked_passes, passes_for, solve
 from squall.losses.fused_measure import measured_passes
+from squall.losses.passes import Passes
 from squall.losses.weights import Over, Weighed, Weighing, from_groups, to_groups
 
 __all__ = ["Evaluated", "Points", "Recipe", "Reduction"]
