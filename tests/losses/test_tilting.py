@@ -1,6 +1,7 @@
 """What the moments of one pass say about other temperatures, and how they are put together, against float64."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def moments(values: np.ndarray, beta: float, count: int = 14, span: float | None
     top = z.max()
     span = span or top
     angles, e = np.arccos(np.clip(2 * z / span - 1, -1, 1)), np.exp(z - top)
-    once, twice = (tuple((np.cos(np.outer(np.arange(n), angles)) @ f).tolist()) for n, f in ((count, e), (3, e * e)))
+    once, twice = (np.cos(np.outer(np.arange(n), angles)) @ f for n, f in ((count, e), (3, e * e)))
     return Sums.of_moments(len(z), float(top), float(z.sum()), Moments(float(span), once, twice))
 
 
@@ -109,7 +110,10 @@ def test_parts_of_different_spans_are_merged():
 
 @pytest.mark.parametrize("sums", [moments(ERRORS["Gaussian"], 0.3), Sums(4, 1.0, 2.0, 3.0, 1.0, 2.0, None, 1.5, 0.5)])
 def test_numbers_are_sent_and_received(sums):
-    assert Sums.of_numbers(sums.numbers()) == sums
+    found = Sums.of_numbers(sums.numbers())
+    assert replace(found, moments=None) == replace(sums, moments=None)
+    for mine, theirs in zip(found.moments or (), sums.moments or (), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_points_without_an_error_are_taken_off():

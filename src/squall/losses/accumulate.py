@@ -210,5 +210,5 @@ def sums_of(errors: Tensor, beta: float) -> Sums:
     e, span = (z - top).exp(), top or 1.0
     v = 2 * z / span - 1
     polynomials = torch.stack((torch.ones_like(v), v, 2 * v * v - 1))
-    moments = Moments(span, tuple((polynomials @ e).tolist()), tuple((polynomials @ e.square()).tolist()))
+    moments = Moments(span, (polynomials @ e).cpu().numpy(), (polynomials @ e.square()).cpu().numpy())
     return Sums.of_moments(len(z), top, float(z.sum()), moments)

@@ -266,7 +266,7 @@ def _met(rule: Budget, budget: float, near: Tilting, beta: float, farthest: int)
     times it; None where the divergence is lost in rounding."""
     low, high = 0.0, math.inf
     for _ in range(MOST_STEPS):
-        if max(near.error(beta), near.error(farthest * beta)) > USABLE:
+        if near.error(beta) > USABLE or (farthest > 1 and near.error(farthest * beta) > USABLE):
             break
         divergence, slope = rule.spread(beta, near)
         if not (divergence > 0 and slope > 0):
@@ -276,7 +276,7 @@ def _met(rule: Budget, budget: float, near: Tilting, beta: float, farthest: int)
         low, high = (low, beta) if divergence > budget else (beta, high)
         step = newton_step(divergence, slope, budget, max(low / beta, 1e-3), min(high / beta, 1e3))
         beta *= step
-        if abs(step - 1) < 3e-4:  # what is left is the square of that
+        if abs(step - 1) < 5e-4:  # what is left is the square of that
             break
     return beta
 

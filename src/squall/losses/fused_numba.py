@@ -282,7 +282,7 @@ class CompiledPasses(Passes):
         of_e, of_squares = map(np.zeros, self.moments)
         top, plain, span = _sweep(self.prediction, self.target, unit, self.block, of_e, of_squares)
         once, twice = moments or self.moments
-        known = Moments(LN2 * (span or 1.0), tuple(of_e[:once].tolist()), tuple(of_squares[:twice].tolist()))
+        known = Moments(LN2 * (span or 1.0), of_e[:once], of_squares[:twice])
         return Sums.of_moments(self.count, LN2 * top, LN2 * plain, known)
 
     def gradient(self, beta: float, top: float, scale: float, factor: float = 1.0) -> Tensor:

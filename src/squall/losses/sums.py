@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +38,7 @@ def masses_at_nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles), matrix
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(NamedTuple):
     """Chebyshev moments of z = β l over [0, span] under e = exp(z − top) and under its square, z = span (1 + v)/2.
 
     Args:
@@ -48,8 +48,8 @@ class Moments:
     """
 
     span: float
-    once: tuple[float, ...]
-    twice: tuple[float, ...]
+    once: np.ndarray
+    twice: np.ndarray
 
     @classmethod
     def of_pairs(cls, span: float, once: Iterable[float], twice: Iterable[float]) -> "Moments":
@@ -69,19 +69,23 @@ class Moments:
 
     def scaled(self, factor: float) -> "Moments":
         """Of e times a factor."""
-        once, twice = (factor * c for c in self.once), (factor * factor * c for c in self.twice)
-        return Moments(self.span, tuple(once), tuple(twice))
+        return Moments(self.span, factor * self.once, factor * factor * self.twice)
+
+    def without_zeros(self, each: float, zeros: int) -> "Moments":
+        """Without so many points of z = 0, where v = −1 and e = `each`."""
+        once, twice = (zeros * factor * (-1.0) ** np.arange(MOST) for factor in (each, each * each))
+        return Moments(self.span, self.once - once[: len(self.once)], self.twice - twice[: len(self.twice)])
 
 
-def _unpaired(pairs: Iterable[float]) -> tuple[float, ...]:
-    return tuple(itertools.accumulate(pairs, lambda moment, pair: pair - moment))
+def _unpaired(pairs: Iterable[float]) -> np.ndarray:
+    return np.fromiter(itertools.accumulate(pairs, lambda moment, pair: pair - moment), np.float64)
 
 
-def _stretched(moments: tuple[float, ...], ratio: float) -> tuple[float, ...]:
+def _stretched(moments: np.ndarray, ratio: float) -> np.ndarray:
     """The moments over a span that is 1/ratio times as long: exactly those of the masses at the nodes."""
     nodes, matrix = masses_at_nodes(len(moments))
     angles = np.arccos(ratio * (nodes + 1) - 1)
-    return tuple((np.cos(np.outer(np.arange(len(moments)), angles)) @ (matrix @ moments)).tolist())
+    return np.cos(np.outer(np.arange(len(moments)), angles)) @ (matrix @ moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +118,13 @@ class Sums:
     @classmethod
     def of_moments(cls, count: int, top: float, plain: float, moments: Moments, *heaviest: float) -> "Sums":
         """Where all sums are moments."""
-        zeroth, first = moments.once[:2]
-        return cls(count, top, plain, zeroth, (zeroth + first) * moments.span / 2, moments.twice[0], moments, *heaviest)
+        zeroth, first, squares = moments.once.item(0), moments.once.item(1), moments.twice.item(0)
+        return cls(count, top, plain, zeroth, (zeroth + first) * moments.span / 2, squares, moments, *heaviest)
 
     def numbers(self) -> list[float]:
         """All fields as floats, equally many whatever is known, to send to another process."""
         head = [self.count, self.top, self.plain, self.zeroth, self.first, self.squares, self.heaviest]
-        known = self.moments or Moments(0.0, (), ())
+        known = self.moments or Moments(0.0, np.empty(0), np.empty(0))
         tail = [*known.once, *known.twice]
         sizes = [self.heaviest_below, known.span, len(known.once), len(known.twice)]
         return [float(number) for number in (*head, *sizes, *tail, *[0.0] * (2 * MOST - len(tail)))]
@@ -130,17 +134,13 @@ class Sums:
         """The inverse of `numbers`."""
         count, top, plain, zeroth, first, squares, heaviest, below, span, once, twice = numbers[:11]
         middle, end = 11 + int(once), 11 + int(once + twice)
-        moments = Moments(span, tuple(numbers[11:middle]), tuple(numbers[middle:end])) if once else None
+        moments = Moments(span, np.array(numbers[11:middle]), np.array(numbers[middle:end])) if once else None
         return cls(int(count), top, plain, zeroth, first, squares, moments, heaviest, below)
 
     def without_zeros(self, zeros: int) -> "Sums":
         """The sums without so many points of error 0: their z is 0, v is −1, and e is exp(−top)."""
         each = math.exp(-self.top)
-        moments = self.moments
-        if moments is not None:
-            once = tuple(c - zeros * each * (-1) ** k for k, c in enumerate(moments.once))
-            twice = tuple(c - zeros * each * each * (-1) ** k for k, c in enumerate(moments.twice))
-            moments = Moments(moments.span, once, twice)
+        moments = None if self.moments is None else self.moments.without_zeros(each, zeros)
         zeroth, squares = self.zeroth - zeros * each, self.squares - zeros * each * each
         return replace(self, count=self.count - zeros, zeroth=zeroth, squares=squares, moments=moments)
 
@@ -180,6 +180,4 @@ def _merged_moments(parts: list[Moments | None], shifts: list[float]) -> Moments
         return None
     span = max(part.span for part in known)
     alike = [part.over(span).scaled(shift) for part, shift in zip(known, shifts, strict=True)]
-    once = map(math.fsum, zip(*(part.once for part in alike), strict=True))
-    twice = map(math.fsum, zip(*(part.twice for part in alike), strict=True))
-    return Moments(span, tuple(once), tuple(twice))
+    return Moments(span, sum(part.once for part in alike), sum(part.twice for part in alike))  # type: ignore[arg-type]

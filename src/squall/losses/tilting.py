@@ -70,9 +70,9 @@ class Expansion:
     masses: np.ndarray
 
     @classmethod
-    def of(cls, moments: tuple[float, ...], span: float, beta: float, log_scale: float) -> "Expansion":
+    def of(cls, moments: np.ndarray, span: float, beta: float, log_scale: float) -> "Expansion":
         """From the moments over l in [0, span]."""
-        return cls(beta, span, log_scale, moments[0], masses_at_nodes(len(moments))[1] @ moments)
+        return cls(beta, span, log_scale, moments.item(0), masses_at_nodes(len(moments))[1] @ moments)
 
     def at(self, beta: float) -> tuple[Tilt, float]:
         """The moments of l tilted by β, and a bound of their relative error: ∞ where they say nothing."""
