@@ -109,8 +109,9 @@ class ShardedPasses(Passes):
     def __init__(self, passes: Passes, group: distributed.ProcessGroup, device: torch.device) -> None:
         self.passes, self.group, self.device = passes, group, device
         self.world = distributed.get_world_size(group)
-        counts, once, twice = zip(*self._gathered([float(n) for n in (passes.count, *passes.moments)]), strict=True)
-        self.count, self.moments = int(sum(counts)), (int(min(once)), int(min(twice)))
+        mine = [float(n) for n in (passes.count, *passes.moments, passes.single)]
+        counts, once, twice, single = zip(*self._gathered(mine), strict=True)
+        self.count, self.moments, self.single = int(sum(counts)), (int(min(once)), int(min(twice))), any(single)
 
     @classmethod
     def of(cls, passes: Passes | None, group: distributed.ProcessGroup, device: torch.device) -> "ShardedPasses | None":

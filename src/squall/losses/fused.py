@@ -12,6 +12,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from squall.losses.fused_cpu import cpu_passes
 from squall.losses.fused_measure import measured_passes
 from squall.losses.passes import Passes
 from squall.losses.population import Number
-from squall.losses.sums import Sums, scattered
+from squall.losses.sums import LN2, Sums, scattered
 from squall.losses.temperature import Budget, Fixed, KLBudget, Relative, TemperatureRule, newton_step
 from squall.losses.tilting import Tilting
 
@@ -110,7 +111,7 @@ class MaskedPasses(Passes):
 
     def __init__(self, passes: Passes, prediction: Tensor, target: Tensor, mask: Tensor, count: int) -> None:
         self.passes, self.count, self.hidden = passes, count, passes.count - count
-        self.moments = passes.moments
+        self.moments, self.single = passes.moments, passes.single
         self.prediction, self.target, self.mask = prediction, target, mask
 
     def largest_and_mean(self) -> tuple[float, float]:
@@ -235,6 +236,7 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float, warm
     for _ in range(MOST_SWEEPS):
         if not 1e-30 < place < 1e30:
             return None
+        place = _representable(place, passes)
         sums = passes.sweep(place, moments)
         if sums.top == 0:
             return _uniform(passes)
@@ -248,11 +250,17 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float, warm
         met = _met(rule, budget, near, beta, farthest)
         if met is None:
             return None
-        beta, here, there = met, near.error(met), near.error(farthest * met)
+        beta = _representable(met, passes)
+        here, there = near.error(beta), near.error(farthest * beta)
         if max(here, there) < min(VALUE_ERROR, BUDGET_ERROR * budget / (beta * near(beta).mean)):
             return _moved(sums, place, near, beta)
         place = beta * (farthest if there > here else 1)
     return None
+
+
+def _representable(beta: float, passes: Passes) -> float:
+    """β to the precision in which passes multiply by β/log 2: what they would round counts β l times."""
+    return LN2 * float(np.float32(beta / LN2)) if passes.single else beta
 
 
 def _caution(passes: Passes) -> float:

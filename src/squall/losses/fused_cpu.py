@@ -50,6 +50,7 @@ class SmallPasses(Passes):
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.shape, self.count = prediction.shape, prediction.numel()
+        self.single = prediction.dtype == torch.float32
         with np.errstate(all="ignore"):  # overflow and NaN show in the sums, where they are answered
             self.difference = np.subtract(prediction.numpy(), target.numpy()).reshape(-1)
             self.errors = self.difference * self.difference
@@ -119,6 +120,7 @@ class Blockwise(Passes):
 
     def __init__(self, prediction: Tensor, target: Tensor) -> None:
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
+        self.single = prediction.dtype == torch.float32
         self.moments = 7 if self.count > MANY else 8, 4
 
     def _blocks(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:

@@ -29,7 +29,7 @@ BLOCK = 1024
 BLOCK_OF_TIES = 128
 """The same where many points are alike: the roundings of a sum of equal numbers all go one way."""
 SLACK = 1.1
-"""How much longer than the largest z so far the span of the Chebyshev polynomials is made."""
+"""The span of the Chebyshev polynomials over the largest z so far."""
 FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
 C1, C2, C3, C4, C5, C6 = (
@@ -110,112 +110,149 @@ def _stretch(moments, ratio):
 
 
 @compiled
+def _above(z, p):
+    """A reference of the type of p: so near z that what is left of it keeps its digits, so far that few are above."""
+    return p.dtype.type(min(SLACK * z, z + 1))
+
+
+@compiled
+def _block(a, b, unit, reference, span):
+    """The largest z = unit (a − b)², Σz, and the pairs of `Moments.of_pairs` under e² and e = 2^(z − reference)."""
+    zero, two = a.dtype.type(0), a.dtype.type(2)
+    scale = a.dtype.type(2 / span if span > 0 else 0.0)
+    highest = bits_of(zero)  # pyright: ignore[reportCallIssue]
+    s, q0, q1, q2, c0, c1, c2, c3, c4 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    c5, c6, c7, c8, c9, c10, c11, c12, c13 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for i in range(a.size):
+        d = a[i] - b[i]
+        z = unit * d * d
+        highest = max(highest, bits_of(abs(z)))
+        e = _exp2(z - reference)
+        s += z
+        w = scale * z
+        v = two * w - two  # twice v
+        b1 = w * e
+        b2 = v * b1 - b1
+        b3 = v * b2 - b1
+        b4 = v * b3 - b2
+        b5 = v * b4 - b3
+        b6 = v * b5 - b4
+        b7 = v * b6 - b5
+        b8 = v * b7 - b6
+        b9 = v * b8 - b7
+        b10 = v * b9 - b8
+        b11 = v * b10 - b9
+        b12 = v * b11 - b10
+        b13 = v * b12 - b11
+        q0 += e * e
+        q1 += b1 * e
+        q2 += b2 * e
+        c0 += e
+        c1 += b1
+        c2 += b2
+        c3 += b3
+        c4 += b4
+        c5 += b5
+        c6 += b6
+        c7 += b7
+        c8 += b8
+        c9 += b9
+        c10 += b10
+        c11 += b11
+        c12 += b12
+        c13 += b13
+    sums = c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13
+    return real_of(highest), s, (q0, q1, q2), sums
+
+
+@compiled
 def _sweep(p, t, unit, block, once, twice):
-    """max z, Σz and the span of z = unit (p − t)². Added to 0s: Σ T_k(v) e and Σ T_k(v) e² with e = 2^(z − max z) and
-    v = 2 z/span − 1. The span grows with the largest z, to SLACK times that, and what is known is carried over.
-    Within a block the sums are pairs, see `Moments.of_pairs`."""
-    top, plain, span = -math.inf, 0.0, 0.0
-    zero, two = p.dtype.type(0), p.dtype.type(2)
+    """max z, Σz and the span of z = unit (p − t)². Added to 0s: Σ T_k(v) e and Σ T_k(v) e², e = 2^(z − max z) and
+    v = 2 z/span − 1.
+
+    Blocks are summed with e = 2^(z − reference) for a reference and a span somewhat above the largest z of the blocks
+    before, and those in which one is larger are summed again.
+    """
+    top = unit * _top(p[:block], t[:block])
+    reference, span, plain = _above(top, p), SLACK * top, 0.0
     for start in range(0, p.size, block):
         a, b = p[start : start + block], t[start : start + block]
-        here = unit * _top(a, b)
-        if not here < math.inf:
+        highest, s, squares, sums = _block(a, b, unit, reference, span)
+        if not highest < math.inf:
             return math.nan, 0.0, 1.0
-        if here > span:
-            longer = SLACK * here
-            if span > 0:
-                _stretch(once, span / longer)
-                _stretch(twice, span / longer)
-            span = longer
-        scale = p.dtype.type(2 / span) if span > 0 else zero
-        s, q0, q1, q2, c0, c1, c2, c3, c4 = zero, zero, zero, zero, zero, zero, zero, zero, zero
-        c5, c6, c7, c8, c9, c10, c11, c12, c13 = zero, zero, zero, zero, zero, zero, zero, zero, zero
-        for i in range(a.size):
-            d = a[i] - b[i]
-            z = unit * d * d
-            e = _exp2(z - here)
-            s += z
-            w = scale * z
-            v = two * w - two  # twice v
-            b1 = w * e
-            b2 = v * b1 - b1
-            b3 = v * b2 - b1
-            b4 = v * b3 - b2
-            b5 = v * b4 - b3
-            b6 = v * b5 - b4
-            b7 = v * b6 - b5
-            b8 = v * b7 - b6
-            b9 = v * b8 - b7
-            b10 = v * b9 - b8
-            b11 = v * b10 - b9
-            b12 = v * b11 - b10
-            b13 = v * b12 - b11
-            q0 += e * e
-            q1 += b1 * e
-            q2 += b2 * e
-            c0 += e
-            c1 += b1
-            c2 += b2
-            c3 += b3
-            c4 += b4
-            c5 += b5
-            c6 += b6
-            c7 += b7
-            c8 += b8
-            c9 += b9
-            c10 += b10
-            c11 += b11
-            c12 += b12
-            c13 += b13
+        if highest > reference:
+            higher, longer = _above(highest, p), max(span, SLACK * highest)
+            _move(once, span / longer, 2.0 ** (reference - higher))
+            _move(twice, span / longer, 4.0 ** (reference - higher))
+            reference, span = higher, longer
+            _, s, squares, sums = _block(a, b, unit, reference, span)
+        top = max(top, highest)
         plain += s
-        common = max(top, here)
-        old, new = 2.0 ** (top - common), 2.0 ** (here - common)
-        _merge(once, old, new, (c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13))
-        _merge(twice, old * old, new * new, (q0, q1, q2))
-        top = common
+        _add(once, sums)
+        _add(twice, squares)
+    once *= 2.0 ** (reference - top)
+    twice *= 4.0 ** (reference - top)
     return top, plain, span
 
 
 @compiled
-def _merge(known, old, new, sums):
-    """Moments of the blocks before and of one whose pairs are given (`Moments.of_pairs`), brought to a common top by
-    their factors."""
+def _move(moments, ratio, factor):
+    """Moments over [0, s] made those over [0, s/ratio], times a factor, in place."""
+    if 0 < ratio < 1:  # at 0 all z are 0, and every T_k(v) is that of −1
+        _stretch(moments, ratio)
+    moments *= factor
+
+
+@compiled
+def _add(moments, pairs):
+    """Add the moments of which the pairs are given."""
     moment = 0.0
-    for k in range(len(sums)):
-        moment = sums[k] - moment
-        known[k] = old * known[k] + new * moment
+    for k in range(len(pairs)):
+        moment = pairs[k] - moment
+        moments[k] += moment
 
 
 @compiled
 def _sweep_and_keep(p, t, unit, block, out, tops):
-    """max z, Σz, Σe, Σze and Σe²; in `out` (p − t) e of every block relative to its own of `tops`."""
-    top, plain, squares, zeroth, first = -math.inf, 0.0, 0.0, 0.0, 0.0
-    zero = p.dtype.type(0)
+    """max z, Σz, Σe, Σze and Σe²; in `out` (p − t) e of every block relative to its own of `tops`, see `_sweep`."""
+    plain, squares, zeroth, first = 0.0, 0.0, 0.0, 0.0
+    top = unit * _top(p[:block], t[:block])
+    reference = _above(top, p)
     for k in range(tops.size):
         start = k * block
         a, b, c = p[start : start + block], t[start : start + block], out[start : start + block]
-        here = unit * _top(a, b)
-        if not here < math.inf:
+        highest, s, e0, e1, q = _block_and_keep(a, b, unit, reference, c)
+        if not highest < math.inf:
             return math.nan, 0.0, 0.0, 0.0, 0.0
-        s, q, e0, e1 = zero, zero, zero, zero
-        for i in range(a.size):
-            d = a[i] - b[i]
-            z = unit * d * d
-            e = _exp2(z - here)
-            c[i] = d * e
-            s += z
-            q += e * e
-            e0 += e
-            e1 += z * e
-        tops[k] = here
-        if here > top:
-            old, new, top = 2.0 ** (top - here), 1.0, float(here)
-        else:
-            old, new = 1.0, 2.0 ** (here - top)
-        plain += s
-        zeroth, first = old * zeroth + new * e0, old * first + new * e1
-        squares = old * old * squares + new * new * q
-    return top, plain, zeroth, first, squares
+        if highest > reference:
+            higher = _above(highest, p)
+            factor, reference = 2.0 ** (reference - higher), higher
+            zeroth, first, squares = factor * zeroth, factor * first, factor * factor * squares
+            _, s, e0, e1, q = _block_and_keep(a, b, unit, reference, c)
+        tops[k] = reference
+        top = max(top, highest)
+        plain, zeroth, first, squares = plain + s, zeroth + e0, first + e1, squares + q
+    factor = 2.0 ** (reference - top)
+    return top, plain, factor * zeroth, factor * first, factor * factor * squares
+
+
+@compiled
+def _block_and_keep(a, b, unit, reference, out):
+    """The largest z = unit (a − b)², Σz, Σe, Σze and Σe² with e = 2^(z − reference); (a − b) e in `out`."""
+    zero = a.dtype.type(0)
+    highest = bits_of(zero)  # pyright: ignore[reportCallIssue]
+    s, e0, e1, q = zero, zero, zero, zero
+    for i in range(a.size):
+        d = a[i] - b[i]
+        z = unit * d * d
+        highest = max(highest, bits_of(abs(z)))
+        e = _exp2(z - reference)
+        out[i] = d * e
+        s += z
+        q += e * e
+        e0 += e
+        e1 += z * e
+    return real_of(highest), s, e0, e1, q
 
 
 @compiled
@@ -262,6 +299,7 @@ class CompiledPasses(Passes):
     def __init__(self, prediction: Tensor, target: Tensor, keep: bool = False, ties: bool = False) -> None:
         self.shape, self.count, self.keep = prediction.shape, prediction.numel(), keep
         self.prediction, self.target = prediction.numpy().reshape(-1), target.numpy().reshape(-1)
+        self.single = prediction.dtype == torch.float32
         self.real, self.block = self.prediction.dtype.type, BLOCK_OF_TIES if ties else BLOCK
         self.kept: tuple[float, np.ndarray, np.ndarray] | None = None
 

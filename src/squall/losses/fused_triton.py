@@ -117,7 +117,8 @@ class TritonPasses(Passes):
             process is on its way from the loss to its backward pass.
     """
 
-    moments = 12, 4
+    moments = 10, 4
+    single = True
 
     def __init__(self, prediction: Tensor, target: Tensor, *, keep: bool = False) -> None:
         self.keep = keep

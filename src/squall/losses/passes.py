@@ -17,6 +17,8 @@ class Passes(abc.ABC):
     """n."""
     moments: tuple[int, int]
     """How many moments of e and of e² pay: the more, the farther the temperature moves without another pass."""
+    single: bool
+    """Whether in float32."""
     measure: Tensor | None = None
     """μ."""
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LN2", "Moments", "Sums", "masses_at_nodes", "scattered"]
+__all__ = ["LN2", "MOST", "Moments", "Sums", "masses_at_nodes", "scattered"]
 
 LN2 = math.log(2)
 MOST = 20
-"""Of the moments of either kind, all processes together."""
+"""Moments of either kind."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 

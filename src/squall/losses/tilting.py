@@ -19,7 +19,7 @@ import numpy as np
 
 from squall.losses.fused_cpu import compiled_tools
 from squall.losses.population import Tilt
-from squall.losses.sums import Sums, masses_at_nodes
+from squall.losses.sums import MOST, Sums, masses_at_nodes
 
 __all__ = ["Expansion", "Tilting"]
 
@@ -27,6 +27,7 @@ FARTHEST = 100.0
 """The largest |(β − β_c) l|: so far from the β of a pass nothing is known."""
 NEARER_TWICE = 1.7
 """Factor on the lowest β of a pass from which on what one says around twice its own may be better."""
+FACTORIALS = [math.factorial(k) for k in range(MOST)]
 ROUNDING = 2.0**-25
 """Relative error of a moment: it counts the more, the less of the largest errors is left by a smaller β."""
 
@@ -83,20 +84,24 @@ class Expansion:
             return self._tangent(step), math.inf
         mean, square = mean / total, square / total
         tilt = Tilt(self.log_scale + math.log(total), self.span * mean, self.span**2 * (square - mean * mean))
-        return tilt, self._error(beta, stretch, self.total / total, mean) if step else 0.0
+        return tilt, self._error(stretch, self.total / total, mean) if step else 0.0
 
-    def _error(self, beta: float, stretch: float, left: float, mean: float) -> float:
-        """Σ e over Σ W exp(stretch y) is `left`, and `mean` the mean of y."""
-        error = 4 * left * math.exp(self.log_tail(beta) + stretch / 2)
+    def _error(self, stretch: float, left: float, mean: float) -> float:
+        """From `left`, Σ e over Σ W exp(stretch y), and the mean of y.
+
+        With half = |x|/2 and k one below the number of masses, I_k(x) ≤ half^k/k! exp(half²/(k + 1)) is the largest
+        term left out of the derivative, and more than that of the sum.
+        """
+        half, k = abs(stretch) / 4, len(self.masses) - 1
+        error = 4 * left * half**k / FACTORIALS[k] * math.exp(half * half / (k + 1) + stretch / 2)
         if stretch < 0:
             error += ROUNDING * (left - 1)
         return error * (1 + 1 / (2 * mean))
 
-    def log_tail(self, beta: float) -> float:
-        """log of a bound of I_k(x) for k one below the number of masses: the first of what is left out, and of its
-        derivative."""
+    def distance(self, beta: float) -> float:
+        """To order expansions by what they know of β: log of half^k/k! in `_error`."""
         half, k = abs(beta - self.beta) * self.span / 4, len(self.masses) - 1
-        return k * math.log(half) - math.lgamma(k + 1) + half * half / (k + 1) if half > 0 else -math.inf
+        return k * math.log(half) - math.log(FACTORIALS[k]) if half > 0 else -math.inf
 
     def _tangent(self, step: float) -> Tilt:
         """What is below the convex log Σ p exp(β l)."""
@@ -133,7 +138,7 @@ class Tilting:
             expansions = self._around(1)
             if beta > NEARER_TWICE * self._lowest:
                 expansions = expansions + self._around(2)
-            best = expansions[0] if len(expansions) == 1 else min(expansions, key=lambda one: one.log_tail(beta))
+            best = expansions[0] if len(expansions) == 1 else min(expansions, key=lambda one: one.distance(beta))
             known = self._known[beta] = best.at(beta)
         return known
 
