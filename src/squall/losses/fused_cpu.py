@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from squall.losses.passes import Passes
+from squall.losses.passes import MANY, Passes
 from squall.losses.sums import LN2, Moments, Sums
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ FEW_THREADS = 4
 """Up to so many threads of torch, operator by operator, are slower than one that is compiled."""
 SMALL = 1 << 16
 """Largest batch that runs in the calling thread without them."""
-MANY = 1 << 22
-"""Points from which on the temperature moves so little that fewer moments do."""
 BLOCK = 1 << 17
 """Elements per block and thread: three blocks of float32 take 1.5 MB, the L2 cache of a core."""
 

@@ -90,26 +90,6 @@ def _top(a, b):
 
 
 @compiled
-def _stretch(moments, ratio):
-    """Chebyshev moments over [0, s] made those over [0, s/ratio], in place: those of masses at the zeros v_j of T_K."""
-    count = moments.size
-    stretched = np.zeros(count)
-    for j in range(count):
-        v = math.cos(math.pi * (j + 0.5) / count)
-        mass, before, here = moments[0], 1.0, v
-        for k in range(1, count):
-            mass += 2 * moments[k] * here
-            before, here = here, 2 * v * here - before
-        v = ratio * (v + 1) - 1
-        mass, before, here = mass / count, 1.0, v
-        stretched[0] += mass
-        for k in range(1, count):
-            stretched[k] += mass * here
-            before, here = here, 2 * v * here - before
-    moments[:] = stretched
-
-
-@compiled
 def _above(z, p):
     """A reference of the type of p: so near z that what is left of it keeps its digits, so far that few are above."""
     return p.dtype.type(min(SLACK * z, z + 1))
@@ -190,8 +170,8 @@ def _sweep(p, t, unit, block, once, twice):
         plain += s
         _add(once, sums)
         _add(twice, squares)
-    once *= 2.0 ** (reference - top)
-    twice *= 4.0 ** (reference - top)
+    _move(once, 1.0, 2.0 ** (reference - top))
+    _move(twice, 1.0, 4.0 ** (reference - top))
     return top, plain, span
 
 
@@ -200,7 +180,29 @@ def _move(moments, ratio, factor):
     """Moments over [0, s] made those over [0, s/ratio], times a factor, in place."""
     if 0 < ratio < 1:  # at 0 all z are 0, and every T_k(v) is that of −1
         _stretch(moments, ratio)
-    moments *= factor
+    for k in range(moments.size):
+        moments[k] *= factor
+
+
+@compiled
+def _stretch(moments, ratio):
+    """Chebyshev moments over [0, s] made those over [0, s/ratio], in place: those of masses at the zeros v_j of T_K."""
+    count = moments.size
+    masses = np.empty(count)
+    for j in range(count):
+        v = math.cos(math.pi * (j + 0.5) / count)
+        mass, before, here = moments[0], 1.0, v
+        for k in range(1, count):
+            mass += 2 * moments[k] * here
+            before, here = here, 2 * v * here - before
+        masses[j] = mass / count
+    moments[:] = 0
+    for j in range(count):
+        v = ratio * (math.cos(math.pi * (j + 0.5) / count) + 1) - 1
+        before, here = v, 1.0
+        for k in range(count):
+            moments[k] += masses[j] * here
+            before, here = here, 2 * v * here - before
 
 
 @compiled

@@ -16,13 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from squall.losses.passes import Passes
+from squall.losses.passes import MANY, Passes
 from squall.losses.population import Number
 from squall.losses.sums import GOLDEN, LN2, Moments, Sums
 
 __all__ = ["TritonPasses"]
 
 BLOCK, MERGED = 4096, 1024
+WARPS = 8
+"""Of a sweep, whose numbers for one point take many registers."""
 SLACK = 1.1
 SAMPLE = 1 << 16
 _GOLDEN = tl.constexpr(GOLDEN)
@@ -117,13 +119,13 @@ class TritonPasses(Passes):
             process is on its way from the loss to its backward pass.
     """
 
-    moments = 10, 4
     single = True
 
     def __init__(self, prediction: Tensor, target: Tensor, *, keep: bool = False) -> None:
         self.keep = keep
         self.started: tuple[tuple[float, float, float], Tensor] | None = None
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
+        self.moments = (7, 3) if self.count > MANY else (10, 4)
         self.grid = (-(-self.count // BLOCK),)
         self.sampled: Tensor | None = None
         self.largest: float | None = None
@@ -147,7 +149,7 @@ class TritonPasses(Passes):
         blocks = torch.empty(rows, columns, dtype=torch.float32, device=self.prediction.device)
         merged = torch.empty(rows, dtype=torch.float64, device=self.prediction.device)
         arguments = self.prediction, self.target, blocks, self.count, beta / LN2, span / LN2
-        _sweep[self.grid](*arguments, once=once, twice=twice, block=BLOCK)  # type: ignore[arg-type]
+        _sweep[self.grid](*arguments, once=once, twice=twice, block=BLOCK, num_warps=WARPS)  # type: ignore[arg-type]
         _merge[(rows,)](blocks, merged, columns, once=once, block=MERGED)  # type: ignore[arg-type]
         self.sample()
         highest, invalid, plain, first, *sums = merged.tolist()

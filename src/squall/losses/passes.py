@@ -7,7 +7,10 @@ from torch import Tensor
 from squall.losses.population import Number
 from squall.losses.sums import Sums
 
-__all__ = ["Passes"]
+__all__ = ["MANY", "Passes"]
+
+MANY = 1 << 22
+"""Points from which on the temperature moves so little that fewer moments do."""
 
 
 class Passes(abc.ABC):
