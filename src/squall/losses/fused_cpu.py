@@ -251,10 +251,15 @@ def _moments(
 def sampled(prediction: Tensor, target: Tensor) -> Tensor:
     """The squared errors: of all points of a small batch; of a larger one of runs of one cache line."""
     if prediction.numel() > SMALL:
-        runs, length = 1024, 16
-        step = (prediction.numel() // runs - 1) | 1  # odd: no power of two in the shape is met again and again
+        runs, length, step = runs_over(prediction.numel())
         prediction, target = (x.as_strided((runs, length), (step, 1)) for x in (prediction, target))
     return (prediction - target).square_().view(-1)
+
+
+def runs_over(count: int) -> tuple[int, int, int]:
+    """How many runs of points to look at in a large batch, how long they are, and how far apart they begin."""
+    runs, length = 1024, 16
+    return runs, length, (count // runs - 1) | 1  # odd: no power of two in the shape is met again and again
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from squall import _compiled
 from squall._compiled import bits_of, real_of
-from squall.losses.fused_cpu import SMALL, sampled
+from squall.losses.fused_cpu import SMALL, runs_over
 from squall.losses.passes import Passes
 from squall.losses.sums import LN2, Moments, Sums
 
@@ -96,22 +96,38 @@ def _above(z, p):
 
 
 @compiled
-def _block(a, b, unit, reference, span):
-    """The largest z = unit (a − b)², Σz, and the pairs of `Moments.of_pairs` under e² and e = 2^(z − reference)."""
+def _block(a, b, unit, reference, span, first, doubled):
+    """The largest z = unit (a − b)², Σz, and the pairs of `Moments.of_pairs` under e² and e = 2^(z − reference).
+
+    In two loops, since in one their numbers exceed the registers: `first` and `doubled` take w e and 2 v from one to
+    the other.
+    """
     zero, two = a.dtype.type(0), a.dtype.type(2)
     scale = a.dtype.type(2 / span if span > 0 else 0.0)
     highest = bits_of(zero)  # pyright: ignore[reportCallIssue]
-    s, q0, q1, q2, c0, c1, c2, c3, c4 = zero, zero, zero, zero, zero, zero, zero, zero, zero
-    c5, c6, c7, c8, c9, c10, c11, c12, c13 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    s, q0, q1, q2, c0, c1, c2 = zero, zero, zero, zero, zero, zero, zero
     for i in range(a.size):
         d = a[i] - b[i]
         z = unit * d * d
-        highest = max(highest, bits_of(abs(z)))
+        highest = max(highest, bits_of(abs(z)))  # pyright: ignore[reportCallIssue]
         e = _exp2(z - reference)
-        s += z
         w = scale * z
-        v = two * w - two  # twice v
+        v = two * w - two
         b1 = w * e
+        b2 = v * b1 - b1
+        first[i] = b1
+        doubled[i] = v
+        s += z
+        q0 += e * e
+        q1 += b1 * e
+        q2 += b2 * e
+        c0 += e
+        c1 += b1
+        c2 += b2
+    c3, c4, c5, c6, c7, c8 = zero, zero, zero, zero, zero, zero
+    c9, c10, c11, c12, c13 = zero, zero, zero, zero, zero
+    for i in range(a.size):
+        v, b1 = doubled[i], first[i]
         b2 = v * b1 - b1
         b3 = v * b2 - b1
         b4 = v * b3 - b2
@@ -124,12 +140,6 @@ def _block(a, b, unit, reference, span):
         b11 = v * b10 - b9
         b12 = v * b11 - b10
         b13 = v * b12 - b11
-        q0 += e * e
-        q1 += b1 * e
-        q2 += b2 * e
-        c0 += e
-        c1 += b1
-        c2 += b2
         c3 += b3
         c4 += b4
         c5 += b5
@@ -142,7 +152,7 @@ def _block(a, b, unit, reference, span):
         c12 += b12
         c13 += b13
     sums = c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13
-    return real_of(highest), s, (q0, q1, q2), sums
+    return real_of(highest), s, (q0, q1, q2), sums  # pyright: ignore[reportCallIssue]
 
 
 @compiled
@@ -155,9 +165,10 @@ def _sweep(p, t, unit, block, once, twice):
     """
     top = unit * _top(p[:block], t[:block])
     reference, span, plain = _above(top, p), SLACK * top, 0.0
+    scratch = np.empty(block, p.dtype), np.empty(block, p.dtype)
     for start in range(0, p.size, block):
         a, b = p[start : start + block], t[start : start + block]
-        highest, s, squares, sums = _block(a, b, unit, reference, span)
+        highest, s, squares, sums = _block(a, b, unit, reference, span, *scratch)
         if not highest < math.inf:
             return math.nan, 0.0, 1.0
         if highest > reference:
@@ -165,7 +176,7 @@ def _sweep(p, t, unit, block, once, twice):
             _move(once, span / longer, 2.0 ** (reference - higher))
             _move(twice, span / longer, 4.0 ** (reference - higher))
             reference, span = higher, longer
-            _, s, squares, sums = _block(a, b, unit, reference, span)
+            _, s, squares, sums = _block(a, b, unit, reference, span, *scratch)
         top = max(top, highest)
         plain += s
         _add(once, sums)
@@ -276,6 +287,16 @@ def _gradient(p, t, unit, shift, factor, out):
 
 
 @compiled
+def _sample(p, t, length, step, out):
+    """(p − t)² of runs of so many points that begin so far apart."""
+    for i in range(out.size // length):
+        a, b, c = p[i * step :], t[i * step :], out[i * length : (i + 1) * length]
+        for j in range(length):
+            d = a[j] - b[j]
+            c[j] = d * d
+
+
+@compiled
 def tilted(masses, powers, stretch):
     """Σ W exp(s y), and with y and y² in it, for masses W and powers 1, y, y², (3, node)."""
     total, mean, square = 0.0, 0.0, 0.0
@@ -339,7 +360,7 @@ class CompiledPasses(Passes):
 
     def sample(self) -> tuple[Tensor, None]:
         """Errors of all points of a small batch, of points all over a larger one."""
-        if self.count <= SMALL:
-            errors = self.prediction - self.target
-            return torch.from_numpy(np.multiply(errors, errors, out=errors)), None
-        return sampled(torch.from_numpy(self.prediction), torch.from_numpy(self.target)), None
+        runs, length, step = (1, self.count, 0) if self.count <= SMALL else runs_over(self.count)
+        errors = np.empty(runs * length, self.prediction.dtype)
+        _sample(self.prediction, self.target, length, step, errors)
+        return torch.from_numpy(errors), None

@@ -28,7 +28,7 @@ FARTHEST = 100.0
 NEARER_TWICE = 1.7
 """Factor on the lowest β of a pass from which on what one says around twice its own may be better."""
 FACTORIALS = [math.factorial(k) for k in range(MOST)]
-ROUNDING = 2.0**-25
+ROUNDING = 2.0**-24
 """Relative error of a moment: it counts the more, the less of the largest errors is left by a smaller β."""
 
 
