@@ -36,6 +36,8 @@ MOST_STEPS = 40
 MASKED_SAMPLE = 1 << 14
 VALUE_ERROR, BUDGET_ERROR = 3e-7, 1e-5
 """Relative errors of the value and of the budget up to which the temperature is moved without another pass."""
+RESOLVED = 1e-5
+"""The least divergence over β l that sums in float32 tell from rounding."""
 USABLE = 1e-2
 """The same up to which a step of Newton's method is worth taking."""
 AT_TWO, BETWEEN = 14, 4 / 3
@@ -247,6 +249,8 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float, warm
         near.add(sums, place)
         if farthest == 1 and near.error(beta) > USABLE:
             beta = place
+        if passes.single and budget < RESOLVED * place * near(place).mean:  # errors that are nearly equal
+            return None
         met = _met(rule, budget, near, beta, farthest)
         if met is None:
             return None
