@@ -249,7 +249,7 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float, warm
         near.add(sums, place)
         if farthest == 1 and near.error(beta) > USABLE:
             beta = place
-        if passes.single and budget < RESOLVED * place * near(place).mean:  # errors that are nearly equal
+        if passes.single and budget < RESOLVED * sums.first / sums.zeroth:  # errors that are nearly equal
             return None
         met = _met(rule, budget, near, beta, farthest)
         if met is None:
