@@ -99,8 +99,8 @@ def _above(z, p):
 def _block(a, b, unit, reference, span, first, doubled):
     """The largest z = unit (a − b)², Σz, and the pairs of `Moments.of_pairs` under e² and e = 2^(z − reference).
 
-    In two loops, since in one their numbers exceed the registers: `first` and `doubled` take w e and 2 v from one to
-    the other.
+    In two loops, an eighth faster than one with all these sums: `first` and `doubled` take w e and 2 v from one to the
+    other.
     """
     zero, two = a.dtype.type(0), a.dtype.type(2)
     scale = a.dtype.type(2 / span if span > 0 else 0.0)
