@@ -20,6 +20,7 @@ ERRORS = {
     "ruled by one": np.append(0.01 * RNG.normal(size=4000) ** 2, 3.0),
     "log-normal": (RNG.normal(size=4000) * np.exp(0.7 * RNG.normal(size=4000))) ** 2,
     "nearly equal": 1 + 0.01 * RNG.random(4000),
+    "late": np.where(np.arange(4000) < 3000, 0.0, RNG.normal(size=4000) ** 2),
     "two values": np.where(np.arange(4000) < 3, 2.0, 0.0),
 }
 
