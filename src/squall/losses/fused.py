@@ -8,6 +8,7 @@ The passes are in `fused_cpu` and `fused_triton`; what cannot be computed well h
 the eager formula takes over.
 """
 
+import functools
 import importlib.util
 import math
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from squall.losses.tilting import Tilting
 
 __all__ = ["FusedLoss", "Solution", "beta_by_passes", "masked_passes", "passes_for", "solve"]
 
-_TRITON = importlib.util.find_spec("triton") is not None
 MOST_SWEEPS = 40
 SHARPEST_BUDGET = 1e3
 """Largest b = max l / T at which float32 sums resolve a budget."""
@@ -94,11 +94,23 @@ def passes_for(prediction: Tensor, target: Tensor, *, ties: bool = False) -> Pas
     keep = torch.is_grad_enabled() and prediction.requires_grad
     if prediction.device.type == "cpu" and target.device.type == "cpu":
         return cpu_passes(prediction.detach(), target.detach(), keep=keep, ties=ties)
-    if prediction.is_cuda and prediction.device == target.device and prediction.dtype == torch.float32 and _TRITON:
+    if prediction.is_cuda and prediction.device == target.device and prediction.dtype == torch.float32:
+        if not triton_compiles():
+            return None
         from squall.losses.fused_triton import TritonPasses
 
         return TritonPasses(prediction.detach(), target.detach(), keep=keep)
     return None
+
+
+@functools.cache
+def triton_compiles() -> bool:
+    """Whether Triton is there, and new enough to compile the kernels: 3.3, that of PyTorch 2.7."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
 
 class MaskedPasses(Passes):

@@ -1,14 +1,18 @@
 """The passes of the fused loss on CUDA devices, in Triton.
 
-A sweep reads prediction and target once: each program takes a block of points, and leaves float32 sums relative to the
-largest z = β l of its block; a second kernel merges these in float64. The process waits for these sums alone, and
-starts the gradient, one more kernel, at once.
+A sweep reads prediction and target once. As many programs as run at a time take tile after tile; every lane keeps
+float32 tallies of its own points, relative to their largest z = β l so far, in registers, so that lanes meet once, at
+the end, in float64. A second kernel merges the programs. The process waits for the merged tallies alone, and starts
+the gradient, one more kernel, at once. (`benchmarks/kernels.py` counts what the kernels take, without a GPU.)
 
 The kernels run on the CPU as well, in Triton's interpreter (TRITON_INTERPRET=1), which is how they are tested without a
 GPU.
 """
 
+import functools
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,70 +26,115 @@ from squall.losses.sums import GOLDEN, LN2, Moments, Sums
 
 __all__ = ["TritonPasses"]
 
-BLOCK, MERGED = 4096, 1024
-WARPS = 8
-"""Of a sweep, whose numbers for one point take many registers."""
+ROWS, LANES = 4, 512
+"""Points of a tile: each lane keeps its own tallies, in registers, of all rows."""
+PER_PROCESSOR = 3
+"""Programs that a multiprocessor's registers hold at a time."""
+BLOCK, FEW = 4096, 1024
 SLACK = 1.1
 SAMPLE = 1 << 16
 _GOLDEN = tl.constexpr(GOLDEN)
 
 
 @triton.jit
-def _sweep(prediction, target, out, count, beta, span, once: tl.constexpr, twice: tl.constexpr, block: tl.constexpr):
-    """A column of `out` for every block: top, how many are not finite, Σz, Σze, then the pairs of `Moments.of_pairs`,
-    `once` of them under e and `twice` under e²."""
-    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = index < count
-    p = tl.load(prediction + index, mask=inside, other=0.0)
-    t = tl.load(target + index, mask=inside, other=0.0)
-    d = p - t
-    z = beta * d * d
-    top = tl.max(tl.where(inside, z, float("-inf")), 0)
-    e = tl.where(inside, tl.exp2(z - top), 0.0)
-    column, columns = out + tl.program_id(0), tl.num_programs(0)
-    tl.store(column, top)
-    tl.store(column + columns, tl.sum(tl.where(d == d, 0.0, 1.0), 0))
-    tl.store(column + 2 * columns, tl.sum(tl.where(inside, z, 0.0), 0))
-    tl.store(column + 3 * columns, tl.sum(z * e, 0))
-    tl.store(column + 4 * columns, tl.sum(e, 0))
-    tl.store(column + (4 + once) * columns, tl.sum(e * e, 0))
-    w = 2.0 * z / span
-    before = w * e
-    f = before
-    for order in tl.static_range(1, once):
-        tl.store(column + (4 + order) * columns, tl.sum(f, 0))
-        if order < twice:
-            tl.store(column + (4 + once + order) * columns, tl.sum(f * e, 0))
-        after = 2.0 * (w - 1.0) * f - before
-        before = f
-        f = after
+def _differences(prediction, target, index, inside):
+    """prediction − target at these places, 0 at those that are not inside; None: all are."""
+    if inside is None:
+        p, t = tl.load(prediction + index), tl.load(target + index)
+    else:
+        p = tl.load(prediction + index, mask=inside, other=0.0)
+        t = tl.load(target + index, mask=inside, other=0.0)
+    return p - t
 
 
 @triton.jit
-def _merge(blocks, out, columns, once: tl.constexpr, block: tl.constexpr):
-    """One row of `blocks` for every program: its sum over all blocks, relative to the largest top."""
+def _tallied(prediction, target, index, inside, beta, slope, top, plain, sums, once: tl.constexpr, twice: tl.constexpr):
+    """The tallies of every lane, with one more tile: the largest z, Σz, and the pairs of `Moments.of_pairs` relative to
+    that z, `once` of them under e and `twice` under e², with w = slope · z."""
+    d = _differences(prediction, target, index, inside)
+    z = beta * d * d
+    higher = tl.maximum(top, tl.max(z, 0))
+    e = tl.exp2(z - higher[None, :])
+    if inside is not None:
+        e = tl.where(inside, e, 0.0)
+    shift = tl.exp2(top - higher)
+    shift_twice = shift * shift
+    w = slope * z
+    before = w * e
+    f = before
+    under_e = (sums[0] * shift + tl.sum(e, 0),)
+    under_square = (sums[once] * shift_twice + tl.sum(e * e, 0),)
+    for order in tl.static_range(1, once):
+        under_e += (sums[order] * shift + tl.sum(f, 0),)
+        if order < twice:
+            under_square += (sums[once + order] * shift_twice + tl.sum(f * e, 0),)
+        after = 2.0 * (w - 1.0) * f - before
+        before = f
+        f = after
+    return higher, plain + tl.sum(z, 0), under_e + under_square
+
+
+@triton.jit
+def _sweep(
+    prediction,
+    target,
+    out,
+    count,
+    beta,
+    slope,
+    once: tl.constexpr,
+    twice: tl.constexpr,
+    rows: tl.constexpr,
+    lanes: tl.constexpr,
+):
+    """A column of `out` for every program, the tallies of all its tiles: top, Σz, and the pairs."""
+    program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    places = lanes * tl.arange(0, rows)[:, None] + tl.arange(0, lanes)[None, :]
+    top = tl.zeros((lanes,), tl.float32)
+    plain = top
+    sums = (top,) * (once + twice)
+    tiles = count // (rows * lanes)
+    for tile in range(program, tiles, programs):
+        index = tile * (rows * lanes) + places
+        top, plain, sums = _tallied(prediction, target, index, None, beta, slope, top, plain, sums, once, twice)
+    if program == tiles % programs:  # what is left, less than a tile
+        index = tiles * (rows * lanes) + places
+        inside = index < count
+        top, plain, sums = _tallied(prediction, target, index, inside, beta, slope, top, plain, sums, once, twice)
+    highest = tl.max(top, 0)
+    shift = tl.exp2(top - highest).to(tl.float64)
+    tl.store(out + program, highest.to(tl.float64))
+    tl.store(out + programs + program, tl.sum(plain.to(tl.float64), 0))
+    for row in tl.static_range(once + twice):
+        by = shift if row < once else shift * shift
+        tl.store(out + (2 + row) * programs + program, tl.sum(sums[row].to(tl.float64) * by, 0))
+
+
+@triton.jit
+def _merge(tallies, out, programs, once: tl.constexpr, block: tl.constexpr):
+    """One row of `tallies` for every program here: its sum over all columns, relative to the largest top."""
     row = tl.program_id(0)
-    tops = tl.full((block,), float("-inf"), tl.float32)
-    for start in range(0, columns, block):
-        index = start + tl.arange(0, block)
-        tops = tl.maximum(tops, tl.load(blocks + index, mask=index < columns, other=float("-inf")))
+    index = tl.arange(0, block)
+    inside = index < programs
+    tops = tl.load(tallies + index, mask=inside, other=0.0)
     top = tl.max(tops, 0)
-    total = tl.zeros((block,), tl.float64)
-    for start in range(0, columns, block):
-        index = start + tl.arange(0, block)
-        shift = tl.exp2(tl.load(blocks + index, mask=index < columns, other=float("-inf")) - top)
-        shift = tl.where(row < 3, 1.0, tl.where(row < 4 + once, shift, shift * shift))
-        value = tl.load(blocks + row * columns + index, mask=index < columns, other=0.0)
-        total += value.to(tl.float64) * shift.to(tl.float64)
-    tl.store(out + row, tl.where(row == 0, top.to(tl.float64), tl.sum(total, 0)))
+    shift = tl.exp2(tops - top)
+    shift = tl.where(row < 2, 1.0, tl.where(row < 2 + once, shift, shift * shift))
+    values = tl.load(tallies + row * programs + index, mask=inside, other=0.0)
+    tl.store(out + row, tl.where(row == 0, top, tl.sum(values * shift, 0)))
 
 
 @triton.jit
 def _gradient(prediction, target, out, count, beta, shift, scale, block: tl.constexpr):
-    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = index < count
-    d = tl.load(prediction + index, mask=inside, other=0.0) - tl.load(target + index, mask=inside, other=0.0)
-    tl.store(out + index, scale * d * tl.exp2(beta * d * d - shift), mask=inside)
+    start = tl.program_id(0).to(tl.int64) * block
+    index = start + tl.arange(0, block)
+    if start + block <= count:
+        d = _differences(prediction, target, index, None)
+        tl.store(out + index, scale * d * tl.exp2(beta * d * d - shift))
+    else:
+        inside = index < count
+        d = _differences(prediction, target, index, inside)
+        tl.store(out + index, scale * d * tl.exp2(beta * d * d - shift), mask=inside)
 
 
 @triton.jit
@@ -93,9 +142,10 @@ def _multiply(out, factor, count, block: tl.constexpr):
     """In place; nothing is read or written where the factor is 1, as it is for `loss.backward()`."""
     by = tl.load(factor).to(tl.float32)
     if by != 1.0:
-        index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-        inside = index < count
-        tl.store(out + index, by * tl.load(out + index, mask=inside, other=0.0), mask=inside)
+        for start in range(tl.program_id(0).to(tl.int64) * block, count, tl.num_programs(0) * block):
+            index = start + tl.arange(0, block)
+            inside = index < count
+            tl.store(out + index, by * tl.load(out + index, mask=inside, other=0.0), mask=inside)
 
 
 @triton.jit
@@ -108,6 +158,13 @@ def _sample(prediction, target, out, count, most, block: tl.constexpr):
     inside = index < tl.minimum(count, most)
     d = tl.load(prediction + place, mask=inside, other=0.0) - tl.load(target + place, mask=inside, other=0.0)
     tl.store(out + index, d * d, mask=inside)
+
+
+@functools.cache
+def _most_programs(device: torch.device) -> int:
+    """Programs of a sweep that run at a time."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    return PER_PROCESSOR * processors
 
 
 class TritonPasses(Passes):
@@ -126,7 +183,7 @@ class TritonPasses(Passes):
         self.started: tuple[tuple[float, float, float], Tensor] | None = None
         self.prediction, self.target, self.count = prediction, target, prediction.numel()
         self.moments = (7, 3) if self.count > MANY else (10, 4)
-        self.grid = (-(-self.count // BLOCK),)
+        self.programs = min(_most_programs(prediction.device), -(-self.count // (ROWS * LANES)))
         self.sampled: Tensor | None = None
         self.largest: float | None = None
 
@@ -136,6 +193,7 @@ class TritonPasses(Passes):
         total = torch.linalg.vector_norm(difference, dtype=torch.float64).square()
         largest = torch.linalg.vector_norm(difference, torch.inf).double().square()
         largest, total = torch.stack((largest, total)).tolist()
+        self.largest = largest
         return largest, total / self.count
 
     def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
@@ -143,22 +201,22 @@ class TritonPasses(Passes):
 
         The largest z is not known beforehand: log n + 1 bounds it where a budget of some tenths is met.
         """
-        once, twice = moments or (1, 1)
+        once, twice = moments or (2, 1)
         span = math.log(self.count) + 1 if self.largest is None else SLACK * beta * self.largest or 1.0
-        rows, (columns,) = 4 + once + twice, self.grid
-        blocks = torch.empty(rows, columns, dtype=torch.float32, device=self.prediction.device)
-        merged = torch.empty(rows, dtype=torch.float64, device=self.prediction.device)
-        arguments = self.prediction, self.target, blocks, self.count, beta / LN2, span / LN2
-        _sweep[self.grid](*arguments, once=once, twice=twice, block=BLOCK, num_warps=WARPS)  # type: ignore[arg-type]
-        _merge[(rows,)](blocks, merged, columns, once=once, block=MERGED)  # type: ignore[arg-type]
-        self.sample()
-        highest, invalid, plain, first, *sums = merged.tolist()
-        highest = math.nan if invalid else LN2 * highest
+        slope = float(np.float32(2 * LN2 / span))
+        span = 2 * LN2 / slope
+        rows, programs, device = 2 + once + twice, self.programs, self.prediction.device
+        tallies = torch.empty(rows, programs, dtype=torch.float64, device=device)
+        merged = torch.empty(rows, dtype=torch.float64, device=device)
+        shape: dict[str, Any] = {"once": once, "twice": twice, "rows": ROWS, "lanes": LANES}
+        _sweep[(programs,)](self.prediction, self.target, tallies, self.count, beta / LN2, slope, **shape)
+        shape = {"once": once, "block": triton.next_power_of_2(programs)}
+        _merge[(rows,)](tallies, merged, programs, **shape)
+        top, plain, *sums = merged.tolist()
+        highest = LN2 * top if math.isfinite(plain) else math.nan
         self.largest = highest / beta
-        known = None
-        if moments is not None and highest <= span:
-            known = Moments.of_pairs(span, sums[:once], sums[once:])
-        return Sums(self.count, highest, LN2 * plain, sums[0], LN2 * first, sums[once], known)
+        tallied = Sums.of_moments(self.count, highest, LN2 * plain, Moments.of_pairs(span, sums[:once], sums[once:]))
+        return tallied if moments is not None and highest <= span else replace(tallied, moments=None)
 
     def anticipate(self, beta: float, top: float, scale: float) -> None:
         """Start to write the gradient for a factor of 1."""
@@ -169,7 +227,7 @@ class TritonPasses(Passes):
         out, shift = torch.empty_like(self.prediction), float(np.float32(top / LN2))
         scale *= math.exp(LN2 * shift - top)  # what rounding the shift took away
         arguments = self.prediction, self.target, out, self.count, beta / LN2, shift, scale
-        _gradient[self.grid](*arguments, block=BLOCK)  # type: ignore[arg-type]
+        _gradient[(-(-self.count // BLOCK),)](*arguments, block=BLOCK)  # type: ignore[arg-type]
         return out
 
     def gradient(self, beta: float, top: float, scale: float, factor: Number = 1.0) -> Tensor:
@@ -180,7 +238,7 @@ class TritonPasses(Passes):
             (_, out), self.started = self.started, None  # given away
         else:
             out = self._written(beta, top, scale)
-        _multiply[self.grid](out, factor, self.count, block=BLOCK)  # type: ignore[arg-type]
+        _multiply[(self.programs,)](out, factor, self.count, block=BLOCK)  # type: ignore[arg-type]
         return out
 
     def sample(self) -> tuple[Tensor, None]:
@@ -189,5 +247,5 @@ class TritonPasses(Passes):
             few = min(self.count, SAMPLE)
             self.sampled = torch.empty(few, dtype=torch.float32, device=self.prediction.device)
             arguments = self.prediction, self.target, self.sampled, self.count, SAMPLE
-            _sample[(-(-few // MERGED),)](*arguments, block=MERGED)  # type: ignore[arg-type]
+            _sample[(-(-few // FEW),)](*arguments, block=FEW)  # type: ignore[arg-type]
         return self.sampled, None
