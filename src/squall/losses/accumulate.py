@@ -198,7 +198,7 @@ class LaggedAccumulation:
             near.add(sums, beta)
             divergence, slope = self._rule.spread(beta, near)
             if divergence > 0 and slope > 0:
-                beta *= newton_step(divergence, slope, self._rule.budget, 1e-3, 1e3)
+                beta *= newton_step(divergence, slope, self._rule.budget)
         self._loss.advance(math.log(beta))
         return sums.first / sums.zeroth / self._beta
 

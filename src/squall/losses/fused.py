@@ -38,8 +38,8 @@ VALUE_ERROR, BUDGET_ERROR = 3e-7, 1e-5
 """Relative errors of the value and of the budget up to which the temperature is moved without another pass."""
 RESOLVED = 1e-5
 """The least divergence over β l that sums in float32 tell from rounding."""
-USABLE = 1e-2
-"""The same up to which a step of Newton's method is worth taking."""
+USABLE = 0.3
+"""Relative error of the divergence up to which a step of Newton's method is worth taking."""
 AT_TWO, BETWEEN = 14, 4 / 3
 """For a budget that looks at β and 2β: how many moments, and where the pass is taken, as a factor on β."""
 STEADY = 1 << 20
@@ -259,7 +259,7 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float, warm
         if sums.moments is None:  # the largest z was not what it was thought to be; now it is known
             continue
         near.add(sums, place)
-        if farthest == 1 and near.error(beta) > USABLE:
+        if _doubt(near, beta, budget, 1) > USABLE:
             beta = place
         if passes.single and budget < RESOLVED * sums.first / sums.zeroth:  # errors that are nearly equal
             return None
@@ -267,11 +267,17 @@ def _solve_budget(passes: Passes, rule: Budget, budget: float, beta: float, warm
         if met is None:
             return None
         beta = _representable(met, passes)
-        here, there = near.error(beta), near.error(farthest * beta)
-        if max(here, there) < min(VALUE_ERROR, BUDGET_ERROR * budget / (beta * near(beta).mean)):
+        off = abs(rule.spread(beta, near).divergence / budget - 1) + _doubt(near, beta, budget, farthest)
+        if near.error(beta) < VALUE_ERROR and off < BUDGET_ERROR:
             return _moved(sums, place, near, beta)
-        place = beta * (farthest if there > here else 1)
+        place = beta
     return None
+
+
+def _doubt(near: Tilting, beta: float, budget: float, farthest: int) -> float:
+    """A bound of the error, relative to the budget, of the divergence that the passes tell of at β."""
+    error = near.error(beta) if farthest == 1 else max(near.error(beta), near.error(farthest * beta))
+    return error * (1 + beta * near(beta).mean) / budget
 
 
 def _representable(beta: float, passes: Passes) -> float:
@@ -290,15 +296,15 @@ def _met(rule: Budget, budget: float, near: Tilting, beta: float, farthest: int)
     times it; None where the divergence is lost in rounding."""
     low, high = 0.0, math.inf
     for _ in range(MOST_STEPS):
-        if near.error(beta) > USABLE or (farthest > 1 and near.error(farthest * beta) > USABLE):
+        if _doubt(near, beta, budget, farthest) > USABLE:
             break
         divergence, slope = rule.spread(beta, near)
-        if not (divergence > 0 and slope > 0):
+        if not divergence > 0:
             return None
         if abs(divergence / budget - 1) < 1e-9:
             break
         low, high = (low, beta) if divergence > budget else (beta, high)
-        step = newton_step(divergence, slope, budget, max(low / beta, 1e-3), min(high / beta, 1e3))
+        step = newton_step(divergence, slope, budget, low / beta, high / beta)
         beta *= step
         if abs(step - 1) < 5e-4:  # what is left is the square of that
             break

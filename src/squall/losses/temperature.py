@@ -204,7 +204,7 @@ def solve_budget(population: Population, rule: Budget, budget: Tensor | float, s
         low, high = torch.where(over, low, b), torch.where(over, b, high)
         missing = budget.clamp(min=1e-300).log() - divergence.clamp(min=1e-300).log()
         newton = b * (missing * divergence / slope).clamp(-LARGEST_STEP, LARGEST_STEP).exp()
-        inside = (newton >= low) & (newton <= high)  # b itself once it has settled
+        inside = (newton > low) & (newton < high) | (newton == b)  # not its ends: two steps would lead back and forth
         following = torch.where(inside, newton, (low * high).sqrt())
         settled = ((following / b - 1).abs() < TOLERANCE) | ~active
         b = torch.where(active, following, b)
@@ -222,15 +222,15 @@ def solve_budget(population: Population, rule: Budget, budget: Tensor | float, s
     return torch.where(unmet, math.inf, torch.where(active, b, 0.0))
 
 
-def newton_step(divergence: float, slope: float, budget: float, low: float, high: float) -> float:
-    """The factor on b of the next Newton step (as in `solve_budget`), for plain numbers within a bracket.
+def newton_step(divergence: float, slope: float, budget: float, low: float = 0.0, high: float = math.inf) -> float:
+    """The factor on b of the next Newton step (as in `solve_budget`), for plain numbers.
 
     Args:
         divergence, slope: at the present b, positive.
         budget: the divergence wanted.
-        low, high: the bracket, as factors of the present b; low < 1 < high.
+        low, high: the bracket, as factors of the present b.
     """
-    change = math.log(budget / divergence) * divergence / slope
+    change = math.log(budget / divergence) * (divergence / slope if slope > 0 else 0.5)
     factor = math.exp(min(LARGEST_STEP, max(-LARGEST_STEP, change)))
     return factor if low < factor < high else math.sqrt(low * high)
 
