@@ -109,6 +109,21 @@ def test_parts_of_different_spans_are_merged():
     assert Sums.merged([*parts, plain]).moments is None
 
 
+def test_the_heaviest_point_of_all_parts_is_found():
+    z, measure = 0.3 * ERRORS["Gaussian"], RNG.random(4000)
+
+    def heaviest(part: slice) -> Sums:
+        e = measure[part] * np.exp(z[part] - z[part].max())
+        below = z[part].max() - z[part][e.argmax()]
+        return Sums(len(e), z[part].max().item(), 1.0, 1.0, 1.0, 1.0, None, e.max().item(), below.item())
+
+    measure[z.argmax() // 500 * 500 :][:500] *= 1e-6  # so that the heaviest is in another part than the largest
+    merged, whole = Sums.merged([heaviest(slice(k, k + 500)) for k in range(0, 4000, 500)]), heaviest(slice(None))
+    assert whole.heaviest_below > 0
+    for field in ("top", "heaviest", "heaviest_below"):
+        assert getattr(merged, field) == pytest.approx(getattr(whole, field), rel=1e-12)
+
+
 @pytest.mark.parametrize("sums", [moments(ERRORS["Gaussian"], 0.3), Sums(4, 1.0, 2.0, 3.0, 1.0, 2.0, None, 1.5, 0.5)])
 def test_numbers_are_sent_and_received(sums):
     found = Sums.of_numbers(sums.numbers())
