@@ -6,6 +6,7 @@ from squall.integrators import INTEGRATORS, euler, increment, midpoint, next_sta
 from squall.losses import (
     Accumulation,
     EffectiveFraction,
+    ErrorSketch,
     Huber,
     ImbalanceAwareLoss,
     KLBudget,
@@ -32,6 +33,7 @@ __all__ = [
     "CahnHilliard",
     "ConvergenceError",
     "EffectiveFraction",
+    "ErrorSketch",
     "Huber",
     "ImbalanceAwareLoss",
     "KLBudget",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from squall.data import Transitions
 from squall.integrators import Step, euler, increment
 from squall.losses import ImbalanceAwareLoss
-from squall.losses.recipe import Recipe
+from squall.losses.loss import Recipe
 from squall.sampling import Sampler, UniformSampler
 from squall.stacked import Replayed, Stacked
 from squall.training import (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from squall.losses import fused_cpu
+from squall.losses import batch, weights
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -14,12 +14,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=["numba", "plain"])
+@pytest.fixture(scope="module", params=["compiled", "plain"])
 def passes(request):
-    """The passes on the CPU: compiled (where numba is installed), and those of NumPy and torch."""
+    """The passes on the CPU: compiled by numba (where it is installed), and in plain PyTorch."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr(fused_cpu, "compiled_passes", lambda: None)
+            for module in (batch, weights):
+                patch.setattr(module, "compiled_kernels", lambda: None)
         else:
             pytest.importorskip("numba")
         yield

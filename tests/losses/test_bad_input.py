@@ -16,7 +16,7 @@ from squall.losses import (
     imbalance_aware_loss,
     imbalance_weights,
 )
-from squall.losses.fused_cpu import SMALL
+from squall.losses.sketch import SMALL
 
 pytestmark = pytest.mark.usefixtures("passes")
 
@@ -47,7 +47,7 @@ ones = torch.ones(2, 3, 4)
         ({"cap": 0.5}, ValueError, "cap .* at least 1"),
         ({"trim": 1.0}, ValueError, "trim=1 drops every point"),
         ({"mean_share": -0.1}, ValueError, "mean_share is a fraction"),
-        ({"reduction": "sum"}, ValueError, "reduction must be"),
+        ({"reduction": "total"}, ValueError, "reduction must be"),
         ({"group": "wrld"}, ValueError, "group must be 'world', a process group or None, got 'wrld'"),
         ({"error": lambda p, t: p - t - 1}, ValueError, r"must not be negative, but has \d+ negative values of"),
     ],

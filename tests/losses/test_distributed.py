@@ -17,7 +17,6 @@ SCRIPT = """
     from squall.losses import (
         Accumulation, EffectiveFraction, ImbalanceAwareLoss, KLBudget, LaggedAccumulation, Relative
     )
-    import squall.losses.recipe as recipe
 
     torch.set_num_threads(1)
     rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -35,29 +34,28 @@ SCRIPT = """
     def gradient(module):
         return torch.cat([p.grad.reshape(-1) for p in module.parameters()])
 
-    fused = recipe.passes_for
-    for passes in (fused, lambda *_: None):
-        recipe.passes_for = passes
-        for over in ("all", "sample", "channel"):
-            recipes = [{}, {"temperature": 0.0}, {"trim": 0.05}]
-            if world == 2:  # the others share their sums over the processes in the same places
-                recipes += [{"temperature": 30.0}, {"temperature": float("inf")}, {"temperature": Relative(4.0)},
-                            {"temperature": EffectiveFraction(0.5)}, {"cap": 3.0}, {"mean_share": 0.2}]
-            for kwargs in recipes:
-                alone = ImbalanceAwareLoss(over=over, group=None, **kwargs)
-                sharded = ImbalanceAwareLoss(over=over, **kwargs)
-                whole = model()
-                expected = alone(whole(x), y)
-                expected.backward()
-                parallel = DistributedDataParallel(model())
-                for _ in range(2):
-                    parallel.zero_grad()
-                    value = sharded(parallel(x[mine]), y[mine])
-                    value.backward()
-                torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
-                torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
-                for name in ("kl", "max_weight", "max_error", "loss"):
-                    torch.testing.assert_close(sharded.report()[name], alone.report()[name], rtol=1e-4, atol=1e-9)
+    for over in ("all", "sample", "channel"):
+        recipes = [{}, {"temperature": 0.0}, {"trim": 0.05}]
+        if world == 2:  # the others share their sums over the processes in the same places
+            recipes += [{"temperature": 30.0}, {"temperature": float("inf")}, {"temperature": Relative(4.0)},
+                        {"temperature": EffectiveFraction(0.5)}, {"cap": 3.0}, {"mean_share": 0.2},
+                        {"temperature": KLBudget(1.0, cap=4)}, {"winsorize": 0.05},
+                        {"temperature": KLBudget(9.0, cap=4)}]
+        for kwargs in recipes:
+            alone = ImbalanceAwareLoss(over=over, group=None, **kwargs)
+            sharded = ImbalanceAwareLoss(over=over, **kwargs)
+            whole = model()
+            expected = alone(whole(x), y)
+            expected.backward()
+            parallel = DistributedDataParallel(model())
+            for _ in range(2):
+                parallel.zero_grad()
+                value = sharded(parallel(x[mine]), y[mine])
+                value.backward()
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+            torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
+            for name in ("kl", "max_weight", "max_error", "loss"):
+                torch.testing.assert_close(sharded.report()[name], alone.report()[name], rtol=1e-4, atol=1e-9)
     mask = torch.zeros(13, 1, 8, dtype=torch.bool)
     mask[:4] = True  # all False on the last process
     value = ImbalanceAwareLoss()(x[mine], y[mine], mask=mask[mine])

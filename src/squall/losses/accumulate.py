@@ -12,13 +12,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed, nn
 
-from squall.losses.distributed import gathered, globally, process_group, sharding_of
-from squall.losses.imbalance import ImbalanceAwareLoss
-from squall.losses.recipe import Points
-from squall.losses.sums import Moments, Sums
-from squall.losses.temperature import Budget, Fixed, newton_step
-from squall.losses.tilting import Tilting
-from squall.losses.weights import Over
+from squall.losses.batch import Batch, Sketch, Stats, batch_of
+from squall.losses.distributed import globally, process_group
+from squall.losses.errors import Over
+from squall.losses.loss import ImbalanceAwareLoss
+from squall.losses.report import Account
+from squall.losses.rules import Fixed, Relative, Schedule
+from squall.losses.weights import merged, solve_shared, to_groups, weights_of
 
 __all__ = ["Accumulation", "LaggedAccumulation"]
 
@@ -49,7 +49,7 @@ class Accumulation:
         if loss.recipe.weighing.differentiate:
             raise ValueError("Accumulation takes a loss with detached weights, not differentiate_weights=True")
         self._loss = loss
-        self._observed: list[Points] = []
+        self._observed: list[tuple[Tensor, Tensor | None]] = []
         self._weights: list[Tensor] | None = None
 
     @torch.no_grad()
@@ -59,7 +59,15 @@ class Accumulation:
         """First call: the errors of one micro-batch, without a graph."""
         if self._weights is not None:
             raise RuntimeError("observe after loss: make a new Accumulation for the next large batch")
-        self._observed.append(self._loss.recipe.agreed_points(prediction, target, mask, measure))
+        self._observed.append(self._grouped(prediction, target, mask, measure))
+
+    def _grouped(
+        self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Errors and measures (group, point)."""
+        recipe = self._loss.recipe
+        errors, total = recipe.checked_errors(prediction, target, mask, measure)
+        return to_groups(errors, recipe.over), None if total is None else to_groups(total, recipe.over)
 
     def loss(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
@@ -69,25 +77,34 @@ class Accumulation:
             self._weights = self._weigh()
         if not self._weights:
             raise RuntimeError("more losses than observed micro-batches")
-        recipe = self._loss.recipe
-        weights, points = self._weights.pop(0), recipe.agreed_points(prediction, target, mask, measure)
-        if weights.shape != points.errors.shape:
+        weights, (errors, _) = self._weights.pop(0), self._grouped(prediction, target, mask, measure)
+        if weights.shape != errors.shape:
             raise ValueError(
                 f"micro-batches must come in the order in which they were observed: expected errors of shape "
-                f"{tuple(weights.shape)} (group, point), got {tuple(points.errors.shape)}"
+                f"{tuple(weights.shape)} (group, point), got {tuple(errors.shape)}"
             )
-        local = (weights * points.errors).sum(dtype=torch.float64)
-        return globally(local, sharding_of(recipe.over, process_group(recipe.group))).to(weights.dtype)
+        local = (weights * errors).sum(dtype=torch.float64)
+        return globally(local, self._loss.recipe.sharding).to(weights.dtype)
 
     @torch.no_grad()
     def _weigh(self) -> list[Tensor]:
         if not self._observed:
             raise RuntimeError("observe every micro-batch before the first loss")
-        errors = [points.errors for points in self._observed]
-        measures = [torch.ones_like(p.errors) if p.measure is None else p.measure for p in self._observed]
-        axis = _axis(self._loss.recipe.over)
-        measure = None if all(p.measure is None for p in self._observed) else torch.cat(measures, axis)
-        weights = self._loss.weigh(Points(torch.cat(errors, axis), measure))
+        loss, recipe = self._loss, self._loss.recipe
+        errors = [part for part, _ in self._observed]
+        axis = _axis(recipe.over)
+        together, measure = torch.cat(errors, axis), None
+        if any(part is not None for _, part in self._observed):
+            measures = [torch.ones_like(e) if m is None else m for e, m in self._observed]
+            measure = torch.cat(measures, axis)
+        softness, sharding = recipe.weighing.softness(loss.step), recipe.sharding
+        weights, made = weights_of(together, None, measure, measure, recipe.weighing, "sample", softness, sharding)
+        value = globally((weights * together).sum(dtype=torch.float64), sharding)
+        account = Account(made, value, weights.amax() if weights.numel() else value * 0, sharding)
+        object.__setattr__(loss, "_account", account)
+        if loss.training:
+            loss.advance(math.nan)
+        self._observed = []
         return list(weights.split([part.shape[axis] for part in errors], axis))
 
 
@@ -99,8 +116,8 @@ def _axis(over: Over) -> int:
 class LaggedAccumulation:
     """One call per micro-batch, with the temperature of the step before.
 
-    `loss` gives Σ exp(β l − c) l with β and c fixed by what came before; its gradients accumulate in `.grad`.
-    `finish` divides them by Z = Σ exp(β l − c) over all micro-batches: they are then exactly those of the large
+    `loss` gives Σ exp(β (l − c)) l with β and c fixed by what came before; its gradients accumulate in `.grad`.
+    `finish` divides them by Z = Σ exp(β (l − c)) over all micro-batches: they are then exactly those of the large
     batch at the temperature 1/β. A budget is followed with a delay of one step. Over several processes c and Z are
     common to all; what `loss` returns is this process's part.
 
@@ -117,57 +134,56 @@ class LaggedAccumulation:
     """
 
     def __init__(self, loss: ImbalanceAwareLoss) -> None:
-        recipe = loss.recipe
-        rule = recipe.weighing.rule
-        if recipe.over != "all" or not recipe.weighing.plain or not isinstance(rule, Budget | Fixed):
+        weighing, rule = loss.recipe.weighing, loss.recipe.weighing.rule
+        guarded = weighing.cap < math.inf or weighing.mean_share or weighing.trim or weighing.winsorize
+        capped = not isinstance(rule, Schedule) and rule.demand().cap < math.inf
+        if (
+            loss.recipe.over != "all"
+            or guarded
+            or capped
+            or weighing.differentiate
+            or isinstance(rule, Schedule | Relative)
+        ):
             raise ValueError(
                 "LaggedAccumulation takes a loss over 'all', with a fixed temperature or a budget, and no guards; "
                 "use Accumulation otherwise"
             )
         if isinstance(rule, Fixed) and not 0 < rule.temperature < math.inf:
             raise ValueError(f"LaggedAccumulation needs a temperature in (0, inf), got {rule.temperature}")
+        loss.lagged = True
         self._loss, self._rule = loss, rule
-        self._beta = math.nan
-        self._shift = math.nan
-        self._parts: list[Sums] = []
-        self._device = torch.device("cpu")
+        self._beta, self._reference = math.nan, 0.0
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._sketches: list[Sketch] = []
+        self._batch: Batch | None = None
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Σ exp(β l − c) l over this micro-batch; call backward on it."""
-        errors = self._loss.recipe.agreed_points(prediction, target).errors
-        if not self._parts:
-            self._start(errors.detach())
-        self._parts.append(sums_of(errors.detach(), self._beta))
-        weights = (self._beta * errors.detach() - self._shift).exp()
-        return (weights * errors).sum(dtype=torch.float64).to(errors.dtype)
+        """Σ exp(β (l − c)) l over this micro-batch; call backward on it."""
+        errors, _ = self._loss.recipe.checked_errors(prediction, target, None, None)
+        held = errors.detach()
+        batch = batch_of(held.cpu(), None, None, None, "all")
+        sketch = batch.sketch(bins=True)
+        if not self._sketches:
+            self._start(batch, sketch)
+        self._sketches.append(sketch)
+        density = (self._beta * (held - self._reference)).exp()
+        weighted = density * errors
+        sums = torch.stack((density.sum(dtype=torch.float64), weighted.detach().sum(dtype=torch.float64)))
+        self._sums = self._sums + sums.cpu()
+        return weighted.sum(dtype=torch.float64).to(errors.dtype)
 
-    def _start(self, errors: Tensor) -> None:
-        if isinstance(self._rule, Fixed):
-            self._beta = 1 / self._rule.temperature
-        else:
-            self._beta = math.exp(self._loss.log_inverse_temperature.item())
-        self._device = errors.device
-        if not 0 < self._beta < math.inf:  # nothing came before
-            group = process_group(self._loss.recipe.group)
-            weighed = self._loss.recipe.weighing.weigh(errors, sharding=sharding_of("all", group))
-            self._beta = float(weighed.sharpness / weighed.population.scale)
+    def _start(self, batch: Batch, sketch: Sketch) -> None:
+        """β from the step before, or from the first micro-batch; c, the largest error of the first micro-batches."""
+        self._batch = batch
+        before = math.exp(self._loss.log_inverse_temperature.item())
+        beta, shared = solve_shared(batch, sketch, self._rule.demand(), self._loss.recipe.sharding)
+        self._reference = float(shared.stats[0, Stats.TOP])
+        self._beta = before if 0 < before < math.inf and not isinstance(self._rule, Fixed) else beta
         if self._beta == math.inf:
             raise ValueError(
                 "LaggedAccumulation: the budget cannot be met in the first micro-batch, so there is no temperature to "
                 "begin with: use larger micro-batches, a smaller budget, or Accumulation"
             )
-        if self._beta == 0:  # all errors are equal: every temperature weighs them alike
-            mean = float(errors.mean())
-            self._beta = 1 / (4 * mean) if mean > 0 else 1.0
-        first = self._over_all(sums_of(errors, self._beta))
-        self._shift = first.top + math.log(first.zeroth)
-
-    def _over_all(self, mine: Sums) -> Sums:
-        """The sums of all processes."""
-        group = process_group(self._loss.recipe.group)
-        if group is None:
-            return mine
-        return Sums.merged([Sums.of_numbers(part) for part in gathered(mine.numbers(), group, self._device)])
 
     @torch.no_grad()
     def finish(self, parameters: Iterable[nn.Parameter]) -> float:
@@ -177,38 +193,21 @@ class LaggedAccumulation:
             RuntimeError: before the first loss; or if the errors grew so much after the first micro-batch that the
                 gradients have overflowed, on all processes.
         """
-        if not self._parts:
+        if self._batch is None or not self._sketches:
             raise RuntimeError("finish before the first loss")
-        sums = self._over_all(Sums.merged(self._parts))
-        self._parts = []
-        if not sums.top - self._shift <= LARGEST_GROWTH:
+        sharding = self._loss.recipe.sharding
+        total, first = sharding.within(self._sums, "sum").tolist()
+        beta, shared = solve_shared(self._batch, merged(self._sketches), self._rule.demand(), sharding)
+        self._sketches = []
+        if not self._beta * (float(shared.stats[0, Stats.TOP]) - self._reference) <= LARGEST_GROWTH:
             raise RuntimeError(
                 "the errors have grown so much since the first micro-batch that the lagged weights overflow: drop "
                 "these gradients, and use Accumulation for this batch"
             )
         group = process_group(self._loss.recipe.group)
         world = 1 if group is None else distributed.get_world_size(group)  # the gradients are means over processes
-        scale = world * math.exp(self._shift - sums.top) / sums.zeroth
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        beta = self._beta
-        if isinstance(self._rule, Budget):
-            near = Tilting()
-            near.add(sums, beta)
-            divergence, slope = self._rule.spread(beta, near)
-            if divergence > 0 and slope > 0:
-                beta *= newton_step(divergence, slope, self._rule.budget)
-        self._loss.advance(math.log(beta))
-        return sums.first / sums.zeroth / self._beta
-
-
-def sums_of(errors: Tensor, beta: float) -> Sums:
-    """The sums of a fused pass, by the formula."""
-    z = beta * errors.double().reshape(-1)
-    top = float(z.amax())
-    e, span = (z - top).exp(), top or 1.0
-    v = 2 * z / span - 1
-    polynomials = torch.stack((torch.ones_like(v), v, 2 * v * v - 1))
-    moments = Moments(span, (polynomials @ e).cpu().numpy(), (polynomials @ e.square()).cpu().numpy())
-    return Sums.of_moments(len(z), top, float(z.sum()), moments)
+                parameter.grad.mul_(world / total)
+        self._loss.advance(math.log(beta) if 0 < beta < math.inf else math.nan)
+        return first / total

@@ -4,11 +4,11 @@ import math
 
 from torch import Tensor, nn
 
-from squall.losses.account import Account
 from squall.losses.distributed import Group
 from squall.losses.errors import PointwiseError, as_error
-from squall.losses.recipe import Recipe
-from squall.losses.temperature import Fixed
+from squall.losses.loss import Recipe
+from squall.losses.report import Account
+from squall.losses.rules import Fixed
 from squall.losses.weights import Weighing
 
 __all__ = ["MeanSquaredError"]

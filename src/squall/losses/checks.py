@@ -15,6 +15,7 @@ __all__ = [
     "check_labels",
     "check_not_empty",
     "check_pair",
+    "check_weights",
     "combined_measure",
 ]
 
@@ -44,27 +45,31 @@ def check_pair(prediction: Tensor, target: Tensor, over: str, *, may_be_empty: b
     return prediction.to(dtype), target.to(dtype)
 
 
-def combined_measure(mask: Tensor | None, measure: Tensor | None, like: Tensor) -> Tensor | None:
-    """μ of every point: the measure where the mask is True, 0 elsewhere; None where neither is given."""
-    if mask is None and measure is None:
-        return None
+def check_weights(mask: Tensor | None, measure: Tensor | None, like: Tensor) -> None:
+    """A mask that is boolean and a measure that is finite and not negative where it counts, both broadcastable."""
     if mask is not None:
         _check_broadcast("mask", mask, like)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be boolean (True: counts), got {mask.dtype}; weights go into measure")
     if measure is not None:
         _check_broadcast("measure", measure, like)
-    total = torch.ones((), dtype=like.dtype, device=like.device) if measure is None else measure
+        _check_measure(measure if mask is None else torch.where(mask, measure, 0))
+
+
+def combined_measure(mask: Tensor | None, measure: Tensor | None, like: Tensor) -> Tensor | None:
+    """μ of every point: the measure where the mask is True, 0 elsewhere; None where neither is given."""
+    check_weights(mask, measure, like)
+    if mask is None and measure is None:
+        return None
+    total = torch.ones((), dtype=like.dtype, device=like.device) if measure is None else measure.detach()
     if mask is not None:
         total = torch.where(mask, total, 0)
-    if measure is not None:
-        _check_measure(total)
     return total.to(like.dtype).expand(like.shape)
 
 
-def check_any(everything: Tensor) -> None:
+def check_any(everything: float) -> None:
     """Raise where no point is left, given Σμ over everything."""
-    if not is_traced(everything) and not bool(everything > 0):
+    if not everything > 0:
         raise ValueError(
             "no point is left: mask is False or measure is 0 everywhere, so there is nothing to take a mean over; "
             "skip this batch"
@@ -135,6 +140,11 @@ def check_not_empty(values: Tensor) -> None:
 
 
 def _check_floating(name: str, values: Tensor) -> None:
+    if values.is_complex():
+        raise TypeError(
+            f"{name} is complex ({values.dtype}), and a loss needs real numbers: pass torch.view_as_real of both "
+            f"prediction and target, whose squared errors add up to those of the complex numbers"
+        )
     if not values.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {values.dtype}; convert it, e.g. {name}.float()")
 
@@ -153,12 +163,14 @@ def _check_broadcast(name: str, values: Tensor, like: Tensor) -> None:
 
 
 def _check_measure(measure: Tensor) -> None:
-    if is_traced(measure):
+    if is_traced(measure) or measure.numel() == 0:
+        return
+    least, largest = measure.detach().aminmax()
+    if bool((least >= 0) & largest.isfinite()):
         return
     bad = ~((measure >= 0) & measure.isfinite())
-    if bool(bad.any()):
-        value = float(measure[tuple(bad.nonzero()[0].tolist())])
-        raise ValueError(f"measure must be finite and not negative, but has {_counted(bad, 'other')}: {value}")
+    value = float(measure[tuple(bad.nonzero()[0].tolist())])
+    raise ValueError(f"measure must be finite and not negative, but has {_counted(bad, 'other')}: {value}")
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -7,20 +7,17 @@ that of the whole batch, the same everywhere.
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from squall.losses._tracing import is_vmapped
-from squall.losses.passes import Passes
-from squall.losses.population import ALONE, Number, Sharding, here
-from squall.losses.sums import Sums
 
 __all__ = [
+    "ALONE",
     "Group",
-    "ShardedPasses",
-    "gathered",
+    "Sharding",
     "globally",
     "globally_each",
     "process_group",
@@ -32,6 +29,30 @@ T = TypeVar("T")
 
 Group = Literal["world"] | distributed.ProcessGroup | None
 """Which processes share a batch: all of them where torch.distributed runs, a group of them, or none."""
+
+
+Reduce = Callable[[Tensor, str], Tensor]
+"""(tensor, "sum" | "max") → the tensor reduced over all ranks that share the groups."""
+
+
+def here(value: Tensor, _operation: str) -> Tensor:
+    """The reduction over this process alone: nothing to do."""
+    return value
+
+
+class Sharding(NamedTuple):
+    """How sums and maxima are completed where other processes hold other points."""
+
+    within: Reduce = here
+    """Over the processes that hold points of the same group."""
+    across: Reduce = here
+    """Over the processes that hold other groups."""
+    world: int = 1
+    """Number of processes."""
+    rank: int = 0
+
+
+ALONE = Sharding()
 
 
 def process_group(group: Group) -> distributed.ProcessGroup | None:
@@ -57,8 +78,8 @@ def sharding_of(over: str, group: distributed.ProcessGroup | None) -> Sharding:
         distributed.all_reduce(result, operator, group=group)
         return result
 
-    world = distributed.get_world_size(group)
-    return Sharding(here, reduce, world) if over == "sample" else Sharding(reduce, here, world)
+    world, rank = distributed.get_world_size(group), distributed.get_rank(group)
+    return Sharding(here, reduce, world, rank) if over == "sample" else Sharding(reduce, here, world, rank)
 
 
 def agreed(able: bool, device: torch.device, group: distributed.ProcessGroup) -> bool:
@@ -93,49 +114,3 @@ def globally(local: Tensor, sharding: Sharding) -> Tensor:
 def globally_each(local: Tensor, sharding: Sharding) -> Tensor:
     """This process's part of a map over the whole batch, with its gradient times the number of processes."""
     return local if sharding.world == 1 else sharding.world * local + ((1 - sharding.world) * local).detach()
-
-
-def gathered(numbers: list[float], group: distributed.ProcessGroup, device: torch.device) -> list[list[float]]:
-    """The numbers of every process, in the order of the ranks."""
-    mine = torch.tensor(numbers, dtype=torch.float64, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]
-    distributed.all_gather(everyone, mine, group=group)
-    return [numbers.tolist() for numbers in everyone]
-
-
-class ShardedPasses(Passes):
-    """The fused passes over a batch of which this process holds a part: sums are gathered and merged."""
-
-    def __init__(self, passes: Passes, group: distributed.ProcessGroup, device: torch.device) -> None:
-        self.passes, self.group, self.device = passes, group, device
-        self.world = distributed.get_world_size(group)
-        mine = [float(n) for n in (passes.count, *passes.moments, passes.single)]
-        counts, once, twice, single = zip(*self._gathered(mine), strict=True)
-        self.count, self.moments, self.single = int(sum(counts)), (int(min(once)), int(min(twice))), any(single)
-
-    @classmethod
-    def of(cls, passes: Passes | None, group: distributed.ProcessGroup, device: torch.device) -> "ShardedPasses | None":
-        """The passes over all parts; None on all processes where one has none over its part."""
-        able = agreed(passes is not None and passes.count > 0, device, group)
-        return cls(passes, group, device) if able and passes is not None else None
-
-    def _gathered(self, numbers: list[float]) -> list[list[float]]:
-        return gathered(numbers, self.group, self.device)
-
-    def largest_and_mean(self) -> tuple[float, float]:
-        largest, mean = self.passes.largest_and_mean()
-        parts = self._gathered([largest, mean * self.passes.count])
-        return max(part[0] for part in parts), sum(part[1] for part in parts) / self.count
-
-    def sweep(self, beta: float, moments: tuple[int, int] | None = None) -> Sums:
-        mine = self.passes.sweep(beta, moments)
-        return Sums.merged([Sums.of_numbers(part) for part in self._gathered(mine.numbers())])
-
-    def anticipate(self, beta: float, top: float, scale: float) -> None:
-        self.passes.anticipate(beta, top, self.world * scale)
-
-    def gradient(self, beta: float, top: float, scale: float, factor: Number = 1.0) -> Tensor:
-        return self.passes.gradient(beta, top, self.world * scale, factor)
-
-    def sample(self) -> tuple[Tensor, Tensor | None]:
-        return self.passes.sample()

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ERRORS", "Huber", "PointwiseError", "absolute_error", "as_error", "squared_error"]
+__all__ = ["ERRORS", "Huber", "Over", "PointwiseError", "absolute_error", "as_error", "squared_error"]
 
 PointwiseError = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) → error ≥ 0 at every point, of the same shape."""
+
+
+Over = Literal["all", "sample", "channel"]
+"""What is normalised over together: everything (the paper), each sample, or each channel."""
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

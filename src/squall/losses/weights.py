@@ -1,27 +1,45 @@
-"""The weights: the tilted distribution, and the guards that keep a few bad points from taking it over."""
+"""From errors to weights: sketch the errors, solve the rule on the sketch, weigh exactly; and the guards on the way."""
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from squall.losses import solver
 from squall.losses._tracing import is_traced
+from squall.losses.batch import Batch, Sketch, Stats, Tilts, batch_of, compiled_kernels
 from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure
-from squall.losses.fused import beta_by_passes
-from squall.losses.population import ALONE, Population, Sharding
-from squall.losses.temperature import DEFAULT_TEMPERATURE, Schedule, Temperature, TemperatureRule, as_rule
+from squall.losses.distributed import ALONE, Reduce, Sharding, here
+from squall.losses.errors import Over
+from squall.losses.rules import DEFAULT_TEMPERATURE, Demand, Schedule, Temperature, TemperatureRule, as_rule
+from squall.losses.sketch import BIAS, REST_BITS, SMALL, WINDOW
+from squall.losses.traced import trace
 
-__all__ = ["Over", "Weighed", "Weighing", "imbalance_weights", "to_groups"]
+__all__ = [
+    "Weighed",
+    "Weighing",
+    "from_groups",
+    "imbalance_weights",
+    "merged",
+    "needs_bins",
+    "needs_trace",
+    "solve_shared",
+    "to_groups",
+    "weigh",
+    "weights_of",
+]
 
-Over = Literal["all", "sample", "channel"]
-"""What is normalised over together: everything (the paper), each sample, or each channel."""
-
-LARGE = 1 << 14
-"""Points from which a guarded group finds its temperature by the passes of the fused loss."""
-BISECTIONS = 40
-WATER_FILLINGS = 32
+UNRESOLVED = 1e-3
+"""Share of a budget that the width of the bins may be off before the points are looked at one by one."""
+SETTLED = 1e-6
+"""Relative error of Σw at which a cap or a mixture has settled."""
+MOST_CORRECTIONS = 50
+"""Each settles unless it changes which points are at the cap, of which there are few in a bin."""
 
 
 def to_groups(values: Tensor, over: Over) -> Tensor:
@@ -41,154 +59,377 @@ def from_groups(values: Tensor, shape: torch.Size, over: Over) -> Tensor:
     return values.reshape(shape)
 
 
-class Weighed(NamedTuple):
-    """Weights and what they were made with."""
-
-    weights: Tensor
-    """w, shape (group, point); sums to 1 over everything (over all processes)."""
-    sharpness: Tensor
-    """b = l_max / T, shape (group,), float64."""
-    population: Population
-
-
 @dataclass(frozen=True)
 class Weighing:
     """How errors become weights; `ImbalanceAwareLoss` documents the fields."""
 
     rule: TemperatureRule | Schedule
-    cap: float | None = None
+    cap: float = math.inf
     mean_share: float = 0.0
     trim: float = 0.0
     winsorize: float = 0.0
     differentiate: bool = False
 
     def __post_init__(self) -> None:
-        if self.cap == math.inf:
-            object.__setattr__(self, "cap", None)
-        if self.cap is not None and not self.cap >= 1:
+        if self.cap is None:
+            object.__setattr__(self, "cap", math.inf)
+        if not self.cap >= 1:
             raise ValueError(f"cap is in units of the uniform weight and must be at least 1, got {self.cap}")
         for name in ("mean_share", "trim", "winsorize"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a fraction and must be in [0, 1], got {getattr(self, name)}")
         if self.trim == 1:
             raise ValueError("trim=1 drops every point; it must be below 1")
+        if self.mean_share == 1 or self.cap == 1:  # both leave the mean alone
+            object.__setattr__(self, "rule", as_rule(math.inf))
+            object.__setattr__(self, "mean_share", 0.0)
+            object.__setattr__(self, "cap", math.inf)
 
     @property
-    def plain(self) -> bool:
-        """Nothing but the rule."""
-        return self.cap is None and not (self.mean_share or self.trim or self.winsorize or self.differentiate)
+    def final(self) -> TemperatureRule:
+        """The rule, once a schedule has ended."""
+        return self.rule.final if isinstance(self.rule, Schedule) else self.rule
 
-    def at(self, step: Tensor | None) -> tuple[TemperatureRule, Tensor | float]:
-        """The rule at a step, and how much of it applies."""
+    def softness(self, step: Tensor | None) -> Any:
+        """How much of the rule applies at a step, in [0, 1]."""
         if not isinstance(self.rule, Schedule):
-            return self.rule, 1.0
-        return self.rule.final, self.rule.softness(torch.zeros((), dtype=torch.int64) if step is None else step)
-
-    def weigh(
-        self,
-        errors: Tensor,
-        measure: Tensor | None = None,
-        *,
-        sharding: Sharding = ALONE,
-        log_inverse_temperature: Tensor | None = None,
-        step: Tensor | None = None,
-    ) -> Weighed:
-        """The weights of errors (group, point); see `imbalance_weights`.
-
-        Args:
-            errors: l, shape (group, point).
-            measure: μ, the same shape.
-            sharding: how the other processes take part.
-            log_inverse_temperature: log β of the call before (scalar or one per group), a start for the solver.
-            step: number of calls before this one, for a `Schedule`.
-        """
-        if not self.differentiate:
-            errors = errors.detach()
-        errors, measure = self._without_extremes(errors, measure, sharding)
-        population = Population(errors, measure, sharding)
-        check_any(population.everything)
-        with torch.no_grad():
-            sharpness = self._sharpness(population, log_inverse_temperature, step)
-        density = population.density(sharpness)
-        partition = population.expectation(density)
-        ratio = density / torch.where(partition > 0, partition, 1).unsqueeze(1).to(density.dtype)
-        if self.cap is not None:
-            ratio = _capped(ratio, self.cap, population)
-        if self.mean_share:
-            ratio = self.mean_share + (1 - self.mean_share) * ratio
-        uniform = (population.share / population.mass).unsqueeze(1).to(ratio.dtype)
-        weights = ratio * (uniform if measure is None else uniform * measure)
-        return Weighed(weights, sharpness, population)
-
-    def _sharpness(self, population: Population, log_inverse_temperature: Tensor | None, step: Tensor | None) -> Tensor:
-        start = torch.full_like(population.scale, math.nan)
-        if log_inverse_temperature is not None and log_inverse_temperature.numel() == len(start):
-            start = log_inverse_temperature.to(population.scale.device).exp() * population.scale
-        rule, softness = self.at(step)
-        if not self.plain and _is_large(population):
-            beta = beta_by_passes(
-                population.errors, population.measure, rule, float(softness), float(start / population.scale)
-            )
-            if beta is not None:
-                return beta * population.scale
-        return rule.sharpness(population, start, softness)
-
-    def _without_extremes(
-        self, errors: Tensor, measure: Tensor | None, sharding: Sharding
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.winsorize:
-            errors = torch.minimum(errors, _upper_quantile(errors, measure, self.winsorize, sharding))
-        if self.trim:
-            kept = errors <= _upper_quantile(errors, measure, self.trim, sharding)
-            measure = kept.to(errors.dtype) if measure is None else measure * kept
-        return errors, measure
+            return 1.0
+        softness = self.rule.softness(torch.zeros((), dtype=torch.int64) if step is None else step)
+        return softness if is_traced(softness) or softness.is_cuda else softness.item()
 
 
-def _is_large(population: Population) -> bool:
-    """One group on this process's CPU, worth the passes of the fused loss to find its temperature."""
-    errors = population.errors
-    alone = population.sharding is ALONE and len(errors) == 1 and errors.device.type == "cpu"
-    return alone and errors.numel() >= LARGE and not is_traced(errors)
+class Weighed(NamedTuple):
+    """What a batch was weighed with; arrays of (group,)."""
+
+    seen: Sketch
+    """The sketch of all points."""
+    sketch: Sketch
+    """The one after trimming and winsorizing."""
+    tilts: Tilts
+    sums: np.ndarray
+    """Σμe, Σμel, Σμ of the points at the cap, and the largest μe."""
+    share: np.ndarray
+    """Share of each group in the measure of everything."""
+    out: Tensor | None
+    """μe, times the difference of a squared error, of the batch's shape."""
+    batch: Batch
+
+    @property
+    def partition(self) -> np.ndarray:
+        """Σμe, or 1 for a group of no measure."""
+        return np.where(self.sums[:, 0] > 0, self.sums[:, 0], 1.0)
+
+    @property
+    def values(self) -> np.ndarray:
+        """Σ w l of every group by itself."""
+        return self.sums[:, 1] / self.partition
+
+    def density(self) -> Tensor:
+        """μe, of the batch's shape."""
+        batch = self.batch
+        if batch.b is not None:
+            batch = type(batch)((batch.a - batch.b).square(), None, batch.measure)
+        out = batch.weigh(self.tilts, False, True)[1]
+        assert out is not None
+        return out
+
+    def weights(self) -> Tensor:
+        """w, of the batch's shape (outer, group, inner), from `out` if that has no differences in it."""
+        out = self.density() if self.out is None or self.batch.b is not None else self.out
+        return out * torch.from_numpy(self.factors).to(out.dtype).reshape(1, -1, 1)
+
+    def without_out(self) -> "Weighed":
+        return self._replace(out=None)
+
+    @property
+    def factors(self) -> np.ndarray:
+        """What turns `out` into weights that sum to 1 over everything."""
+        return self.share / self.partition
 
 
-def _upper_quantile(errors: Tensor, measure: Tensor | None, fraction: float, sharding: Sharding) -> Tensor:
-    """The smallest error (to rounding) that at most `fraction` of the measure exceeds; shape (group, 1).
+def weigh(
+    batch: Batch,
+    sketch: Sketch,
+    weighing: Weighing,
+    softness: float = 1.0,
+    sharding: Sharding = ALONE,
+    wanted: bool = True,
+) -> Weighed:
+    """The weights of a batch on a CPU, from this process's sketch of it.
 
-    Where points count alike, on one process, an order statistic. Otherwise by bisection on the value: each halving is
-    one pass, needs no sort, and sums over processes.
+    Raises:
+        ValueError: where no point is left.
     """
-    count = errors.shape[1]
-    above = math.floor(fraction * count + 1e-9)
-    if measure is None and sharding is ALONE and above < count and not is_traced(errors):
-        return errors.detach().kthvalue(count - above, dim=1, keepdim=True).values
-    population = Population(errors.detach(), measure, sharding)
-    low, high = torch.full_like(population.top, -1), torch.zeros_like(population.top)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        above = population.expectation((population.below > middle.unsqueeze(1)).to(errors.dtype))
-        low, high = torch.where(above > fraction, middle, low), torch.where(above > fraction, high, middle)
-    return (population.top + high * population.scale.to(high.dtype)).unsqueeze(1)
+    seen = sketch = _shared(sketch, batch, sharding)
+    demand = weighing.final.demand(softness)
+    limit = np.full(batch.groups, math.inf)
+    if weighing.winsorize:
+        sketch, _ = _cut(batch, sketch, weighing.winsorize, sharding, keep=True)
+    if weighing.trim:
+        before = sketch.stats[:, Stats.TOP]
+        sketch, level = _cut(batch, sketch, weighing.trim, sharding, keep=False)
+        limit = np.where(level < before, level, math.inf)
+    total = sketch.stats[:, Stats.TOTAL]
+    everything = float(_sum(total.sum(), sharding.across))
+    check_any(everything)
+    found = _solved(batch, sketch, demand, weighing.cap, sharding)
+    binds = found[:, 3] > 0
+    top = sketch.stats[:, Stats.TOP]
+    scale = np.where(top > 0, top, 1.0)
+    tilts = Tilts(found[:, 0], top + scale * found[:, 1], scale, found[:, 2], limit, np.zeros_like(top))
+    room = total / min(demand.cap, weighing.cap)
+    if binds.any():
+        tilts = _edges(batch, sketch, tilts, binds, room, sharding)
+    tilts, sums, out = _settled(batch, tilts, binds, total, room, weighing.mean_share, sharding, wanted)
+    return Weighed(seen, sketch, tilts, sums, total / everything, out, batch)
 
 
-def _capped(ratio: Tensor, cap: float, population: Population) -> Tensor:
-    """w/p ≤ cap, what is cut off shared out in proportion: w/p = min(cap, λ w⁰/p), with λ ≥ 1 so that Σw = 1.
+def needs_bins(batch: Batch, sharding: Sharding) -> bool:
+    """Whether the groups of all processes together have more points than are atoms of their own."""
+    points = batch.points if sharding.within is here else int(_sum(batch.points, sharding.within))
+    return points > SMALL
 
-    Water filling: the set at the cap only grows from round to round, so a few rounds settle it.
+
+def _sum(value: Any, reduce: Reduce) -> Any:
+    """A sum over processes."""
+    return value if reduce is here else reduce(torch.as_tensor(value, dtype=torch.float64), "sum").numpy()
+
+
+def _max(values: np.ndarray, reduce: Reduce) -> np.ndarray:
+    return values if reduce is here else reduce(torch.from_numpy(values.copy()), "max").numpy()
+
+
+def _shared(sketch: Sketch, batch: Batch, sharding: Sharding) -> Sketch:
+    """The sketch of the groups of all processes."""
+    within = sharding.within
+    if within is here:
+        return sketch
+    stats = sketch.stats.copy()
+    own = stats[:, Stats.TOP].copy()
+    stats[:, Stats.TOP], stats[:, Stats.KEY] = _max(own, within), _max(stats[:, Stats.KEY], within)
+    ties = np.where(own == stats[:, Stats.TOP], stats[:, Stats.TIES], 0.0)
+    stats[:, Stats.TIES], stats[:, Stats.TOTAL] = _sum(np.stack((ties, stats[:, Stats.TOTAL])), within)
+    if sketch.bins:
+        mass, rest = _sum(_aligned(sketch, stats[:, Stats.KEY]), within)
+        return Sketch(stats, mass, rest, bins=True)
+    sizes = np.zeros(sharding.world)
+    sizes[sharding.rank] = batch.points
+    sizes = _sum(sizes, within).astype(int)
+    start = sizes[: sharding.rank].sum()
+    points = np.zeros((2, batch.groups, sizes.sum()))
+    points[:, :, start : start + batch.points] = sketch.mass, sketch.rest
+    mass, errors = _sum(points, within)
+    return Sketch(stats, mass, errors.astype(sketch.rest.dtype), bins=False)
+
+
+def merged(parts: Sequence[Sketch]) -> Sketch:
+    """The bins of all parts of a batch together."""
+    stats = parts[0].stats.copy()
+    for column in (Stats.TOP, Stats.KEY, Stats.WORST):
+        stats[:, column] = np.max([part.stats[:, column] for part in parts], axis=0)
+    stats[:, Stats.TOTAL] = sum(part.stats[:, Stats.TOTAL] for part in parts)
+    tied = [np.where(p.stats[:, Stats.TOP] == stats[:, Stats.TOP], p.stats[:, Stats.TIES], 0.0) for p in parts]
+    stats[:, Stats.TIES] = np.sum(tied, axis=0)
+    mass, rest = np.sum([_aligned(part, stats[:, Stats.KEY]) for part in parts], axis=0)
+    return Sketch(stats, mass, rest, bins=True)
+
+
+def solve_shared(batch: Batch, sketch: Sketch, demand: Demand, sharding: Sharding) -> tuple[float, Sketch]:
+    """β of one group, from the bins of its parts on all processes; and these together."""
+    shared = _shared(sketch, batch, sharding)
+    b = _solve(batch, shared, demand, math.inf)[0, 0]
+    top = float(shared.stats[0, Stats.TOP])
+    return (math.inf if b >= solver.SHARPEST else float(b) / (top if top > 0 else 1.0)), shared
+
+
+def _aligned(sketch: Sketch, keys: np.ndarray) -> np.ndarray:
+    """Σμ and Σμr of all groups, (2, group, WINDOW), in windows with these largest keys."""
+    shifts = np.where(sketch.stats[:, Stats.TOTAL] > 0, keys - sketch.stats[:, Stats.KEY], WINDOW)
+    return np.stack([_shifted(sketch, g, min(int(by), WINDOW)) for g, by in enumerate(shifts)], axis=1)
+
+
+def _shifted(sketch: Sketch, group: int, by: int) -> np.ndarray:
+    """Σμ and Σμr of a group's bins in a window that lies so many bins higher."""
+    moved = np.zeros((2, WINDOW))
+    moved[:, : WINDOW - by] = sketch.mass[group, by:], sketch.rest[group, by:]
+    if by:
+        moved[0, 0] += sketch.mass[group, :by].sum()
+        moved[1, 0] = 0.0  # the lowest bin stands at 0, whatever is in it
+    return moved
+
+
+def _solved(batch: Batch, sketch: Sketch, demand: Demand, cap: float, sharding: Sharding) -> np.ndarray:
+    """What `solver.solve` finds for every group."""
+    found = _solve(batch, sketch, demand, cap)
+    if demand.kind >= solver.KL and sketch.bins and sharding.world == 1:
+        off = found[:, 5] > UNRESOLVED * demand.number
+        if demand.cap < math.inf:  # without a number that decides it, the bins cannot tell T → 0 from a small T
+            off |= (found[:, 0] >= solver.SHARPEST) & (demand.number < math.log(demand.cap))
+        for g in np.flatnonzero(off):
+            found[g] = _solve_points(batch, sketch, int(g), demand, cap)
+    missed = (found[:, 4] == 0) & (sketch.stats[:, Stats.TOTAL] > 0)
+    if missed.any():
+        warnings.warn(
+            f"the temperature budget {demand.number:.3g} cannot be met in {int(missed.sum())} of {len(missed)} groups: "
+            f"too few points, or too many tied at the largest error, which takes all the weight there. Use a smaller "
+            f"budget or larger groups.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _solve(batch: Batch, sketch: Sketch, demand: Demand, cap: float) -> np.ndarray:
+    found = np.zeros((batch.groups, 6))
+    found[:, 4] = 1
+    kernels = compiled_kernels()
+    bias = BIAS[batch.dtype]
+    if kernels is not None:
+        number = np.full(batch.groups, demand.number)
+        common = demand.kind, number, demand.cap, cap, found
+        if sketch.bins:
+            kernels.solve_bins(sketch.mass, sketch.rest, sketch.stats, bias, batch.counts, *common)
+        else:
+            kernels.solve_points(sketch.rest, sketch.mass, sketch.stats, *common)
+        return found
+    for g, stats in enumerate(sketch.stats):
+        top, ties, total = (float(x) for x in stats[:3])
+        if not total > 0:
+            continue
+        if sketch.bins:
+            first = int(stats[Stats.KEY]) - WINDOW + 1
+            atoms = solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, bias, top, ties, batch.counts)
+        else:
+            atoms = solver.atoms_of_points(sketch.rest[g], sketch.mass[g], top, min(demand.cap, cap) < math.inf)
+        found[g] = solver.solve(*atoms, total, top, *demand, cap)
+    return found
+
+
+def _solve_points(batch: Batch, sketch: Sketch, group: int, demand: Demand, cap: float) -> np.ndarray:
+    """The same for one group, every point of it an atom: errors that lie closer together than bins tell apart."""
+    errors, mass = batch.between(group, 0.0, math.inf)
+    top = sketch.stats[group, Stats.TOP]
+    errors = np.minimum(errors, top)
+    stats = sketch.stats[group : group + 1]
+    part = Sketch(stats, mass[None], errors[None], bins=False)
+    return _solve(batch.few(slice(group, group + 1)), part, demand, cap)[0]
+
+
+def _order_statistic(batch: Batch, sketch: Sketch, group: int, need: float, sharding: Sharding) -> tuple[float, Any]:
+    """The largest error of a group that has more than `need` of the measure at or above it; and the errors and measures
+    in its bin.
+
+    Its bin is known from the sketch; in it, bit by bit, which is exact and needs no other process's points.
     """
-    raised = torch.ones_like(population.mass)
-    for _ in range(WATER_FILLINGS):
-        before = raised
-        full = (ratio * raised.unsqueeze(1).to(ratio.dtype) >= cap).to(ratio.dtype)
-        full_share, free = population.expectations(full, ratio * (1 - full))
-        raised = torch.where(free > 1e-30, (1 - cap * full_share).clamp(min=0) / free.clamp(min=1e-30), raised)
-        if not is_traced(ratio) and torch.equal(raised, before):
+    integer = np.int32 if batch.dtype == torch.float32 else np.int64
+    need, within = need * (1 + 1e-9), sharding.within if sketch.bins else here
+    if sketch.bins:
+        above = np.cumsum(sketch.mass[group][::-1])
+        place = WINDOW - 1 - min(int(np.searchsorted(above, need, side="right")), WINDOW - 1)
+        key = int(sketch.stats[group, Stats.KEY]) - WINDOW + 1 + place
+        edges = np.array([key if place else 0, key + 1], integer) << (REST_BITS if integer == np.int32 else 46)
+        low, high = (edges - np.array([0, 1], integer)).view(np.float32 if integer == np.int32 else np.float64)
+        errors, mass = batch.between(group, float(low), float(high))
+        need -= sketch.mass[group, place + 1 :].sum()
+    else:
+        place, (errors, mass) = 0, (sketch.rest[group], sketch.mass[group].astype(np.float64))
+    bits = errors.view(integer)
+    found = 0
+    for bit in reversed(range(31 if integer == np.int32 else 63)):
+        candidate = found | (1 << bit)
+        if float(_sum(mass[bits >= candidate].sum(), within)) > need:
+            found = candidate
+    value = np.array([found], integer).view(errors.dtype)[0]
+    return float(value), (place, errors, mass)
+
+
+def _cut(batch: Batch, sketch: Sketch, fraction: float, sharding: Sharding, keep: bool) -> tuple[Sketch, np.ndarray]:
+    """What is above the order statistic lowered to it, or taken away."""
+    stats, mass, rest = (x.copy() for x in sketch[:3])
+    for g, (total, top) in enumerate(zip(stats[:, Stats.TOTAL], stats[:, Stats.TOP], strict=True)):
+        level, (place, errors, weights) = _order_statistic(batch, sketch, g, fraction * total, sharding)
+        if level >= top:
+            continue
+        if sketch.bins:
+            removed = mass[g, place:].sum()
+            stays = errors <= level
+            rests = _rests(errors)
+            inside = np.array([weights[stays].sum(), (weights * rests)[stays].sum(), weights[errors == level].sum()])
+            kept, kept_rest, ties = _sum(inside, sharding.within)
+            removed -= kept
+            mass[g, place:] = rest[g, place:] = 0.0
+            mass[g, place], rest[g, place] = kept, kept_rest
+            if keep:
+                mass[g, place] += removed
+                rest[g, place] += removed * _rests(np.array([level], errors.dtype))[0]
+            stats[g, Stats.KEY] += place - (WINDOW - 1)
+            mass[g], rest[g] = np.roll(mass[g], WINDOW - 1 - place), np.roll(rest[g], WINDOW - 1 - place)
+        else:
+            above = errors > level
+            removed, ties = weights[above].sum(), weights[errors == level].sum()
+            if keep:
+                rest[g] = np.minimum(rest[g], level)
+            else:
+                mass[g][above] = 0
+        stats[g, Stats.TOP], stats[g, Stats.TIES] = level, ties + (removed if keep else 0.0)
+        stats[g, Stats.TOTAL] -= 0.0 if keep else removed
+    return Sketch(stats, mass, rest, sketch.bins), stats[:, Stats.TOP].copy()
+
+
+def _rests(errors: np.ndarray) -> np.ndarray:
+    """Where in its bin an error is, in [0, 2^17)."""
+    single = errors.dtype == np.float32
+    bits = errors.view(np.int32 if single else np.int64)
+    return (bits if single else bits >> 29) & ((1 << REST_BITS) - 1)
+
+
+def _edges(
+    batch: Batch, sketch: Sketch, tilts: Tilts, binds: np.ndarray, room: np.ndarray, sharding: Sharding
+) -> Tilts:
+    """Where T → 0 and a cap binds, it is the largest points that fill the cap: their smallest error, exactly."""
+    reference, lam = tilts.reference.copy(), tilts.lam.copy()
+    for g in np.flatnonzero(binds & (tilts.b >= solver.SHARPEST)):
+        reference[g] = _order_statistic(batch, sketch, int(g), room[g] * (1 - 2e-9), sharding)[0]
+        lam[g] = 0.0
+    return tilts._replace(reference=reference, lam=lam)
+
+
+def _settled(
+    batch: Batch,
+    tilts: Tilts,
+    binds: np.ndarray,
+    total: np.ndarray,
+    room: np.ndarray,
+    mean_share: float,
+    sharding: Sharding,
+    wanted: bool,
+) -> tuple[Tilts, np.ndarray, Tensor | None]:
+    """The exact pass; again where a cap or a mixture has to be moved so that the weights sum to 1."""
+    caps, write = bool(binds.any()), wanted and not mean_share
+    sums, out = _weighed(batch, tilts, caps, write, sharding)
+    for _ in range(MOST_CORRECTIONS):
+        if not caps or (np.abs(sums[binds, 0] - room[binds]) <= SETTLED * room[binds]).all():
             break
-    filled = (ratio * raised.unsqueeze(1).to(ratio.dtype)).clamp(max=cap)
-    # Nothing to be in proportion to (temperature 0): the rest goes evenly to the points below the cap.
-    full = (filled >= cap).to(ratio.dtype)
-    full_share, total = population.expectations(full, filled)
-    rest = (1 - total) / (1 - full_share).clamp(min=1e-30)
-    return filled + (1 - full) * rest.unsqueeze(1).to(ratio.dtype)
+        free = sums[:, 0] - sums[:, 2]
+        possible = binds & (free > 0) & (room > sums[:, 2])
+        change = np.log(np.where(possible, free, 1.0) / np.where(possible, room - sums[:, 2], 1.0))
+        tilts = tilts._replace(lam=tilts.lam + change)
+        sums, out = _weighed(batch, tilts, caps, write, sharding)
+    if mean_share:
+        floor = mean_share / (1 - mean_share) * sums[:, 0] / np.where(total > 0, total, 1.0)
+        tilts = tilts._replace(floor=floor)
+        sums, out = _weighed(batch, tilts, False, wanted, sharding)
+    return tilts, sums, out
+
+
+def _weighed(
+    batch: Batch, tilts: Tilts, caps: bool, wanted: bool, sharding: Sharding
+) -> tuple[np.ndarray, Tensor | None]:
+    """An exact pass, with the sums over the processes that hold points of the same groups."""
+    sums, out = batch.weigh(tilts, caps, wanted)
+    if sharding.within is not here:
+        sums = np.column_stack((_sum(sums[:, :3], sharding.within), _max(sums[:, 3], sharding.within)))
+    return sums, out
 
 
 def imbalance_weights(
@@ -225,13 +466,37 @@ def imbalance_weights(
         >>> imbalance_weights(torch.tensor([1.0, 3.0, 3.0]), temperature=0)
         tensor([0.0000, 0.5000, 0.5000])
     """
-    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize)
-    errors = check_errors(errors, over)
+    weighing = Weighing(as_rule(temperature), math.inf if cap is None else cap, mean_share, trim, winsorize)
+    errors = check_errors(errors.detach(), over)
     check_not_empty(errors)
     total = combined_measure(mask, measure, errors)
-    grouped = None if total is None else to_groups(total, over)
     if mask is not None:
         errors = torch.where(mask, errors, 0)
     check_finite(errors)
-    weighed = weighing.weigh(to_groups(errors, over), grouped)
-    return from_groups(weighed.weights, errors.shape, over)
+    return weights_of(errors, mask, measure, total, weighing, over, 1.0, ALONE)[0]
+
+
+def needs_trace(values: Tensor, weighing: Weighing) -> bool:
+    """Whether the weights have to be a program of tensors: traced, on a device, or differentiated themselves."""
+    return weighing.differentiate or is_traced(values) or values.device.type != "cpu"
+
+
+def weights_of(
+    errors: Tensor,
+    mask: Tensor | None,
+    measure: Tensor | None,
+    total: Tensor | None,
+    weighing: Weighing,
+    over: Over,
+    softness: Any,
+    sharding: Sharding,
+) -> tuple[Tensor, Any]:
+    """The weights of checked errors, of their shape, and what they were made with."""
+    if needs_trace(errors, weighing):
+        grouped = None if total is None else to_groups(total, over)
+        found = trace(to_groups(errors, over), grouped, weighing, softness, sharding)
+        weights = found.weights * found.share.to(found.weights.dtype).unsqueeze(1)
+        return from_groups(weights, errors.shape, over), found
+    batch = batch_of(errors, None, mask, measure, over)
+    weighed = weigh(batch, batch.sketch(needs_bins(batch, sharding)), weighing, softness, sharding)
+    return weighed.weights().reshape(errors.shape), weighed

@@ -1,0 +1,540 @@
+"""The imbalance-aware loss: a mean in which a point counts the more, the worse it is predicted."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from squall.losses._tracing import in_backward, is_traced, is_transformed
+from squall.losses.batch import Batch, Sketch, Stats, batch_of
+from squall.losses.checks import check_any, check_finite, check_pair, check_weights, combined_measure
+from squall.losses.distributed import (
+    ALONE,
+    Group,
+    Sharding,
+    globally,
+    globally_each,
+    here,
+    process_group,
+    sharding_of,
+    together,
+)
+from squall.losses.errors import Over, PointwiseError, as_error, squared_error
+from squall.losses.report import Account
+from squall.losses.rules import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
+from squall.losses.traced import trace
+from squall.losses.weights import (
+    Weighed,
+    Weighing,
+    from_groups,
+    needs_bins,
+    needs_trace,
+    to_groups,
+    weigh,
+    weights_of,
+)
+
+__all__ = ["Evaluated", "ImbalanceAwareLoss", "Recipe", "Reduction", "imbalance_aware_loss"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class Evaluated(NamedTuple):
+    """A loss, and what may be asked about it."""
+
+    value: Tensor
+    account: Account | None
+    log_inverse_temperature: Tensor | float
+    """log β; NaN for several groups."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The loss as a pure function; `ImbalanceAwareLoss` documents the fields."""
+
+    weighing: Weighing
+    error: PointwiseError = squared_error
+    over: Over = "all"
+    group: Group = "world"
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {self.reduction!r}")
+        if isinstance(self.group, str) and self.group != "world":
+            raise ValueError(f"group must be 'world', a process group or None, got {self.group!r}")
+
+    @property
+    def sharding(self) -> Sharding:
+        """The processes that share a batch now."""
+        return sharding_of(self.over, process_group(self.group))
+
+    def evaluate(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        measure: Tensor | None = None,
+        step: Tensor | None = None,
+    ) -> Evaluated:
+        """The loss; `step` is the number of calls before this one, for a `Schedule`."""
+        sharding = self.sharding
+        if needs_trace(prediction, self.weighing):
+            evaluated = self._traced(prediction, target, mask, measure, step, sharding)
+        else:
+            evaluated = self._eager(prediction, target, mask, measure, step, sharding)
+        if self.reduction != "sum":
+            return evaluated
+        return evaluated._replace(value=evaluated.value * self._count(prediction, mask, sharding))
+
+    def _count(self, prediction: Tensor, mask: Tensor | None, sharding: Sharding) -> Any:
+        """n, the points that count, of all processes."""
+        if sharding.world == 1 and mask is None:
+            return prediction.numel()
+        count = prediction.numel() if mask is None else mask.expand(prediction.shape).sum()
+        count = torch.as_tensor(count, dtype=torch.float64, device=prediction.device)
+        return sharding.across(sharding.within(count, "sum"), "sum").to(
+            torch.promote_types(prediction.dtype, torch.float32)
+        )
+
+    def _eager(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        measure: Tensor | None,
+        step: Tensor | None,
+        sharding: Sharding,
+    ) -> Evaluated:
+        group, device = process_group(self.group), prediction.device
+        prepared = together(
+            partial(self._prepared, prediction, target, mask, measure, group is not None), device, group
+        )
+        bins = needs_bins(prepared.batch, sharding)
+        sketch = together(partial(prepared.sketch, bins, mask), device, group)
+        learns = torch.is_grad_enabled() and any(x.requires_grad for x in prepared.variables)
+        wanted = learns or self.reduction == "none"
+        weighed = weigh(prepared.batch, sketch, self.weighing, self.weighing.softness(step), sharding, wanted)
+        value = _value(weighed, sharding)
+        shown = constant = torch.tensor(value, dtype=prepared.batch.dtype)
+        if self.reduction == "none":
+            (errors,) = prepared.variables
+            shown = globally_each(weighed.weights().reshape(errors.shape) * errors, sharding)
+        elif learns:
+            apply = _SquaredErrors.apply if len(prepared.variables) == 2 else _Errors.apply
+            shown = apply(*prepared.variables, weighed, constant, sharding.world)
+        return Evaluated(shown, Account(weighed, constant, sharding=sharding), _log_beta(weighed))
+
+    def _prepared(
+        self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None, may_be_empty: bool
+    ) -> "_Prepared":
+        prediction, target = check_pair(prediction, target, self.over, may_be_empty=may_be_empty)
+        check_weights(mask, measure, prediction)
+        if self.error is squared_error and self.reduction != "none":
+            variables = prediction, target
+            batch = batch_of(prediction, target, mask, measure, self.over)
+        else:
+            variables = (self.errors(prediction, target, mask),)
+            batch = batch_of(variables[0], None, mask, measure, self.over)
+        return _Prepared(prediction, target, variables, batch)
+
+    def errors(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """l of every point, that of a masked one computed from zeros."""
+        if mask is not None:  # replaced before the error, or 0 · NaN would be the gradient
+            prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
+        errors = self.error(prediction, target)
+        if errors.shape != prediction.shape:
+            raise ValueError(
+                f"error must keep the shape {tuple(prediction.shape)}, it returned {tuple(errors.shape)}; "
+                f"leave the mean to the loss (reduction='none')"
+            )
+        return errors
+
+    def checked_errors(
+        self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The errors and μ of every point; what one process refuses is an error on all."""
+        group = process_group(self.group)
+
+        def prepare() -> tuple[Tensor, Tensor | None]:
+            pair = check_pair(prediction, target, self.over, may_be_empty=group is not None)
+            total = combined_measure(mask, measure, pair[0])
+            errors = self.errors(*pair, mask)
+            check_finite(errors, *(x if mask is None else torch.where(mask, x, 0) for x in pair))
+            return errors, total
+
+        return together(prepare, prediction.device, group)
+
+    def _traced(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        measure: Tensor | None,
+        step: Tensor | None,
+        sharding: Sharding,
+    ) -> Evaluated:
+        if self.weighing.differentiate and sharding.world > 1:
+            raise ValueError("differentiate_weights needs the whole batch on one process: pass group=None")
+        errors, total = self.checked_errors(prediction, target, mask, measure)
+        grouped = None if total is None else to_groups(total, self.over)
+        made = trace(to_groups(errors, self.over), grouped, self.weighing, self.weighing.softness(step), sharding)
+        weights = made.weights * made.share.to(made.weights.dtype).unsqueeze(1)
+        weighted = weights * to_groups(errors, self.over)
+        value = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
+        if not is_traced(prediction):
+            check_any(float(sharding.across(made.total.sum(), "sum")))
+        account = None
+        if not is_transformed() and not torch.compiler.is_exporting():
+            account = Account(made, value, weights.detach().amax() if weights.numel() else value.detach() * 0, sharding)
+        log_beta = (made.tilt.b / made.tilt.scale).log().detach()
+        log_beta = log_beta.squeeze(0) if len(log_beta) == 1 else math.nan
+        if self.reduction == "none":
+            value = globally_each(from_groups(weighted, errors.shape, self.over), sharding)
+        return Evaluated(value, account, log_beta)
+
+    def of_each_group(self, prediction: Tensor, target: Tensor, step: Tensor | None = None) -> Tensor:
+        """The loss of every group by itself, (group,), without an account; on one process."""
+        if needs_trace(prediction, self.weighing):
+            errors, _ = self.checked_errors(prediction, target, None, None)
+            grouped = to_groups(errors, self.over)
+            weights = trace(grouped, None, self.weighing, self.weighing.softness(step)).weights
+            return (weights * grouped).sum(1, dtype=torch.float64).to(errors.dtype)
+        prepared = self._prepared(prediction, target, None, None, False)
+        sketch = prepared.sketch(needs_bins(prepared.batch, ALONE), None)
+        weighed = weigh(prepared.batch, sketch, self.weighing, self.weighing.softness(step))
+        values = torch.from_numpy(weighed.values).to(prepared.batch.dtype)
+        apply = _SquaredErrors.apply if len(prepared.variables) == 2 else _Errors.apply
+        return apply(*prepared.variables, weighed, values, 1)
+
+
+class _Prepared(NamedTuple):
+    """A checked batch, and what its loss is differentiated by: prediction and target of squares, else the errors."""
+
+    prediction: Tensor
+    target: Tensor
+    variables: tuple[Tensor, ...]
+    batch: Batch
+
+    def sketch(self, bins: bool, mask: Tensor | None) -> Sketch:
+        """This process's sketch, once every number in it is one."""
+        sketch = self.batch.sketch(bins)
+        stats = sketch.stats
+        wrong = not np.isfinite(stats[:, Stats.WORST]).all()
+        if wrong or (len(self.variables) == 1 and (stats[:, Stats.LEAST] < 0).any()):
+            pair = (x if mask is None else torch.where(mask, x, 0) for x in (self.prediction, self.target))
+            prediction, target = pair
+            errors = self.variables[0] if len(self.variables) == 1 else squared_error(prediction, target)
+            check_finite(errors, prediction, target)
+        return sketch
+
+
+def _value(weighed: Weighed, sharding: Sharding) -> float:
+    """Σ w l over everything."""
+    local = float((weighed.share * weighed.values).sum())
+    return local if sharding.across is here else float(sharding.across(torch.tensor(local).double(), "sum"))
+
+
+def _log_beta(weighed: Weighed) -> float:
+    if len(weighed.tilts.b) != 1:
+        return math.nan
+    beta = weighed.tilts.b[0] / weighed.tilts.scale[0]
+    return math.log(beta) if beta > 0 else -math.inf
+
+
+def _write(ctx: Any, gradient: Tensor) -> Tensor:
+    """The derivative by the first argument, which the forward pass has written up to a factor for each group."""
+    saved, weighed = ctx.saved_tensors, ctx.weighed  # unpacked once: activation checkpointing allows no more
+    factors = torch.from_numpy(weighed.factors if ctx.shared else 1 / weighed.partition)
+    factors = gradient.double() * factors * ctx.world
+    if torch.is_grad_enabled():  # a second derivative is asked for
+        weights = (weighed.density() * factors.to(gradient.dtype).reshape(1, -1, 1)).reshape(saved[0].shape)
+        return weights if len(saved) == 1 else 2 * weights * (saved[0] - saved[1])
+    out, ctx.out = ctx.out, None
+    if out is None:  # asked for again
+        out = weighed.batch.weigh(weighed.tilts, False, True)[1]
+    factors = factors * len(saved)  # the derivative of a square has a 2
+    out = out.mul_(factors.item() if len(factors) == 1 else factors.to(out.dtype).reshape(1, -1, 1))
+    return out.reshape(saved[0].shape)
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """Σ w (prediction − target)², or one for each group, with the weights held."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, weighed: Weighed, value: Tensor, world: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(prediction, target)
+        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed.without_out(), weighed.out, world, value.dim() == 0
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        result = _write(ctx, gradient)
+        to_prediction, to_target = ctx.needs_input_grad[:2]
+        return (result if to_prediction else None), (-result if to_target else None), None, None, None
+
+
+class _Errors(torch.autograd.Function):
+    """Σ w l, or one for each group, with the weights held."""
+
+    @staticmethod
+    def forward(ctx: Any, errors: Tensor, weighed: Weighed, value: Tensor, world: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(errors)
+        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed.without_out(), weighed.out, world, value.dim() == 0
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _write(ctx, gradient), None, None, None
+
+
+class ImbalanceAwareLoss(nn.Module):
+    """loss = Σ_i w_i l_i with w_i = p_i exp(l_i/T) / Σ_j p_j exp(l_j/T), the weights not differentiated.
+
+    l_i is the error at point i of the batch, p_i = μ_i/Σμ its share of the measure (1/n), T the temperature.
+    T → ∞ is the mean squared error, T → 0 the largest error; both are exact.
+
+    Weights are data, not variables: the gradient is Σ w_i ∇l_i. Differentiated, the factor of ∇l_i would be
+    w_i (1 + (l_i − loss)/T), negative for every l_i < loss − T, so that small errors were made *larger*.
+
+    Every call finds its temperature anew, from its batch alone: there is no state, but for the count of calls of a
+    `Schedule`.
+
+    Args:
+        temperature: T in the unit of l, or a rule that finds it: `KLBudget` (the default, nothing to tune),
+            `EffectiveFraction`, `Relative`, `Schedule`.
+        error: l: "squared", "absolute", "huber", or a callable (prediction, target) → tensor ≥ 0.
+        over: what is normalised over together: "all" points of the batch (the paper), "sample" or "channel".
+        cap: no weight above `cap` times the uniform one; what is cut off is shared out.
+        mean_share: α in [0, 1]: α · mean + (1 − α) · imbalance-aware.
+        trim: fraction of the points, largest errors first, that gets no weight at all (suspected outliers).
+        winsorize: fraction of the points that is weighed like the largest of the rest.
+        differentiate_weights: let the gradient flow through w (T stays a constant).
+        group: which processes share the batch: "world" (all, where torch.distributed runs), a group, or None.
+        reduction: "mean" for the loss; "sum" for n times it, n the number of points that count; "none" for the map
+            w_i l_i, whose sum is the loss.
+
+    Shape:
+        prediction, target: (batch, channel, *space), or any shape for `over="all"`.
+
+    Example:
+        >>> loss = ImbalanceAwareLoss(temperature=1.0)
+        >>> prediction = torch.tensor([0.0, 1.0], requires_grad=True)
+        >>> value = loss(prediction, torch.zeros(2))
+        >>> print(f"{value.item():.4f}")
+        0.7311
+        >>> value.backward()
+        >>> prediction.grad
+        tensor([0.0000, 1.4621])
+    """
+
+    step: Tensor
+    log_inverse_temperature: Tensor
+
+    def __init__(
+        self,
+        temperature: Temperature = DEFAULT_TEMPERATURE,
+        error: str | PointwiseError = "squared",
+        over: Over = "all",
+        *,
+        cap: float | None = None,
+        mean_share: float = 0.0,
+        trim: float = 0.0,
+        winsorize: float = 0.0,
+        differentiate_weights: bool = False,
+        group: Group = "world",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.recipe = _recipe(
+            temperature, error, over, cap, mean_share, trim, winsorize, differentiate_weights, group, reduction
+        )
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64), persistent=False)
+        self.lagged = False
+        """Whether a `LaggedAccumulation` starts from the temperature of the last call."""
+        self._account: Account | None = None
+        self._unconfirmed: Tensor | float | None = None
+        self.register_state_dict_post_hook(_save_state)
+        self.register_load_state_dict_pre_hook(_load_state)
+
+    @property
+    def reduction(self) -> Reduction:
+        """As trainers read it from PyTorch's own losses."""
+        return self.recipe.reduction
+
+    def forward(
+        self,
+        input: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        prediction: Tensor | None = None,
+        mask: Tensor | None = None,
+        measure: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a prediction.
+
+        Args:
+            input: the prediction, shape (batch, channel, *space), under the name that PyTorch's losses give it.
+            target: the same shape; for squared, absolute and Huber's errors the order of the two has no effect.
+            prediction: another name for `input`.
+            mask: True where a point counts; broadcastable. What is False may be NaN and gets no gradient.
+            measure: μ ≥ 0, such as cell areas or quadrature weights; broadcastable. Only ratios matter.
+
+        Returns:
+            The loss, a scalar (`reduction="none"`: the map of w_i l_i), in float32 or the wider input's type.
+
+        Raises:
+            ValueError: shapes that do not match, nothing to average, NaN or infinity where it counts.
+            TypeError: tensors that are not floating point, or a prediction or a target that is not given.
+        """
+        prediction, target = _pair(input, target, prediction)
+        evaluated = self.recipe.evaluate(prediction, target, mask, measure, self._step_of_call())
+        if not is_transformed():
+            object.__setattr__(self, "_account", evaluated.account)  # nn.Module looks at every attribute set
+            if self.training:
+                self._advance_once(evaluated.log_inverse_temperature)
+        return evaluated.value
+
+    def _step_of_call(self) -> Tensor:
+        """The step; of the call before, where activation checkpointing computes that one again."""
+        scheduled = isinstance(self.recipe.weighing.rule, Schedule)
+        again = scheduled and self.training and in_backward() and self._unconfirmed is None
+        return self.step - 1 if again else self.step
+
+    def _advance_once(self, log_inverse_temperature: Tensor | float) -> None:
+        """Move on after a call with gradients: not in a validation pass, and once where a call is computed again.
+
+        Reentrant checkpointing calls first without gradients and then in the backward pass, which confirms that the
+        first call was no validation.
+        """
+        if not torch.is_grad_enabled():
+            if not torch.compiler.is_compiling():
+                object.__setattr__(self, "_unconfirmed", log_inverse_temperature)
+        elif not in_backward():
+            self.advance(log_inverse_temperature)
+        elif self._unconfirmed is not None:
+            self.advance(self._unconfirmed)
+
+    def advance(self, log_inverse_temperature: Tensor | float) -> None:
+        """Move on to the next step: count it, and remember its temperature."""
+        if not torch.compiler.is_compiling():
+            object.__setattr__(self, "_unconfirmed", None)
+        if isinstance(self.recipe.weighing.rule, Schedule):
+            self.step.add_(1)
+        self.log_inverse_temperature.fill_(log_inverse_temperature)
+
+    @torch.no_grad()
+    def weights(
+        self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
+    ) -> Tensor:
+        """The weights that the next call would give a batch, of its shape, summing to 1: to look at; nothing is
+        remembered of it.
+
+        Args:
+            prediction, target, mask, measure: as in the call of the loss.
+        """
+        recipe = self.recipe
+        errors, total = recipe.checked_errors(prediction, target, mask, measure)
+        softness = recipe.weighing.softness(self.step)
+        return weights_of(errors, mask, measure, total, recipe.weighing, recipe.over, softness, recipe.sharding)[0]
+
+    def report(self) -> dict[str, float]:
+        """What the last call did: plain numbers to log; computed now, not during the training step.
+
+        Returns:
+            `temperature` (unit of the error; the median over groups), `effective_fraction` (1/Σw² over n),
+            `kl` (nats), `max_weight` (largest share of one point), `top_share` (weight of the 1 % of points
+            with the largest errors), `mean_error`, `max_error`, `loss`. Empty before the first call. Divergences and
+            shares are those of the sketch, right to a thousandth; of more than 131 072 points in groups of up to 2 048,
+            they are estimates from some of the groups.
+        """
+        return {} if self._account is None else self._account.numbers()
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.recipe.weighing.rule}, over={self.recipe.over!r}"
+
+
+STEP, LOG_BETA = "step", "log_inverse_temperature"
+
+
+def _save_state(loss: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Only what the next call depends on: most losses have nothing, like PyTorch's own, and load in their place."""
+    if isinstance(loss, ImbalanceAwareLoss):
+        if isinstance(loss.recipe.weighing.rule, Schedule):
+            state[prefix + STEP] = loss.step.detach()
+        if loss.lagged:
+            state[prefix + LOG_BETA] = loss.log_inverse_temperature.detach()
+
+
+def _load_state(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take what is there; a checkpoint of another loss has nothing, one of an earlier version more."""
+    step, log_beta = state.pop(prefix + STEP, None), state.pop(prefix + LOG_BETA, None)
+    state.pop(prefix + "log_inverse_temperature_of_channels", None)
+    if isinstance(loss, ImbalanceAwareLoss):
+        with torch.no_grad():
+            if step is not None:
+                loss.step.copy_(step)
+            if log_beta is not None:
+                loss.log_inverse_temperature.copy_(log_beta)
+                loss.lagged = loss.lagged or bool(log_beta.isfinite())
+
+
+def _pair(input: Tensor | None, target: Tensor | None, prediction: Tensor | None) -> tuple[Tensor, Tensor]:
+    if input is not None and prediction is not None:
+        raise TypeError("input and prediction are two names of one argument: pass one of them")
+    prediction = input if prediction is None else prediction
+    if prediction is None or target is None:
+        missing = "prediction" if prediction is None else "target"
+        raise TypeError(f"the loss needs a prediction and a target: {missing} is missing")
+    return prediction, target
+
+
+def _recipe(
+    temperature: Temperature,
+    error: str | PointwiseError,
+    over: Over,
+    cap: float | None,
+    mean_share: float,
+    trim: float,
+    winsorize: float,
+    differentiate_weights: bool,
+    group: Group,
+    reduction: Reduction,
+) -> Recipe:
+    cap = math.inf if cap is None else cap
+    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+    return Recipe(weighing, as_error(error), over, group, reduction)
+
+
+def imbalance_aware_loss(
+    prediction: Tensor,
+    target: Tensor,
+    temperature: Temperature = DEFAULT_TEMPERATURE,
+    *,
+    mask: Tensor | None = None,
+    measure: Tensor | None = None,
+    error: str | PointwiseError = "squared",
+    over: Over = "all",
+    cap: float | None = None,
+    mean_share: float = 0.0,
+    trim: float = 0.0,
+    winsorize: float = 0.0,
+    differentiate_weights: bool = False,
+    group: Group = "world",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`ImbalanceAwareLoss` as a function.
+
+    Example:
+        >>> imbalance_aware_loss(torch.tensor([0.0, 1.0]), torch.zeros(2), float("inf"))
+        tensor(0.5000)
+    """
+    recipe = _recipe(
+        temperature, error, over, cap, mean_share, trim, winsorize, differentiate_weights, group, reduction
+    )
+    return recipe.evaluate(prediction, target, mask, measure).value
