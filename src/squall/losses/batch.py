@@ -38,15 +38,11 @@ class Stats:
     points, measure or not: NaN or ∞ where one is."""
 
 
-class Tilts(NamedTuple):
-    """Weights in proportion to μ (exp(min(0, b (l − ref)/scale − λ)) + floor) where l ≤ limit; each (group,)."""
+class Tilts:
+    """Columns of what gives each group its weights, in proportion to μ (exp(min(0, b (l − ref)/scale − λ)) + floor)
+    where l ≤ limit; in the order of `traced.Tilt`."""
 
-    b: np.ndarray
-    reference: np.ndarray
-    scale: np.ndarray
-    lam: np.ndarray
-    limit: np.ndarray
-    floor: np.ndarray
+    B, REFERENCE, SCALE, LAM, LIMIT, FLOOR = range(6)
 
 
 class Sketch(NamedTuple):
@@ -86,17 +82,10 @@ class Batch:
         """The errors of a group in [low, high], and their measures."""
         raise NotImplementedError
 
-    def weigh(self, tilts: Tilts, caps: bool, wanted: bool) -> tuple[np.ndarray, Tensor | None]:
+    def weigh(self, tilts: np.ndarray, caps: bool, wanted: bool) -> tuple[np.ndarray, Tensor | None]:
         """Σμe, Σμel, Σμ of the points at the cap and the largest μe, (group, 4); and μ e (a − b), without b μ e, of the
         shape of a."""
         raise NotImplementedError
-
-    def few(self, groups: slice) -> "Batch":
-        """The batch of some of the groups."""
-        a, b, measure = self.a[:, groups].contiguous(), self.b, self.measure
-        if measure is not None and measure.shape[1] > 1:
-            measure = measure[:, groups].contiguous()
-        return type(self)(a, None if b is None else b[:, groups].contiguous(), measure)
 
 
 class PlainBatch(Batch):
@@ -125,7 +114,7 @@ class PlainBatch(Batch):
 
     def sketch(self, bins: bool) -> Sketch:
         stats = np.zeros((self.groups, 6))
-        stats[:, Stats.LEAST] = np.inf
+        stats[:, Stats.LEAST] = 0
         for _, _, d, l, mu in self._blocks():
             effective = l if mu is None else torch.where(mu > 0, l, 0)
             for column, x, extreme in (
@@ -166,13 +155,13 @@ class PlainBatch(Batch):
             masses.append(np.ones(len(errors[-1])) if mu is None else mu[group][inside].numpy())
         return np.concatenate(errors), np.concatenate(masses).astype(np.float64)
 
-    def weigh(self, tilts: Tilts, caps: bool, wanted: bool) -> tuple[np.ndarray, Tensor | None]:
+    def weigh(self, tilts: np.ndarray, caps: bool, wanted: bool) -> tuple[np.ndarray, Tensor | None]:
         out = torch.empty_like(self.a) if wanted else None
         sums = np.zeros((self.groups, 4))
-        tilt = traced.Tilt(*(torch.from_numpy(x) for x in tilts))
+        tilt = traced.Tilt(*torch.from_numpy(tilts.T.copy()))
         for outer, inner, d, l, mu in self._blocks():
             e = tilt.density(l)
-            if tilts.floor.any():
+            if tilts[:, Tilts.FLOOR].any():
                 inside = l <= tilt.limit.to(l.dtype).unsqueeze(1)
                 e = torch.where(inside, e + tilt.floor.to(l.dtype).unsqueeze(1), 0)
             w = e if mu is None else e * mu
@@ -217,9 +206,10 @@ class CompiledBatch(Batch):
         super().__init__(a, b, measure)
         kernels = compiled_kernels()
         assert kernels is not None
-        self.kernels, self.hidden = kernels, 0.5 if self.counts else 0.0
+        self.kernels = kernels
         m = measure if measure is None else (measure.view(torch.int8) if self.counts else measure).numpy()
-        self.arrays = a.numpy(), None if b is None else b.numpy(), m, self.hidden
+        hidden = 0 if m is None else m.dtype.type(1 if self.counts else 0)
+        self.arrays = a.numpy(), None if b is None else b.numpy(), m, hidden
 
     def sketch(self, bins: bool) -> Sketch:
         stats = np.empty((self.groups, 6))
@@ -242,17 +232,10 @@ class CompiledBatch(Batch):
             self.kernels.between(*self.arrays, group, low, high, errors, masses)
         return errors[:size], masses[:size]
 
-    def weigh(self, tilts: Tilts, caps: bool, wanted: bool) -> tuple[np.ndarray, Tensor | None]:
-        real = self.arrays[0].dtype
+    def weigh(self, tilts: np.ndarray, caps: bool, wanted: bool) -> tuple[np.ndarray, Tensor | None]:
         out = torch.empty_like(self.a) if wanted else None
         sums = np.empty((self.groups, 4))
-        # A power of two near 1/scale: errors times it are exact, and their differences neither over- nor underflow.
-        s = np.ldexp(1.0, -np.clip(np.frexp(tilts.scale)[1], -126, 126))
-        rows = np.empty((self.groups, 6), real)
-        rows[:, 0] = tilts.b / (tilts.scale * s) / math.log(2)
-        rows[:, 1], rows[:, 2] = tilts.reference * s, tilts.lam / math.log(2)
-        rows[:, 3], rows[:, 4], rows[:, 5] = tilts.limit, tilts.floor, s
-        self.kernels.weigh(*self.arrays, rows, caps, None if out is None else out.numpy(), sums)
+        self.kernels.weigh(*self.arrays, self.counts, tilts, caps, None if out is None else out.numpy(), sums)
         return sums, out
 
 

@@ -2,10 +2,11 @@
 
 Optional (`pip install squall[fast]`). A batch is an array (outer, group, inner): a group's points are the slabs
 `[o, g, :]`. One thread, no memory but the gradient: a block of points stays in the innermost cache while it is used.
-A point is hidden by a measure below `hidden`: it counts like an error of 0 that has no measure.
+A point is hidden by a measure below `hidden` (of the measure's type): it counts like an error of 0 of no measure.
 """
 
 import inspect
+import math
 import types as python_types
 from functools import partial
 from typing import Any
@@ -23,9 +24,9 @@ from squall.losses.solver import OCTAVE
 __all__ = ["between", "fill", "points", "solve_bins", "solve_points", "weigh"]
 
 BLOCK = 1024
-"""Points of a block: its scratch arrays (12 KB in float32) stay in the 32 KB cache of a core."""
-FEW = 64
-"""Points whose sums stay in their own precision: 8 lanes add up 8 numbers each, which loses 1e-7 at most."""
+"""Points of a block: its scratch arrays (8 KB in float32) stay in the 32 KB cache of a core."""
+FEW = 128
+"""Points whose sums stay in their own precision: 8 lanes add up 16 numbers each, which loses 1e-7 at most."""
 FLUSH = 1 << 22
 """Points after which the packed counters are emptied: a sum of rests stays below 2^(22 + 17), under their counts."""
 ONE = 1 << 40
@@ -143,51 +144,56 @@ _atoms_of_points, _solve = _reach["atoms_of_points"], _reach["solve"]
 
 
 @compiled
-def _load(x, y, m, hidden, d, l, mu):
-    """Differences (without y: values), errors and measures of a block of points."""
-    for i in range(d.size):
-        e = x[i] if y is None else x[i] - y[i]
-        if m is not None:
-            w = m[i]
-            e = e if w >= hidden else x.dtype.type(0)
-            mu[i] = w if w > 0 else 0
-        d[i] = e
-        l[i] = abs(e) if y is None else abs(e * e)
-
-
-@compiled
-def _block(a, b, m, hidden, o, g, start, stop, d, l, mu):
-    """`_load` of the points start … stop of a slab; how many they are."""
-    n = stop - start
-    x = a[o, g, start:stop]
+def _slab(a, b, m, o, g, start, stop):
+    """Where a block of points is: values, targets and measures."""
     y = None if b is None else b[o, g, start:stop]
     w = None if m is None else m[o % m.shape[0], g % m.shape[1], start:stop]
-    _load(x, y, w, hidden, d[:n], l[:n], mu[:n])
-    return n
+    return a[o, g, start:stop], y, w
 
 
 @compiled
-def _look(l, m, mu, bits):
-    """Bits of the errors, 0 where they carry no measure: the lowest, the highest; the highest of all."""
-    zero = bits.dtype.type(0)
-    low, high, worst = bits.dtype.type(bits_of(l[0])), zero, zero  # pyright: ignore[reportCallIssue]
-    for i in range(l.size):
-        q = bits.dtype.type(bits_of(l[i]))  # pyright: ignore[reportCallIssue]
+def _measures(m, mu):
+    """μ, 0 where a point is hidden."""
+    zero = mu.dtype.type(0)  # of this type, or the comparison would be one of float64
+    for i in range(m.size):
+        w = mu.dtype.type(m[i])
+        mu[i] = w if w > zero else zero
+
+
+@compiled
+def _bits(x, y, m, hidden, bits, mu):
+    """Bits of the errors of a block, 0 where they carry no measure: lowest, highest, highest of all; and how
+    many points are hidden."""
+    zero, gone = bits.dtype.type(0), 0
+    if m is not None:
+        for i in range(m.size):
+            gone += 0 if m[i] >= hidden else 1
+        _measures(m, mu)
+    low, high, worst = ~zero, zero, zero
+    for i in range(x.size):
+        e = x[i] if y is None else x[i] - y[i]
+        if m is not None:
+            e = e if m[i] >= hidden else x.dtype.type(0)
+        q = bits.dtype.type(bits_of(abs(e) if y is None else abs(e * e)))  # pyright: ignore[reportCallIssue]
         worst = q if q > worst else worst
         if m is not None:
-            q = q if mu[i] > 0 else zero
+            q = q if mu[i] > x.dtype.type(0) else zero
         bits[i] = q
         low = q if q < low else low
         high = q if q > high else high
-    return low, high, worst
+    return np.int64(low), np.int64(high), np.int64(worst), gone
 
 
 @compiled
-def _least(d):
-    least = d[0]
-    for i in range(d.size):
-        least = d[i] if d[i] < least else least
-    return least
+def _least(x, m, hidden):
+    """The least value of those that are not hidden, or 0."""
+    least = x.dtype.type(0)
+    for i in range(x.size):
+        e = x[i]
+        if m is not None:
+            e = e if m[i] >= hidden else x.dtype.type(0)
+        least = e if e < least else least
+    return np.float64(least)
 
 
 @compiled
@@ -229,35 +235,31 @@ def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest
         stats: (group, 6): the largest error, Σμ of the points there, Σμ, the least value, the largest key, and the
             largest error of all, measure or not: NaN or ∞ if there is one.
     """
-    d, l = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     mu = np.empty(BLOCK if m is not None else 1, a.dtype)
     # Unsigned, or every index would be asked whether it counts from the end.
     unsigned = bits.dtype.type
     key_shift, rest_shift, rest_mask = unsigned(shift), unsigned(shift - REST_BITS), unsigned(REST)
     for g in range(a.shape[1]):
-        lowest, highest, last, beyond, since = np.int64(packed.size - 1), np.int64(-1), np.int64(0), np.int64(0), 0
-        ties, least = 0.0, np.inf
+        lowest, highest, last, beyond = np.int64(packed.size - 1), np.int64(-1), np.int64(0), np.int64(0)
+        since, gone, ties, least = 0, 0, 0.0, 0.0
         for o in range(a.shape[0]):
             for start in range(0, a.shape[2], BLOCK):
-                n = _block(a, b, m, hidden, o, g, start, min(start + BLOCK, a.shape[2]), d, l, mu)
-                low, high, worst = _look(l[:n], m, mu, bits[:n])
-                beyond = max(beyond, np.int64(worst))
+                n = min(BLOCK, a.shape[2] - start)
+                x, y, w = _slab(a, b, m, o, g, start, start + n)
+                low, high, worst, hid = _bits(x, y, w, hidden, bits[:n], mu[:n])
+                beyond, gone = max(beyond, worst), gone + hid
                 if b is None:
-                    least = min(least, _least(d[:n]))
-                lowest = min(lowest, np.int64(low >> key_shift))
-                if np.int64(high) >= last:
-                    ties = ties if np.int64(high) == last else 0.0
-                    last, highest = np.int64(high), np.int64(high >> key_shift)
+                    least = min(least, _least(x, w, hidden))
+                lowest = min(lowest, low >> shift)
+                if high >= last:
+                    ties = ties if high == last else 0.0
+                    last, highest = high, high >> shift
                     for i in range(n):
-                        if bits[i] == high:
+                        if bits[i] == unsigned(high):
                             ties += 1.0 if m is None else mu[i]
-                if m is None:
+                if counts:  # the hidden ones too, at 0
                     for i in range(n):
                         packed[bits[i] >> key_shift] += ONE + np.int64((bits[i] >> rest_shift) & rest_mask)
-                elif counts:
-                    for i in range(n):
-                        one = ONE + np.int64((bits[i] >> rest_shift) & rest_mask)
-                        packed[bits[i] >> key_shift] += one if mu[i] > 0 else 0
                 else:
                     for i in range(n):
                         key = bits[i] >> key_shift
@@ -267,6 +269,8 @@ def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest
                 if since >= FLUSH:
                     _flush(packed[lowest : highest + 1], whole[0, lowest:], whole[1, lowest:])
                     since = 0
+        if counts and gone > 0:
+            packed[0] -= ONE * gone
         floor = highest - WINDOW + 1
         for key in range(lowest, floor):
             mass[g, 0] += whole[0, key] + (packed[key] >> 40)
@@ -286,125 +290,200 @@ def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest
 def points(a, b, m, hidden, errors, mass, stats):
     """What `fill` does for groups so small that every point is an atom: their errors and measures, (group, point)."""
     for g in range(a.shape[1]):
-        d = np.empty(errors.shape[1], a.dtype)
-        top, ties, total, least, worst = 0.0, 0.0, 0.0, np.inf, 0.0
+        top, ties, total, least, worst, j = 0.0, 0.0, 0.0, 0.0, 0.0, 0
         for o in range(a.shape[0]):
-            part = slice(o * a.shape[2], (o + 1) * a.shape[2])
-            _block(a, b, m, hidden, o, g, 0, a.shape[2], d[part], errors[g, part], mass[g, part])
-        for i in range(d.size):
-            w = 1.0 if m is None else mass[g, i]
-            l = errors[g, i]
-            least, total = min(least, d[i]), total + w
+            x, y, w = _slab(a, b, m, o, g, 0, a.shape[2])
+            _errors_and_measures(x, y, w, hidden, errors[g, j : j + x.size], mass[g, j : j + x.size])
+            if b is None:
+                least = min(least, _least(x, w, hidden))
+            j += x.size
+        for i in range(j):
+            l, w = errors[g, i], mass[g, i]
+            total += w
             worst = l if l > worst or l != l else worst
             if w > 0 and l >= top:
                 ties = ties + w if l == top else w
                 top = l
-        if m is None:
-            mass[g] = 1
         _put(stats[g], top, ties, total, least, 0.0, worst)
 
 
 @compiled
-def solve_bins(mass, rest, stats, bias, counts, kind, number, budget_cap, cap, found):
+def _errors_and_measures(x, y, m, hidden, errors, mass):
+    for i in range(x.size):
+        e = x[i] if y is None else x[i] - y[i]
+        mass[i] = 1
+        if m is not None:
+            e = e if m[i] >= hidden else x.dtype.type(0)
+            mass[i] = m[i] if m[i] > m.dtype.type(0) else m.dtype.type(0)
+        errors[i] = abs(e) if y is None else abs(e * e)
+
+
+@compiled
+def _store(found, top, tilt, note):
+    """A tilt and its notes from what `solver.solve` finds."""
+    b, y_ref, lam, binds, met, off = found
+    scale = top if top > 0 else 1.0
+    _put(tilt, b, top + scale * y_ref, scale, lam, np.inf, 0.0)
+    note[0], note[1], note[2] = 1.0 if binds else 0.0, 1.0 if met else 0.0, off
+
+
+@compiled
+def solve_bins(mass, rest, stats, bias, counts, kind, number, budget_cap, cap, tilts, notes):
     """`solver.solve` for the bins of every group."""
     for g in range(mass.shape[0]):
         first = np.int64(stats[g, 4]) - WINDOW + 1
         top, ties, total = stats[g, 0], stats[g, 1], stats[g, 2]
+        found = 0.0, 0.0, 0.0, False, True, 0.0
         if total > 0:
             y, p, v = _atoms_of_bins(mass[g], rest[g], first, bias, top, ties, counts)
-            b, y_ref, lam, binds, met, off = _solve(y, p, v, total, top, kind, number[g], budget_cap, cap)
-            _put(found[g], b, y_ref, lam, binds, met, off)
+            found = _solve(y, p, v, total, top, kind, number, budget_cap, cap)
+        _store(found, top, tilts[g], notes[g])
 
 
 @compiled
-def solve_points(errors, mass, stats, kind, number, budget_cap, cap, found):
+def solve_points(errors, mass, stats, kind, number, budget_cap, cap, tilts, notes):
     """`solver.solve` for the points of every group."""
     for g in range(errors.shape[0]):
         top, total = stats[g, 0], stats[g, 2]
+        found = 0.0, 0.0, 0.0, False, True, 0.0
         if total > 0:
             y, p, v = _atoms_of_points(errors[g], mass[g], top, min(budget_cap, cap) < np.inf)
-            b, y_ref, lam, binds, met, off = _solve(y, p, v, total, top, kind, number[g], budget_cap, cap)
-            _put(found[g], b, y_ref, lam, binds, met, off)
+            found = _solve(y, p, v, total, top, kind, number, budget_cap, cap)
+        _store(found, top, tilts[g], notes[g])
 
 
 @compiled
-def _weigh_part(l, m, mu, beta, ref, lam, limit, floor, s):
-    """Σμe, Σμel and the largest μe of few points, in their own precision; the errors are replaced by μ e."""
-    zero = l.dtype.type(0)
-    total, value, largest = zero, zero, zero
-    for i in range(l.size):
-        z = beta * (l[i] * s - ref) - lam
+def _weigh_part(x, y, mu, beta, ref, lam, limit, floor, s, out):
+    """Σμe and Σμel over few points, in their own precision; writes `out`, and μe into μ."""
+    zero = x.dtype.type(0)
+    total, value = zero, zero
+    for i in range(x.size):
+        d = x[i] if y is None else x[i] - y[i]
+        if mu is not None:
+            d = d if mu[i] > zero else zero
+        l = abs(d) if y is None else abs(d * d)
+        z = beta * (l * s - ref) - lam
         e = _exp2(z if z < zero else zero) + floor
-        e = e if l[i] <= limit else zero
-        w = e if m is None else e * mu[i]
+        w = e if l <= limit else zero
+        if mu is not None:
+            w *= mu[i]
+            mu[i] = w
         total += w
-        value += w * l[i]
-        largest = w if w > largest else largest
-        l[i] = w
-    return total, value, largest
+        value += w * l
+        if out is not None:
+            out[i] = w if y is None else w * d
+    return total, value
 
 
 @compiled
-def _above(l, m, mu, beta, ref, lam, limit, s):
-    zero, one = l.dtype.type(0), l.dtype.type(1)
-    above = 0.0
-    for i in range(l.size):
-        z = beta * (l[i] * s - ref) - lam
+def _highest(w):
+    """Bits of the largest of these numbers, none negative: unlike that of the numbers, their maximum is a vector."""
+    highest = bits_of(w[0])  # pyright: ignore[reportCallIssue]
+    for i in range(w.size):
+        q = bits_of(w[i])  # pyright: ignore[reportCallIssue]
+        highest = q if q > highest else highest
+    return highest
+
+
+@compiled
+def _above(x, y, mu, beta, ref, lam, limit, s):
+    """Σμ of the points whose exponent is positive."""
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    above = zero
+    for i in range(x.size):
+        d = x[i] if y is None else x[i] - y[i]
+        if mu is not None:
+            d = d if mu[i] > zero else zero
+        l = abs(d) if y is None else abs(d * d)
+        z = beta * (l * s - ref) - lam
         c = one if z > zero else zero
-        c = c if l[i] <= limit else zero
-        above += np.float64(c if m is None else c * mu[i])
+        c = c if l <= limit else zero
+        above += c if mu is None else c * mu[i]
     return above
 
 
 @compiled
-def _gradient(d, w, b, out):
-    for i in range(d.size):
-        out[i] = w[i] if b is None else w[i] * d[i]
+def _real(a, bits):
+    """The number of the type of `a` that has these bits."""
+    word = np.array([bits])
+    return np.float64(word.view(np.float64)[0]) if a.itemsize == 8 else np.float64(word.view(np.float32)[0])
 
 
 @compiled
-def weigh(a, b, m, hidden, tilts, caps, out, sums):
+def weigh(a, b, m, hidden, counts, tilts, caps, out, sums):
     """The exact pass: e = exp(min(0, β (l − ref) − λ)) + floor where l ≤ limit, 0 above.
 
     Args:
-        tilts: (group, 6) in the type of a: β / ln 2 and ref for s·l, λ / ln 2, limit, floor, s (a power of two).
+        tilts: (group, 6), see `batch.Tilts`.
         out: μ e (prediction − target), or μ e without b; None where it is not wanted.
         sums: (group, 4), Σμe, Σμel, Σμ of the points for which the exponent is positive, and the largest μe.
     """
-    d, l = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
-    mu = np.empty(BLOCK if m is not None else 1, a.dtype)
+    scratch = np.empty(FEW, a.dtype)
     for g in range(a.shape[1]):
+        scale, real = tilts[g, 2], a.dtype.type
+        # Errors times a power of two near 1/scale are exact, and their differences neither over- nor underflow.
+        s = math.ldexp(1.0, min(max(-math.frexp(scale)[1], -126), 126))
+        beta, ref, lam = tilts[g, 0] / (scale * s) * PER_LN2, tilts[g, 1] * s, tilts[g, 3] * PER_LN2
         beta, ref, lam, limit, floor, s = (
-            tilts[g, 0], tilts[g, 1], tilts[g, 2], tilts[g, 3], tilts[g, 4], tilts[g, 5],
+            real(beta), real(ref), real(lam), real(tilts[g, 4]), real(tilts[g, 5]), real(s),
         )  # fmt: skip
-        total, value, above, largest = 0.0, 0.0, 0.0, 0.0
+        total, value, above, highest = 0.0, 0.0, 0.0, np.int64(0)
         for o in range(a.shape[0]):
-            for start in range(0, a.shape[2], BLOCK):
-                n = _block(a, b, m, hidden, o, g, start, min(start + BLOCK, a.shape[2]), d, l, mu)
+            for start in range(0, a.shape[2], FEW):
+                stop = min(start + FEW, a.shape[2])
+                x, y, w = _slab(a, b, m, o, g, start, stop)
+                if m is not None:
+                    _measures(w, scratch)
+                mu = None if m is None else scratch[: stop - start]
                 if caps:
-                    above += _above(l[:n], m, mu, beta, ref, lam, limit, s)
-                for i in range(0, n, FEW):
-                    j = min(i + FEW, n)
-                    part = _weigh_part(l[i:j], m, mu[i:j], beta, ref, lam, limit, floor, s)
-                    total += part[0]
-                    value += part[1]
-                    largest = max(largest, np.float64(part[2]))
-                if out is not None:
-                    _gradient(d[:n], l[:n], b, out[o, g, start : start + n])
+                    above += np.float64(_above(x, y, mu, beta, ref, lam, limit, s))
+                part = None if out is None else out[o, g, start:stop]
+                sums_of_part = _weigh_part(x, y, mu, beta, ref, lam, limit, floor, s, part)
+                total += sums_of_part[0]
+                value += sums_of_part[1]
+                if m is not None and not counts:
+                    highest = max(highest, np.int64(_highest(mu)))
+        largest = (1.0 if above > 0 else math.exp(-tilts[g, 3])) + tilts[g, 5]  # where points count alike
+        if m is not None and not counts:
+            largest = _real(a, highest)
         sums[g, 0], sums[g, 1], sums[g, 2], sums[g, 3] = total, value, above, largest
 
 
 @compiled
 def between(a, b, m, hidden, g, low, high, errors, mass):
     """The errors of group g in [low, high] and their measures, as far as the arrays reach; how many they are."""
-    d, l, mu = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype), np.ones(BLOCK, a.dtype)
+    low, high = a.dtype.type(low), a.dtype.type(high)
     count = 0
     for o in range(a.shape[0]):
-        for start in range(0, a.shape[2], BLOCK):
-            n = _block(a, b, m, hidden, o, g, start, min(start + BLOCK, a.shape[2]), d, l, mu)
-            for i in range(n):
-                if low <= l[i] <= high and mu[i] > 0:
-                    if count < errors.size:
-                        errors[count], mass[count] = l[i], mu[i]
-                    count += 1
+        for start in range(0, a.shape[2], FEW):
+            x, y, w = _slab(a, b, m, o, g, start, min(start + FEW, a.shape[2]))
+            if not _any_between(x, y, low, high):
+                continue
+            count = _gather(x, y, w, hidden, low, high, errors, mass, count)
     return count
+
+
+@compiled
+def _gather(x, y, m, hidden, low, high, errors, mass, count):
+    for i in range(x.size):
+        e = x[i] if y is None else x[i] - y[i]
+        if m is not None:
+            e = e if m[i] >= hidden else x.dtype.type(0)
+        l = abs(e) if y is None else abs(e * e)
+        if low <= l <= high and (m is None or m[i] > m.dtype.type(0)):
+            if count < errors.size:
+                errors[count], mass[count] = l, 1.0 if m is None else m[i]
+            count += 1
+    return count
+
+
+@compiled
+def _any_between(x, y, low, high):
+    """Whether an error is in [low, high], or would be if it were hidden: most blocks have none, and vectors tell."""
+    zero, one = np.int32(0), np.int32(1)
+    found = one if low <= 0 else zero
+    for i in range(x.size):
+        e = x[i] if y is None else x[i] - y[i]
+        l = abs(e) if y is None else abs(e * e)
+        found |= (one if l >= low else zero) & (one if l <= high else zero)
+    return found > 0

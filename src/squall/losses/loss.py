@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from squall.losses._tracing import in_backward, is_traced, is_transformed
-from squall.losses.batch import Batch, Sketch, Stats, batch_of
+from squall.losses.batch import Batch, Sketch, Stats, Tilts, batch_of
 from squall.losses.checks import check_any, check_finite, check_pair, check_weights, combined_measure
 from squall.losses.distributed import (
     ALONE,
@@ -110,12 +110,15 @@ class Recipe:
         step: Tensor | None,
         sharding: Sharding,
     ) -> Evaluated:
-        group, device = process_group(self.group), prediction.device
-        prepared = together(
-            partial(self._prepared, prediction, target, mask, measure, group is not None), device, group
-        )
+        group, device = None if sharding is ALONE else process_group(self.group), prediction.device
+        prepare = partial(self._prepared, prediction, target, mask, measure, group is not None)
+        prepared = prepare() if group is None else together(prepare, device, group)
         bins = needs_bins(prepared.batch, sharding)
-        sketch = together(partial(prepared.sketch, bins, mask), device, group)
+        sketch = (
+            prepared.sketch(bins, mask)
+            if group is None
+            else together(partial(prepared.sketch, bins, mask), device, group)
+        )
         learns = torch.is_grad_enabled() and any(x.requires_grad for x in prepared.variables)
         wanted = learns or self.reduction == "none"
         weighed = weigh(prepared.batch, sketch, self.weighing, self.weighing.softness(step), sharding, wanted)
@@ -235,31 +238,34 @@ class _Prepared(NamedTuple):
 
 def _value(weighed: Weighed, sharding: Sharding) -> float:
     """Σ w l over everything."""
-    local = float((weighed.share * weighed.values).sum())
+    local = float(weighed.share @ weighed.values)
     return local if sharding.across is here else float(sharding.across(torch.tensor(local).double(), "sum"))
 
 
 def _log_beta(weighed: Weighed) -> float:
-    if len(weighed.tilts.b) != 1:
+    if len(weighed.tilts) != 1:
         return math.nan
-    beta = weighed.tilts.b[0] / weighed.tilts.scale[0]
+    beta = weighed.tilts[0, Tilts.B] / weighed.tilts[0, Tilts.SCALE]
     return math.log(beta) if beta > 0 else -math.inf
 
 
 def _write(ctx: Any, gradient: Tensor) -> Tensor:
     """The derivative by the first argument, which the forward pass has written up to a factor for each group."""
     saved, weighed = ctx.saved_tensors, ctx.weighed  # unpacked once: activation checkpointing allows no more
-    factors = torch.from_numpy(weighed.factors if ctx.shared else 1 / weighed.partition)
-    factors = gradient.double() * factors * ctx.world
+    factors = ctx.world * (weighed.factors if ctx.shared else 1 / weighed.partition)
     if torch.is_grad_enabled():  # a second derivative is asked for
-        weights = (weighed.density() * factors.to(gradient.dtype).reshape(1, -1, 1)).reshape(saved[0].shape)
+        factors = (gradient * torch.from_numpy(factors)).to(gradient.dtype).reshape(1, -1, 1)
+        weights = (weighed.density() * factors).reshape(saved[0].shape)
         return weights if len(saved) == 1 else 2 * weights * (saved[0] - saved[1])
     out, ctx.out = ctx.out, None
     if out is None:  # asked for again
         out = weighed.batch.weigh(weighed.tilts, False, True)[1]
-    factors = factors * len(saved)  # the derivative of a square has a 2
-    out = out.mul_(factors.item() if len(factors) == 1 else factors.to(out.dtype).reshape(1, -1, 1))
-    return out.reshape(saved[0].shape)
+    factors = len(saved) * factors  # the derivative of a square has a 2
+    if len(factors) == 1:
+        out.mul_(gradient.item() * factors.item())
+    else:
+        out.mul_((gradient * torch.from_numpy(factors)).to(out.dtype).reshape(1, -1, 1))
+    return out.view(saved[0].shape)
 
 
 class _SquaredErrors(torch.autograd.Function):
@@ -268,7 +274,7 @@ class _SquaredErrors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target: Tensor, weighed: Weighed, value: Tensor, world: int) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(prediction, target)
-        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed.without_out(), weighed.out, world, value.dim() == 0
+        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed._replace(out=None), weighed.out, world, value.dim() == 0
         return value.clone()
 
     @staticmethod
@@ -284,7 +290,7 @@ class _Errors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, errors: Tensor, weighed: Weighed, value: Tensor, world: int) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(errors)
-        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed.without_out(), weighed.out, world, value.dim() == 0
+        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed._replace(out=None), weighed.out, world, value.dim() == 0
         return value.clone()
 
     @staticmethod

@@ -1,7 +1,8 @@
 """What the loss did in its last call: the numbers of a report, computed on demand, and where the weight went."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from squall.losses import solver
-from squall.losses.batch import Stats
+from squall.losses.batch import Sketch, Stats, Tilts
 from squall.losses.checks import check_labels, combined_measure
 from squall.losses.distributed import ALONE, Sharding, here
 from squall.losses.sketch import BIAS, WINDOW
-from squall.losses.traced import SHARPEST_TRACED, Tilt, Traced
+from squall.losses.traced import SHARPEST_TRACED, Traced
 from squall.losses.weights import Weighed
 
 __all__ = ["Account", "weight_shares"]
@@ -46,94 +47,90 @@ class Account:
     """
 
     def __init__(
-        self, made: Weighed | Traced, value: Tensor, largest: Tensor | None = None, sharding: Sharding = ALONE
+        self, made: Weighed | Traced, value: Any, largest: Tensor | None = None, sharding: Sharding = ALONE
     ) -> None:
-        self.value = value.detach()
-        self._made = _kept_traced(made, largest) if isinstance(made, Traced) else _kept(made)
-        self._numbers: dict[str, float] | None = None
+        self.value = value
+        if isinstance(made, Traced):
+            self._show: Callable[[], dict[str, float]] = partial(_numbers_of_traced, _light(made), largest)
+        else:
+            self._show = partial(_numbers_of_weighed, made.batch.dtype, made.batch.counts, *_thinned(made))
         if sharding.across is not here:
-            self._numbers = _across(_numbers(self._made), float(self._made.share.sum()), sharding)
+            numbers = _across(self._show(), float(made.share.sum()), sharding)
+            self._show = partial(dict, numbers)
 
     def numbers(self) -> dict[str, float]:
         """Everything as plain numbers."""
-        if self._numbers is None:
-            self._numbers = _numbers(self._made)
-        return {**self._numbers, "loss": float(self.value)}
+        return {**self._show(), "loss": float(self.value)}
 
 
-class _Kept(NamedTuple):
-    """What a report needs of a call; (group,) or (group, atom)."""
-
-    temperature: Any
-    share: Any
-    mean: Any
-    top: Any
-    max_weight: Any
-    atoms: Any
-    """A function without arguments that gives `Atoms`, of some of the groups where they have many points."""
-    chosen: slice
+def _light(made: Traced) -> Traced:
+    """Without the weights themselves, and without a graph."""
+    tilt, atoms = type(made.tilt)(*(x.detach() for x in made.tilt)), type(made.atoms)(*(x.detach() for x in made.atoms))
+    return made._replace(weights=made.tilt.b.detach(), tilt=tilt, atoms=atoms)
 
 
-def _kept_traced(made: Traced, largest: Tensor | None) -> _Kept:
-    tilt = Tilt(*(x.detach() for x in made.tilt))
-    atoms, top = [x.detach() for x in made.atoms], made.top
-    temperature = torch.where(tilt.b >= SHARPEST_TRACED, 0, tilt.scale / tilt.b)
-
-    def shown() -> Atoms:
-        y, p = (x.cpu().numpy() for x in atoms)
-        b, reference, scale, lam, _, floor = (x.cpu().double().numpy()[:, None] for x in tilt)
-        tops = top.cpu().numpy()[:, None]
-        return _atoms(y, p, tops + scale * y, b, (reference - tops) / scale, lam, floor)
-
-    return _Kept(temperature, made.share, made.mean, made.top, largest, shown, slice(None))
+def _thinned(made: Weighed) -> tuple[Any, ...]:
+    """Seen and weighed sketches, tilts, sums, shares: of some groups only where all points of many are kept."""
+    seen, sketch, tilts, sums, share = made[:5]
+    step = 1 if sketch.bins else max(1, -(-sketch.mass.size // MOST_ATOMS))
+    if step > 1:
+        seen, sketch = (x._replace(mass=x.mass[::step].copy(), rest=x.rest[::step].copy()) for x in (seen, sketch))
+    return seen, sketch, tilts, sums, share, step
 
 
-def _kept(made: Weighed) -> _Kept:
-    seen, batch = made.seen, made.batch
-    stats, sketch, tilts = seen.stats, made.sketch, made.tilts
+def _numbers_of_traced(made: Traced, largest: Tensor | None) -> dict[str, float]:
+    y, p = (x.cpu().numpy() for x in made.atoms)
+    b, reference, scale, lam, _, floor = (x.cpu().double().numpy()[:, None] for x in made.tilt)
+    share, mean, top = (x.detach().cpu().double().numpy() for x in (made.share, made.mean, made.top))
+    tops = top[:, None]
+    atoms = _atoms(y, p, tops + scale * y, b, (reference - tops) / scale, lam, floor)
+    temperature = np.where(b >= SHARPEST_TRACED, 0.0, scale / np.where(b > 0, b, np.nan))[:, 0]
+    temperature = np.where(b[:, 0] > 0, temperature, np.inf)
+    return _numbers(atoms, share, share, mean, top, temperature, 0.0 if largest is None else float(largest))
+
+
+def _numbers_of_weighed(
+    dtype: torch.dtype,
+    counts: bool,
+    seen: Sketch,
+    sketch: Sketch,
+    tilts: np.ndarray,
+    sums: np.ndarray,
+    share: np.ndarray,
+    step: int,
+) -> dict[str, float]:
+    means, rows = [], []
+    for row, g in enumerate(range(0, len(tilts), step)):
+        scale, top = tilts[g, Tilts.SCALE], sketch.stats[g, Stats.TOP]
+        y, p = _positions(seen, g, row, dtype, counts)
+        means.append((p * (seen.stats[g, Stats.TOP] + max(seen.stats[g, Stats.TOP], 1e-300) * y)).sum())
+        y, p = _positions(sketch, g, row, dtype, counts)
+        y_ref = (tilts[g, Tilts.REFERENCE] - top) / scale
+        b, lam, floor = (tilts[g, column] for column in (Tilts.B, Tilts.LAM, Tilts.FLOOR))
+        rows.append(_atoms(y, p, top + scale * y, b, y_ref, lam, floor))
+    size = max((len(row.errors) for row in rows), default=0)
+    padded = [[np.pad(x, (0, size - len(x))) for x in row] for row in rows]
+    atoms = Atoms(*(np.stack(x) for x in zip(*padded, strict=True))) if rows else Atoms(*np.zeros((3, 0, 0)))
+    partition = np.where(sums[:, 0] > 0, sums[:, 0], 1.0)
+    largest = float((share * sums[:, 3] / partition).max(initial=0.0))
     with np.errstate(divide="ignore"):
-        temperature = np.where(tilts.b >= solver.SHARPEST, 0.0, tilts.scale / tilts.b)
-    total = np.where(stats[:, Stats.TOTAL] > 0, stats[:, Stats.TOTAL], 1.0)
-    weight = (made.share * made.sums[:, 3] / made.partition).max(initial=0.0)
-    chosen = slice(None, None, max(1, -(-sketch.mass.size // MOST_ATOMS)) if not sketch.bins else 1)
-    dtype, counts = batch.dtype, batch.counts
-    if not sketch.bins and chosen.step > 1:
-        sketch = sketch._replace(mass=sketch.mass[chosen].copy(), rest=sketch.rest[chosen].copy())
-    mean = _mean_errors(seen, dtype, counts) if seen.bins else (seen.mass * seen.rest.astype(float)).sum(1) / total
-
-    def atoms_of(g: int, row: int) -> tuple[np.ndarray, np.ndarray]:
-        top, ties = (float(x) for x in sketch.stats[g, :2])
-        if sketch.bins:
-            first = int(sketch.stats[g, Stats.KEY]) - WINDOW + 1
-            return solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, BIAS[dtype], top, ties, counts)[:2]
-        return solver.atoms_of_points(sketch.rest[row], sketch.mass[row], top, False)[:2]
-
-    def atoms() -> Atoms:
-        groups = range(len(stats))[chosen]
-        rows = []
-        for row, g in enumerate(groups):
-            scale, top = tilts.scale[g], sketch.stats[g, Stats.TOP]
-            y, p = atoms_of(g, row) if sketch.stats[g, Stats.TOTAL] > 0 else (np.zeros(1), np.zeros(1))
-            y_ref = (tilts.reference[g] - top) / scale
-            p = p / p.sum() if p.sum() > 0 else p
-            rows.append(_atoms(y, p, top + scale * y, tilts.b[g], y_ref, tilts.lam[g], tilts.floor[g]))
-        size = max(len(row.errors) for row in rows)
-        padded = [[np.pad(x, (0, size - len(x))) for x in row] for row in rows]
-        return Atoms(*(np.stack(x) for x in zip(*padded, strict=True)))
-
-    return _Kept(temperature, made.share, mean, stats[:, Stats.TOP], weight, atoms, chosen)
+        temperature = tilts[:, Tilts.SCALE] / tilts[:, Tilts.B]
+    temperature = np.where(tilts[:, Tilts.B] >= solver.SHARPEST, 0.0, temperature)
+    top = seen.stats[:, Stats.TOP]
+    return _numbers(atoms, share, share[::step], np.array(means), top, temperature, largest)
 
 
-def _mean_errors(sketch: Any, dtype: torch.dtype, counts: bool) -> np.ndarray:
-    """Mean error of every group."""
-    means = np.zeros(len(sketch.stats))
-    for g, stats in enumerate(sketch.stats):
-        if stats[Stats.TOTAL] > 0:
-            top, ties = float(stats[Stats.TOP]), float(stats[Stats.TIES])
-            first = int(stats[Stats.KEY]) - WINDOW + 1
-            y, p, _ = solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, BIAS[dtype], top, ties, counts)
-            means[g] = (p * (top + (top if top > 0 else 1.0) * y)).sum() / p.sum()
-    return means
+def _positions(sketch: Sketch, g: int, row: int, dtype: torch.dtype, counts: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and shares of the atoms of a group."""
+    top, ties, total = (float(x) for x in sketch.stats[g, :3])
+    if not total > 0:
+        return np.zeros(1), np.zeros(1)
+    if sketch.bins:
+        first = int(sketch.stats[g, Stats.KEY]) - WINDOW + 1
+        y, p, _ = solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, BIAS[dtype], top, ties, counts)
+    else:
+        y, p, _ = solver.atoms_of_points(sketch.rest[row], sketch.mass[row], top, False)
+    return y, p / p.sum()
 
 
 def _atoms(y: np.ndarray, p: np.ndarray, errors: np.ndarray, b: Any, y_ref: Any, lam: Any, floor: Any) -> Atoms:
@@ -142,28 +139,30 @@ def _atoms(y: np.ndarray, p: np.ndarray, errors: np.ndarray, b: Any, y_ref: Any,
     return Atoms(errors, p, e / np.where(sums > 0, sums, 1.0))
 
 
-def _numbers(kept: _Kept) -> dict[str, float]:
-    share, mean, top, temperature = (
-        x.detach().cpu().double().numpy() if isinstance(x, Tensor) else x
-        for x in (kept.share, kept.mean, kept.top, kept.temperature)
-    )
-    if not len(share):
+def _numbers(
+    atoms: Atoms,
+    share: np.ndarray,
+    shown: np.ndarray,
+    mean: np.ndarray,
+    top: np.ndarray,
+    temperature: np.ndarray,
+    largest: float,
+) -> dict[str, float]:
+    """The report, from the atoms and means of the groups that are shown, and from what is known of all."""
+    if not shown.sum() > 0:
         return dict.fromkeys(NAMES, 0.0) | {"temperature": math.inf, "effective_fraction": 1.0}
-    atoms = kept.atoms()
-    part = share[kept.chosen]
-    part = (part / part.sum())[:, None] if part.sum() > 0 else part[:, None]
-    p, r = part * atoms.shares, atoms.ratios
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kl = np.where(r > 0, p * r * np.log(r), 0.0).sum()
-    temperatures = np.sort(temperature[share > 0]) if (share > 0).any() else temperature
+    part = shown / shown.sum()
+    p, r = part[:, None] * atoms.shares, atoms.ratios
+    kl = np.where(r > 0, p * r * np.log(np.where(r > 0, r, 1.0)), 0.0).sum()
+    temperatures = np.sort(temperature[share > 0])
     return {
-        "temperature": float(temperatures[(len(temperatures) - 1) // 2]) if len(temperatures) else math.nan,
+        "temperature": float(temperatures[(len(temperatures) - 1) // 2]),
         "effective_fraction": float(min(1.0, 1 / (p * r * r).sum())),
         "kl": float(max(kl, 0.0)),
-        "max_weight": float(kept.max_weight),
+        "max_weight": largest,
         "top_share": _top_share(atoms.errors.ravel(), p.ravel(), (p * r).ravel()),
-        "mean_error": float((share * mean).sum()),
-        "max_error": float(top.max(initial=0.0)),
+        "mean_error": float(part @ mean * share.sum()),
+        "max_error": float(top.max()),
     }
 
 
@@ -177,21 +176,18 @@ def _top_share(errors: np.ndarray, points: np.ndarray, weights: np.ndarray) -> f
 
 
 def _across(numbers: dict[str, float], share: float, sharding: Sharding) -> dict[str, float]:
-    """The numbers of all processes, each of which holds other groups with their shares of everything."""
-    largest = sharding.across(torch.tensor([numbers[name] for name in ("max_weight", "max_error")]).double(), "max")
-    summed = sharding.across(
-        torch.tensor([numbers["kl"], 1 / numbers["effective_fraction"], numbers["top_share"]]).double() * share, "sum"
-    )
-    mean = sharding.across(torch.tensor(numbers["mean_error"]).double(), "sum")
-    kl, concentration, top = summed.tolist()
+    """The numbers of all processes, each of which holds other groups with their share of everything."""
+    summed = [share * numbers["kl"], share / numbers["effective_fraction"], share * numbers["top_share"]]
+    summed = sharding.across(torch.tensor([*summed, numbers["mean_error"]]).double(), "sum").tolist()
+    largest = sharding.across(torch.tensor([numbers["max_weight"], numbers["max_error"]]).double(), "max").tolist()
     return {
         **numbers,
-        "kl": kl,
-        "effective_fraction": min(1.0, 1 / concentration),
-        "top_share": top,
-        "max_weight": largest[0].item(),
-        "max_error": largest[1].item(),
-        "mean_error": mean.item(),
+        "kl": summed[0],
+        "effective_fraction": min(1.0, 1 / summed[1]),
+        "top_share": summed[2],
+        "mean_error": summed[3],
+        "max_weight": largest[0],
+        "max_error": largest[1],
     }
 
 

@@ -38,6 +38,8 @@ UNRESOLVED = 1e-3
 """Share of a budget that the width of the bins may be off before the points are looked at one by one."""
 SETTLED = 1e-6
 """Relative error of Σw at which a cap or a mixture has settled."""
+BINDS, MET, OFF = range(3)
+"""Notes of the solver: whether a cap binds, whether the budget is met, and by how many nats the bins may be off."""
 MOST_CORRECTIONS = 50
 """Each settles unless it changes which points are at the cap, of which there are few in a bin."""
 
@@ -99,13 +101,13 @@ class Weighing:
 
 
 class Weighed(NamedTuple):
-    """What a batch was weighed with; arrays of (group,)."""
+    """What a batch was weighed with; arrays of (group, …)."""
 
     seen: Sketch
     """The sketch of all points."""
     sketch: Sketch
     """The one after trimming and winsorizing."""
-    tilts: Tilts
+    tilts: np.ndarray
     sums: np.ndarray
     """Σμe, Σμel, Σμ of the points at the cap, and the largest μe."""
     share: np.ndarray
@@ -114,15 +116,18 @@ class Weighed(NamedTuple):
     """μe, times the difference of a squared error, of the batch's shape."""
     batch: Batch
 
-    @property
-    def partition(self) -> np.ndarray:
-        """Σμe, or 1 for a group of no measure."""
-        return np.where(self.sums[:, 0] > 0, self.sums[:, 0], 1.0)
+    partition: np.ndarray
+    """Σμe, or 1 for a group of no measure."""
 
     @property
     def values(self) -> np.ndarray:
         """Σ w l of every group by itself."""
         return self.sums[:, 1] / self.partition
+
+    @property
+    def factors(self) -> np.ndarray:
+        """What turns `out` into weights that sum to 1 over everything."""
+        return self.share / self.partition
 
     def density(self) -> Tensor:
         """μe, of the batch's shape."""
@@ -138,14 +143,6 @@ class Weighed(NamedTuple):
         out = self.density() if self.out is None or self.batch.b is not None else self.out
         return out * torch.from_numpy(self.factors).to(out.dtype).reshape(1, -1, 1)
 
-    def without_out(self) -> "Weighed":
-        return self._replace(out=None)
-
-    @property
-    def factors(self) -> np.ndarray:
-        """What turns `out` into weights that sum to 1 over everything."""
-        return self.share / self.partition
-
 
 def weigh(
     batch: Batch,
@@ -160,9 +157,9 @@ def weigh(
     Raises:
         ValueError: where no point is left.
     """
-    seen = sketch = _shared(sketch, batch, sharding)
+    seen = sketch = sketch if sharding.within is here else _shared(sketch, batch, sharding)
     demand = weighing.final.demand(softness)
-    limit = np.full(batch.groups, math.inf)
+    limit = math.inf
     if weighing.winsorize:
         sketch, _ = _cut(batch, sketch, weighing.winsorize, sharding, keep=True)
     if weighing.trim:
@@ -172,16 +169,23 @@ def weigh(
     total = sketch.stats[:, Stats.TOTAL]
     everything = float(_sum(total.sum(), sharding.across))
     check_any(everything)
-    found = _solved(batch, sketch, demand, weighing.cap, sharding)
-    binds = found[:, 3] > 0
-    top = sketch.stats[:, Stats.TOP]
-    scale = np.where(top > 0, top, 1.0)
-    tilts = Tilts(found[:, 0], top + scale * found[:, 1], scale, found[:, 2], limit, np.zeros_like(top))
-    room = total / min(demand.cap, weighing.cap)
-    if binds.any():
-        tilts = _edges(batch, sketch, tilts, binds, room, sharding)
-    tilts, sums, out = _settled(batch, tilts, binds, total, room, weighing.mean_share, sharding, wanted)
-    return Weighed(seen, sketch, tilts, sums, total / everything, out, batch)
+    tilts, binds = _solved(batch, sketch, demand, weighing.cap, limit, sharding)
+    tilts[:, Tilts.LIMIT] = limit
+    caps, write = bool(binds.any()), wanted and not weighing.mean_share
+    if caps:
+        room = total / min(demand.cap, weighing.cap)
+        _place_edges(batch, sketch, tilts, binds, room, sharding)
+        sums, out = _settled(batch, tilts, binds, room, sharding, write)
+    else:
+        sums, out = _weighed(batch, tilts, False, write, sharding)
+    if weighing.mean_share:
+        uniform = weighing.mean_share / (1 - weighing.mean_share)
+        tilts[:, Tilts.FLOOR] = uniform * sums[:, 0] / np.where(total > 0, total, 1.0)
+        sums, out = _weighed(batch, tilts, caps, wanted, sharding)
+    partition = sums[:, 0]
+    if not partition.all():
+        partition = np.where(partition > 0, partition, 1.0)
+    return Weighed(seen, sketch, tilts, sums, total / everything, out, batch, partition)
 
 
 def needs_bins(batch: Batch, sharding: Sharding) -> bool:
@@ -237,9 +241,9 @@ def merged(parts: Sequence[Sketch]) -> Sketch:
 def solve_shared(batch: Batch, sketch: Sketch, demand: Demand, sharding: Sharding) -> tuple[float, Sketch]:
     """β of one group, from the bins of its parts on all processes; and these together."""
     shared = _shared(sketch, batch, sharding)
-    b = _solve(batch, shared, demand, math.inf)[0, 0]
-    top = float(shared.stats[0, Stats.TOP])
-    return (math.inf if b >= solver.SHARPEST else float(b) / (top if top > 0 else 1.0)), shared
+    tilt = _solve(shared, batch.dtype, batch.counts, demand, math.inf)[0][0]
+    b, scale = float(tilt[Tilts.B]), float(tilt[Tilts.SCALE])
+    return (math.inf if b >= solver.SHARPEST else b / scale), shared
 
 
 def _aligned(sketch: Sketch, keys: np.ndarray) -> np.ndarray:
@@ -258,61 +262,63 @@ def _shifted(sketch: Sketch, group: int, by: int) -> np.ndarray:
     return moved
 
 
-def _solved(batch: Batch, sketch: Sketch, demand: Demand, cap: float, sharding: Sharding) -> np.ndarray:
-    """What `solver.solve` finds for every group."""
-    found = _solve(batch, sketch, demand, cap)
+def _solved(
+    batch: Batch, sketch: Sketch, demand: Demand, cap: float, limit: Any, sharding: Sharding
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the solver finds for every group, and where a cap binds."""
+    tilts, notes = _solve(sketch, batch.dtype, batch.counts, demand, cap)
     if demand.kind >= solver.KL and sketch.bins and sharding.world == 1:
-        off = found[:, 5] > UNRESOLVED * demand.number
-        if demand.cap < math.inf:  # without a number that decides it, the bins cannot tell T → 0 from a small T
-            off |= (found[:, 0] >= solver.SHARPEST) & (demand.number < math.log(demand.cap))
-        for g in np.flatnonzero(off):
-            found[g] = _solve_points(batch, sketch, int(g), demand, cap)
-    missed = (found[:, 4] == 0) & (sketch.stats[:, Stats.TOTAL] > 0)
-    if missed.any():
+        off = notes[:, OFF] > UNRESOLVED * demand.number
+        if demand.cap < math.inf:  # the bins cannot tell T → 0 from a small T, unless the number decides it
+            sharpest = tilts[:, Tilts.B] >= solver.SHARPEST
+            off = off & ~sharpest if demand.number >= math.log(demand.cap) else off | sharpest
+        for g in off.nonzero()[0] if off.any() else ():
+            errors, mass = batch.between(int(g), 0.0, math.inf)  # errors that lie closer together than the bins tell
+            top = sketch.stats[g, Stats.TOP]
+            trimmed = (errors > top) & (np.broadcast_to(limit, off.shape)[g] < math.inf)
+            points = np.minimum(errors, top), np.where(trimmed, 0.0, mass)
+            part = Sketch(sketch.stats[g : g + 1], points[1][None], points[0][None], bins=False)
+            tilts[g : g + 1], notes[g : g + 1] = _solve(part, batch.dtype, batch.counts, demand, cap)
+    if not notes[:, MET].all():
+        missed = len(notes) - int(notes[:, MET].sum())
         warnings.warn(
-            f"the temperature budget {demand.number:.3g} cannot be met in {int(missed.sum())} of {len(missed)} groups: "
+            f"the temperature budget {demand.number:.3g} cannot be met in {missed} of {len(notes)} groups: "
             f"too few points, or too many tied at the largest error, which takes all the weight there. Use a smaller "
             f"budget or larger groups.",
             RuntimeWarning,
             stacklevel=2,
         )
-    return found
+    return tilts, notes[:, BINDS] > 0
 
 
-def _solve(batch: Batch, sketch: Sketch, demand: Demand, cap: float) -> np.ndarray:
-    found = np.zeros((batch.groups, 6))
-    found[:, 4] = 1
+def _solve(
+    sketch: Sketch, dtype: torch.dtype, counts: bool, demand: Demand, cap: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tilts (group, 6), and notes (group, 3)."""
+    groups = len(sketch.stats)
+    tilts, notes = np.empty((groups, 6)), np.empty((groups, 3))
     kernels = compiled_kernels()
-    bias = BIAS[batch.dtype]
     if kernels is not None:
-        number = np.full(batch.groups, demand.number)
-        common = demand.kind, number, demand.cap, cap, found
+        common = demand.kind, float(demand.number), demand.cap, cap, tilts, notes
         if sketch.bins:
-            kernels.solve_bins(sketch.mass, sketch.rest, sketch.stats, bias, batch.counts, *common)
+            kernels.solve_bins(sketch.mass, sketch.rest, sketch.stats, BIAS[dtype], counts, *common)
         else:
             kernels.solve_points(sketch.rest, sketch.mass, sketch.stats, *common)
-        return found
+        return tilts, notes
     for g, stats in enumerate(sketch.stats):
         top, ties, total = (float(x) for x in stats[:3])
-        if not total > 0:
-            continue
-        if sketch.bins:
+        found = 0.0, 0.0, 0.0, False, True, 0.0
+        if sketch.bins and total > 0:
             first = int(stats[Stats.KEY]) - WINDOW + 1
-            atoms = solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, bias, top, ties, batch.counts)
-        else:
+            atoms = solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, BIAS[dtype], top, ties, counts)
+            found = solver.solve(*atoms, total, top, *demand, cap)
+        elif total > 0:
             atoms = solver.atoms_of_points(sketch.rest[g], sketch.mass[g], top, min(demand.cap, cap) < math.inf)
-        found[g] = solver.solve(*atoms, total, top, *demand, cap)
-    return found
-
-
-def _solve_points(batch: Batch, sketch: Sketch, group: int, demand: Demand, cap: float) -> np.ndarray:
-    """The same for one group, every point of it an atom: errors that lie closer together than bins tell apart."""
-    errors, mass = batch.between(group, 0.0, math.inf)
-    top = sketch.stats[group, Stats.TOP]
-    errors = np.minimum(errors, top)
-    stats = sketch.stats[group : group + 1]
-    part = Sketch(stats, mass[None], errors[None], bins=False)
-    return _solve(batch.few(slice(group, group + 1)), part, demand, cap)[0]
+            found = solver.solve(*atoms, total, top, *demand, cap)
+        b, y_ref, lam, *notes[g] = found
+        scale = top if top > 0 else 1.0
+        tilts[g] = b, top + scale * y_ref, scale, lam, math.inf, 0.0
+    return tilts, notes
 
 
 def _order_statistic(batch: Batch, sketch: Sketch, group: int, need: float, sharding: Sharding) -> tuple[float, Any]:
@@ -383,47 +389,33 @@ def _rests(errors: np.ndarray) -> np.ndarray:
     return (bits if single else bits >> 29) & ((1 << REST_BITS) - 1)
 
 
-def _edges(
-    batch: Batch, sketch: Sketch, tilts: Tilts, binds: np.ndarray, room: np.ndarray, sharding: Sharding
-) -> Tilts:
-    """Where T → 0 and a cap binds, it is the largest points that fill the cap: their smallest error, exactly."""
-    reference, lam = tilts.reference.copy(), tilts.lam.copy()
-    for g in np.flatnonzero(binds & (tilts.b >= solver.SHARPEST)):
-        reference[g] = _order_statistic(batch, sketch, int(g), room[g] * (1 - 2e-9), sharding)[0]
-        lam[g] = 0.0
-    return tilts._replace(reference=reference, lam=lam)
+def _place_edges(
+    batch: Batch, sketch: Sketch, tilts: np.ndarray, binds: np.ndarray, room: np.ndarray, sharding: Sharding
+) -> None:
+    """Where T → 0 and a cap binds, it is the largest points that fill the cap: put the reference at the smallest."""
+    for g in (binds & (tilts[:, Tilts.B] >= solver.SHARPEST)).nonzero()[0]:
+        edge, _ = _order_statistic(batch, sketch, int(g), room[g] * (1 - 2e-9), sharding)
+        tilts[g, Tilts.REFERENCE], tilts[g, Tilts.LAM] = edge, 0.0
 
 
 def _settled(
-    batch: Batch,
-    tilts: Tilts,
-    binds: np.ndarray,
-    total: np.ndarray,
-    room: np.ndarray,
-    mean_share: float,
-    sharding: Sharding,
-    wanted: bool,
-) -> tuple[Tilts, np.ndarray, Tensor | None]:
-    """The exact pass; again where a cap or a mixture has to be moved so that the weights sum to 1."""
-    caps, write = bool(binds.any()), wanted and not mean_share
-    sums, out = _weighed(batch, tilts, caps, write, sharding)
+    batch: Batch, tilts: np.ndarray, binds: np.ndarray, room: np.ndarray, sharding: Sharding, wanted: bool
+) -> tuple[np.ndarray, Tensor | None]:
+    """The exact pass, after λ is moved so that the points at the cap and the others have all the weight."""
+    sums, out = _weighed(batch, tilts, True, wanted, sharding)
     for _ in range(MOST_CORRECTIONS):
-        if not caps or (np.abs(sums[binds, 0] - room[binds]) <= SETTLED * room[binds]).all():
+        if (np.abs(sums[binds, 0] - room[binds]) <= SETTLED * room[binds]).all():
             break
         free = sums[:, 0] - sums[:, 2]
         possible = binds & (free > 0) & (room > sums[:, 2])
         change = np.log(np.where(possible, free, 1.0) / np.where(possible, room - sums[:, 2], 1.0))
-        tilts = tilts._replace(lam=tilts.lam + change)
-        sums, out = _weighed(batch, tilts, caps, write, sharding)
-    if mean_share:
-        floor = mean_share / (1 - mean_share) * sums[:, 0] / np.where(total > 0, total, 1.0)
-        tilts = tilts._replace(floor=floor)
-        sums, out = _weighed(batch, tilts, False, wanted, sharding)
-    return tilts, sums, out
+        tilts[:, Tilts.LAM] += change
+        sums, out = _weighed(batch, tilts, True, wanted, sharding)
+    return sums, out
 
 
 def _weighed(
-    batch: Batch, tilts: Tilts, caps: bool, wanted: bool, sharding: Sharding
+    batch: Batch, tilts: np.ndarray, caps: bool, wanted: bool, sharding: Sharding
 ) -> tuple[np.ndarray, Tensor | None]:
     """An exact pass, with the sums over the processes that hold points of the same groups."""
     sums, out = batch.weigh(tilts, caps, wanted)
