@@ -36,5 +36,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[test,lint,interop,tensorboard,fast,triton]'
+	$(INSTALL) -e '.[test,lint,interop,tensorboard,fast]'
 	touch $@ $(VENV)/.installed

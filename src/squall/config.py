@@ -93,6 +93,13 @@ class LossConfig:
         kl_budget: the temperature is solved so that KL(weights ‖ uniform) has this value, in nats.
         relative: the temperature is this many times the mean error.
         effective_fraction: the temperature is solved so that the effective sample size is this fraction.
+        budget_cap: part of the KL budget: no point may weigh more than this many times the uniform weight.
+        error: the error of a point: `squared`, `absolute` or `huber`.
+        over: what is normalised over together: `all` points of a minibatch, each `sample` or each `channel`.
+        cap: no weight above this many times the uniform one, at the temperature found without it.
+        mean_share: share of the plain mean that is mixed in.
+        trim: fraction of the points, largest errors first, that gets no weight.
+        winsorize: fraction of the points that is weighed like the largest of the rest.
         differentiate_weights: let the gradient flow through the weights.
     """
 
@@ -101,6 +108,13 @@ class LossConfig:
     kl_budget: float | None = None
     relative: float | None = None
     effective_fraction: float | None = None
+    budget_cap: float | None = None
+    error: Literal["squared", "absolute", "huber"] = "squared"
+    over: Literal["all", "sample", "channel"] = "all"
+    cap: float | None = None
+    mean_share: float = 0.0
+    trim: float = 0.0
+    winsorize: float = 0.0
     differentiate_weights: bool = False
 
     def __post_init__(self) -> None:
@@ -110,6 +124,12 @@ class LossConfig:
             raise ValueError(f"loss.{' and loss.'.join(chosen)} are both set: choose one rule for the temperature")
         if chosen and self.name == "mse":
             raise ValueError(f"loss.{chosen[0]} is set, but loss.name is 'mse', which has no temperature")
+        if self.budget_cap is not None and chosen and chosen != ["kl_budget"]:
+            raise ValueError(f"loss.budget_cap belongs to loss.kl_budget, but loss.{chosen[0]} is set: use loss.cap")
+        guards = ("budget_cap", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
+        changed = [name for name in guards if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        if changed and self.name == "mse":
+            raise ValueError(f"loss.{changed[0]} is set, but loss.name is 'mse', which weighs every point alike")
         for rule in chosen:
             value = float(getattr(self, rule))
             if math.isnan(value) or value < 0:
@@ -286,7 +306,8 @@ def can_run_together(a: RunConfig, b: RunConfig) -> bool:
     False
     """
     return _shape(a) == _shape(b) and all(
-        config.sampling.substeps == 1 and config.device.precision in FULL_PRECISIONS for config in (a, b)
+        config.sampling.substeps == 1 and config.device.precision in FULL_PRECISIONS and config.loss.over == "all"
+        for config in (a, b)
     )
 
 

@@ -20,6 +20,7 @@ from squall.config import ConfigError, DataConfig, LossConfig, ModelConfig, RunC
 from squall.data import Normalization, Source, Split, Transitions
 from squall.integrators import INTEGRATORS, Step, next_state
 from squall.losses import (
+    DEFAULT_TEMPERATURE,
     EffectiveFraction,
     ImbalanceAwareLoss,
     KLBudget,
@@ -256,16 +257,22 @@ def integrator(name: str) -> Step:
 
 def _loss(config: LossConfig) -> nn.Module:
     if config.name == "mse":
-        return MeanSquaredError()
+        return MeanSquaredError(config.error)
     rules = {
         "temperature": float,
         "kl_budget": KLBudget,
         "relative": Relative,
         "effective_fraction": EffectiveFraction,
     }
-    chosen = [rule(getattr(config, name)) for name, rule in rules.items() if getattr(config, name) is not None]
-    options: dict[str, Any] = {"temperature": chosen[0]} if chosen else {}
+    names = ("error", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
     try:
-        return ImbalanceAwareLoss(**options, differentiate_weights=config.differentiate_weights)
+        chosen = [rule(getattr(config, name)) for name, rule in rules.items() if getattr(config, name) is not None]
+        if chosen:
+            options["temperature"] = chosen[0]
+        if config.budget_cap is not None:
+            rho = DEFAULT_TEMPERATURE.rho if config.kl_budget is None else config.kl_budget
+            options["temperature"] = KLBudget(rho, config.budget_cap)
+        return ImbalanceAwareLoss(**options)
     except ValueError as error:
         raise ConfigError(f"the loss cannot be made: {error}") from error

@@ -5,11 +5,12 @@ from squall.losses.baselines import MeanSquaredError
 from squall.losses.errors import Huber, absolute_error, squared_error
 from squall.losses.loss import ImbalanceAwareLoss, imbalance_aware_loss
 from squall.losses.report import weight_shares
-from squall.losses.rules import EffectiveFraction, Fixed, KLBudget, Relative, Schedule
+from squall.losses.rules import DEFAULT_TEMPERATURE, EffectiveFraction, Fixed, KLBudget, Relative, Schedule
 from squall.losses.sketch import ErrorSketch
 from squall.losses.weights import imbalance_weights
 
 __all__ = [
+    "DEFAULT_TEMPERATURE",
     "Accumulation",
     "EffectiveFraction",
     "ErrorSketch",
