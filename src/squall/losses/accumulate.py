@@ -32,7 +32,7 @@ class Accumulation:
     The losses of the second calls add up to the loss of the large batch, and so do their gradients.
 
     Args:
-        loss: its settings are used, and its warm start moves on once.
+        loss: its settings are used, and its schedule moves on once.
 
     Example:
         >>> model, loss = nn.Linear(1, 1), ImbalanceAwareLoss()

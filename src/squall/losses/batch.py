@@ -207,16 +207,17 @@ class CompiledBatch(Batch):
         kernels = compiled_kernels()
         assert kernels is not None
         self.kernels = kernels
-        m = measure if measure is None else (measure.view(torch.int8) if self.counts else measure).numpy()
-        hidden = 0 if m is None else m.dtype.type(1 if self.counts else 0)
-        self.arrays = a.numpy(), None if b is None else b.numpy(), m, hidden
+        counts = measure is not None and self.counts
+        seen = measure.view(torch.int8).numpy() if measure is not None and counts else None
+        m = None if measure is None or counts else measure.numpy()
+        self.arrays = a.numpy(), None if b is None else b.numpy(), m, seen
 
     def sketch(self, bins: bool) -> Sketch:
         stats = np.empty((self.groups, 6))
         if bins:
             mass, rest = np.zeros((2, self.groups, WINDOW))
             scratch, shift = _scratch.of(self.dtype), KEY_SHIFT[self.dtype]
-            self.kernels.fill(*self.arrays, self.counts, shift, *scratch, mass, rest, stats)
+            self.kernels.fill(*self.arrays, shift, *scratch, mass, rest, stats)
         else:
             mass, rest = np.empty((2, self.groups, self.points), self.arrays[0].dtype)
             self.kernels.points(*self.arrays, rest, mass, stats)
@@ -235,7 +236,7 @@ class CompiledBatch(Batch):
     def weigh(self, tilts: np.ndarray, caps: bool, wanted: bool) -> tuple[np.ndarray, Tensor | None]:
         out = torch.empty_like(self.a) if wanted else None
         sums = np.empty((self.groups, 4))
-        self.kernels.weigh(*self.arrays, self.counts, tilts, caps, None if out is None else out.numpy(), sums)
+        self.kernels.weigh(*self.arrays, tilts, caps, None if out is None else out.numpy(), sums)
         return sums, out
 
 
@@ -249,9 +250,9 @@ def compiled_kernels() -> ModuleType | None:
 
 def batch_of(a: Tensor, b: Tensor | None, mask: Tensor | None, measure: Tensor | None, over: Over) -> Batch:
     """The batch of a prediction and a target, or of errors, in their groups."""
-    measure = _as_measure(mask, measure, a.dtype)
     shape = a.shape
-    if measure is not None:
+    if mask is not None or measure is not None:
+        measure = _as_measure(mask, measure, a.dtype)
         measure = measure.reshape((1,) * (len(shape) - measure.dim()) + measure.shape)
     if over == "all":
         outer = 0
@@ -276,9 +277,10 @@ def batch_of(a: Tensor, b: Tensor | None, mask: Tensor | None, measure: Tensor |
     return kind(a, b, None if measure is None else measure.contiguous())
 
 
-def _as_measure(mask: Tensor | None, measure: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _as_measure(mask: Tensor | None, measure: Tensor | None, dtype: torch.dtype) -> Tensor:
     """One tensor for both: bool, or μ with −1 where the mask is False."""
     if measure is None:
+        assert mask is not None
         return mask
     measure = measure.detach().to(dtype)
     return measure if mask is None else torch.where(mask, measure, -1)

@@ -2,7 +2,7 @@
 
 Optional (`pip install squall[fast]`). A batch is an array (outer, group, inner): a group's points are the slabs
 `[o, g, :]`. One thread, no memory but the gradient: a block of points stays in the innermost cache while it is used.
-A point is hidden by a measure below `hidden` (of the measure's type): it counts like an error of 0 of no measure.
+A point is hidden where `seen` is 0 or the measure m is negative: it counts like an error of 0 of no measure.
 """
 
 import inspect
@@ -144,11 +144,12 @@ _atoms_of_points, _solve = _reach["atoms_of_points"], _reach["solve"]
 
 
 @compiled
-def _slab(a, b, m, o, g, start, stop):
-    """Where a block of points is: values, targets and measures."""
+def _slab(a, b, m, seen, o, g, start, stop):
+    """Where a block of points is: values, targets, measures, and which points count."""
     y = None if b is None else b[o, g, start:stop]
     w = None if m is None else m[o % m.shape[0], g % m.shape[1], start:stop]
-    return a[o, g, start:stop], y, w
+    k = None if seen is None else seen[o % seen.shape[0], g % seen.shape[1], start:stop]
+    return a[o, g, start:stop], y, w, k
 
 
 @compiled
@@ -161,19 +162,22 @@ def _measures(m, mu):
 
 
 @compiled
-def _bits(x, y, m, hidden, bits, mu):
+def _bits(x, y, m, seen, bits, mu):
     """Bits of the errors of a block, 0 where they carry no measure: lowest, highest, highest of all; and how
     many points are hidden."""
     zero, gone = bits.dtype.type(0), 0
+    if seen is not None:
+        for i in range(seen.size):
+            gone += 1 - seen[i]
     if m is not None:
-        for i in range(m.size):
-            gone += 0 if m[i] >= hidden else 1
         _measures(m, mu)
     low, high, worst = ~zero, zero, zero
     for i in range(x.size):
         e = x[i] if y is None else x[i] - y[i]
         if m is not None:
-            e = e if m[i] >= hidden else x.dtype.type(0)
+            e = e if m[i] >= m.dtype.type(0) else x.dtype.type(0)
+        if seen is not None:
+            e = e if seen[i] != 0 else x.dtype.type(0)
         q = bits.dtype.type(bits_of(abs(e) if y is None else abs(e * e)))  # pyright: ignore[reportCallIssue]
         worst = q if q > worst else worst
         if m is not None:
@@ -185,13 +189,15 @@ def _bits(x, y, m, hidden, bits, mu):
 
 
 @compiled
-def _least(x, m, hidden):
+def _least(x, m, seen):
     """The least value of those that are not hidden, or 0."""
     least = x.dtype.type(0)
     for i in range(x.size):
         e = x[i]
         if m is not None:
-            e = e if m[i] >= hidden else x.dtype.type(0)
+            e = e if m[i] >= m.dtype.type(0) else x.dtype.type(0)
+        if seen is not None:
+            e = e if seen[i] != 0 else x.dtype.type(0)
         least = e if e < least else least
     return np.float64(least)
 
@@ -222,11 +228,10 @@ def _take(packed, whole, whole_rest, mass, rest):
 
 
 @compiled
-def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest, stats):
+def fill(a, b, m, seen, shift, bits, signed, packed, whole, mass, rest, stats):
     """The bins of every group, in a window below its largest error.
 
     Args:
-        counts: m says only which points count.
         shift: bits of the mantissa below the key.
         bits: scratch of a block, unsigned integers as wide as the errors.
         signed: the type of signed integers as wide.
@@ -245,11 +250,11 @@ def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest
         for o in range(a.shape[0]):
             for start in range(0, a.shape[2], BLOCK):
                 n = min(BLOCK, a.shape[2] - start)
-                x, y, w = _slab(a, b, m, o, g, start, start + n)
-                low, high, worst, hid = _bits(x, y, w, hidden, bits[:n], mu[:n])
+                x, y, w, k = _slab(a, b, m, seen, o, g, start, start + n)
+                low, high, worst, hid = _bits(x, y, w, k, bits[:n], mu[:n])
                 beyond, gone = max(beyond, worst), gone + hid
                 if b is None:
-                    least = min(least, _least(x, w, hidden))
+                    least = min(least, _least(x, w, k))
                 lowest = min(lowest, low >> shift)
                 if high >= last:
                     ties = ties if high == last else 0.0
@@ -257,7 +262,7 @@ def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest
                     for i in range(n):
                         if bits[i] == unsigned(high):
                             ties += 1.0 if m is None else mu[i]
-                if counts:  # the hidden ones too, at 0
+                if m is None:  # the hidden ones too, at 0
                     for i in range(n):
                         packed[bits[i] >> key_shift] += ONE + np.int64((bits[i] >> rest_shift) & rest_mask)
                 else:
@@ -269,7 +274,7 @@ def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest
                 if since >= FLUSH:
                     _flush(packed[lowest : highest + 1], whole[0, lowest:], whole[1, lowest:])
                     since = 0
-        if counts and gone > 0:
+        if gone > 0:
             packed[0] -= ONE * gone
         floor = highest - WINDOW + 1
         for key in range(lowest, floor):
@@ -287,15 +292,15 @@ def fill(a, b, m, hidden, counts, shift, bits, signed, packed, whole, mass, rest
 
 
 @compiled
-def points(a, b, m, hidden, errors, mass, stats):
+def points(a, b, m, seen, errors, mass, stats):
     """What `fill` does for groups so small that every point is an atom: their errors and measures, (group, point)."""
     for g in range(a.shape[1]):
         top, ties, total, least, worst, j = 0.0, 0.0, 0.0, 0.0, 0.0, 0
         for o in range(a.shape[0]):
-            x, y, w = _slab(a, b, m, o, g, 0, a.shape[2])
-            _errors_and_measures(x, y, w, hidden, errors[g, j : j + x.size], mass[g, j : j + x.size])
+            x, y, w, k = _slab(a, b, m, seen, o, g, 0, a.shape[2])
+            _errors_and_measures(x, y, w, k, errors[g, j : j + x.size], mass[g, j : j + x.size])
             if b is None:
-                least = min(least, _least(x, w, hidden))
+                least = min(least, _least(x, w, k))
             j += x.size
         for i in range(j):
             l, w = errors[g, i], mass[g, i]
@@ -308,12 +313,15 @@ def points(a, b, m, hidden, errors, mass, stats):
 
 
 @compiled
-def _errors_and_measures(x, y, m, hidden, errors, mass):
+def _errors_and_measures(x, y, m, seen, errors, mass):
     for i in range(x.size):
         e = x[i] if y is None else x[i] - y[i]
         mass[i] = 1
+        if seen is not None:
+            e = e if seen[i] != 0 else x.dtype.type(0)
+            mass[i] = seen[i]
         if m is not None:
-            e = e if m[i] >= hidden else x.dtype.type(0)
+            e = e if m[i] >= m.dtype.type(0) else x.dtype.type(0)
             mass[i] = m[i] if m[i] > m.dtype.type(0) else m.dtype.type(0)
         errors[i] = abs(e) if y is None else abs(e * e)
 
@@ -353,7 +361,7 @@ def solve_points(errors, mass, stats, kind, number, budget_cap, cap, tilts, note
 
 
 @compiled
-def _weigh_part(x, y, mu, beta, ref, lam, limit, floor, s, out):
+def _weigh_part(x, y, mu, seen, beta, ref, lam, limit, floor, s, out):
     """Σμe and Σμel over few points, in their own precision; writes `out`, and μe into μ."""
     zero = x.dtype.type(0)
     total, value = zero, zero
@@ -361,10 +369,14 @@ def _weigh_part(x, y, mu, beta, ref, lam, limit, floor, s, out):
         d = x[i] if y is None else x[i] - y[i]
         if mu is not None:
             d = d if mu[i] > zero else zero
+        if seen is not None:
+            d = d if seen[i] != 0 else zero
         l = abs(d) if y is None else abs(d * d)
         z = beta * (l * s - ref) - lam
         e = _exp2(z if z < zero else zero) + floor
         w = e if l <= limit else zero
+        if seen is not None:
+            w = w if seen[i] != 0 else zero
         if mu is not None:
             w *= mu[i]
             mu[i] = w
@@ -386,7 +398,7 @@ def _highest(w):
 
 
 @compiled
-def _above(x, y, mu, beta, ref, lam, limit, s):
+def _above(x, y, mu, seen, beta, ref, lam, limit, s):
     """Σμ of the points whose exponent is positive."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     above = zero
@@ -394,10 +406,14 @@ def _above(x, y, mu, beta, ref, lam, limit, s):
         d = x[i] if y is None else x[i] - y[i]
         if mu is not None:
             d = d if mu[i] > zero else zero
+        if seen is not None:
+            d = d if seen[i] != 0 else zero
         l = abs(d) if y is None else abs(d * d)
         z = beta * (l * s - ref) - lam
         c = one if z > zero else zero
         c = c if l <= limit else zero
+        if seen is not None:
+            c = c if seen[i] != 0 else zero
         above += c if mu is None else c * mu[i]
     return above
 
@@ -410,7 +426,7 @@ def _real(a, bits):
 
 
 @compiled
-def weigh(a, b, m, hidden, counts, tilts, caps, out, sums):
+def weigh(a, b, m, seen, tilts, caps, out, sums):
     """The exact pass: e = exp(min(0, β (l − ref) − λ)) + floor where l ≤ limit, 0 above.
 
     Args:
@@ -431,46 +447,49 @@ def weigh(a, b, m, hidden, counts, tilts, caps, out, sums):
         for o in range(a.shape[0]):
             for start in range(0, a.shape[2], FEW):
                 stop = min(start + FEW, a.shape[2])
-                x, y, w = _slab(a, b, m, o, g, start, stop)
+                x, y, w, k = _slab(a, b, m, seen, o, g, start, stop)
                 if m is not None:
                     _measures(w, scratch)
                 mu = None if m is None else scratch[: stop - start]
                 if caps:
-                    above += np.float64(_above(x, y, mu, beta, ref, lam, limit, s))
+                    above += np.float64(_above(x, y, mu, k, beta, ref, lam, limit, s))
                 part = None if out is None else out[o, g, start:stop]
-                sums_of_part = _weigh_part(x, y, mu, beta, ref, lam, limit, floor, s, part)
+                sums_of_part = _weigh_part(x, y, mu, k, beta, ref, lam, limit, floor, s, part)
                 total += sums_of_part[0]
                 value += sums_of_part[1]
-                if m is not None and not counts:
+                if m is not None:
                     highest = max(highest, np.int64(_highest(mu)))
         largest = (1.0 if above > 0 else math.exp(-tilts[g, 3])) + tilts[g, 5]  # where points count alike
-        if m is not None and not counts:
+        if m is not None:
             largest = _real(a, highest)
         sums[g, 0], sums[g, 1], sums[g, 2], sums[g, 3] = total, value, above, largest
 
 
 @compiled
-def between(a, b, m, hidden, g, low, high, errors, mass):
+def between(a, b, m, seen, g, low, high, errors, mass):
     """The errors of group g in [low, high] and their measures, as far as the arrays reach; how many they are."""
     low, high = a.dtype.type(low), a.dtype.type(high)
     count = 0
     for o in range(a.shape[0]):
         for start in range(0, a.shape[2], FEW):
-            x, y, w = _slab(a, b, m, o, g, start, min(start + FEW, a.shape[2]))
+            x, y, w, k = _slab(a, b, m, seen, o, g, start, min(start + FEW, a.shape[2]))
             if not _any_between(x, y, low, high):
                 continue
-            count = _gather(x, y, w, hidden, low, high, errors, mass, count)
+            count = _gather(x, y, w, k, low, high, errors, mass, count)
     return count
 
 
 @compiled
-def _gather(x, y, m, hidden, low, high, errors, mass, count):
+def _gather(x, y, m, seen, low, high, errors, mass, count):
     for i in range(x.size):
         e = x[i] if y is None else x[i] - y[i]
+        counts = True
         if m is not None:
-            e = e if m[i] >= hidden else x.dtype.type(0)
+            counts = m[i] > m.dtype.type(0)
+        if seen is not None:
+            counts = seen[i] != 0
         l = abs(e) if y is None else abs(e * e)
-        if low <= l <= high and (m is None or m[i] > m.dtype.type(0)):
+        if counts and low <= l <= high:
             if count < errors.size:
                 errors[count], mass[count] = l, 1.0 if m is None else m[i]
             count += 1

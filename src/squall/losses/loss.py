@@ -119,7 +119,7 @@ class Recipe:
             if group is None
             else together(partial(prepared.sketch, bins, mask), device, group)
         )
-        learns = torch.is_grad_enabled() and any(x.requires_grad for x in prepared.variables)
+        learns = torch.is_grad_enabled() and prepared.differentiable
         wanted = learns or self.reduction == "none"
         weighed = weigh(prepared.batch, sketch, self.weighing, self.weighing.softness(step), sharding, wanted)
         value = _value(weighed, sharding)
@@ -136,7 +136,8 @@ class Recipe:
         self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None, may_be_empty: bool
     ) -> "_Prepared":
         prediction, target = check_pair(prediction, target, self.over, may_be_empty=may_be_empty)
-        check_weights(mask, measure, prediction)
+        if mask is not None or measure is not None:
+            check_weights(mask, measure, prediction)
         if self.error is squared_error and self.reduction != "none":
             variables = prediction, target
             batch = batch_of(prediction, target, mask, measure, self.over)
@@ -222,6 +223,10 @@ class _Prepared(NamedTuple):
     target: Tensor
     variables: tuple[Tensor, ...]
     batch: Batch
+
+    @property
+    def differentiable(self) -> bool:
+        return self.variables[0].requires_grad or self.variables[-1].requires_grad
 
     def sketch(self, bins: bool, mask: Tensor | None) -> Sketch:
         """This process's sketch, once every number in it is one."""
@@ -398,7 +403,9 @@ class ImbalanceAwareLoss(nn.Module):
             ValueError: shapes that do not match, nothing to average, NaN or infinity where it counts.
             TypeError: tensors that are not floating point, or a prediction or a target that is not given.
         """
-        prediction, target = _pair(input, target, prediction)
+        if input is None or target is None or prediction is not None:
+            input, target = _pair(input, target, prediction)
+        prediction = input
         evaluated = self.recipe.evaluate(prediction, target, mask, measure, self._step_of_call())
         if not is_transformed():
             object.__setattr__(self, "_account", evaluated.account)  # nn.Module looks at every attribute set
