@@ -72,18 +72,20 @@ def masked(loss: ImbalanceAwareLoss) -> Loss:
     masks: dict[int, Tensor] = {}
 
     def call(prediction: Tensor, target: Tensor) -> Tensor:
-        mask = masks.setdefault(len(target), torch.arange(len(target), device=target.device) % 5 > 0)
-        return loss(prediction, target, mask=mask)
+        if len(target) not in masks:
+            masks[len(target)] = torch.arange(len(target), device=target.device) % 5 > 0
+        return loss(prediction, target, mask=masks[len(target)])
 
     return call
 
 
 def measured(loss: ImbalanceAwareLoss) -> Loss:
-    """By the cosine of 100 latitudes."""
+    """Ten fields of 100 latitudes, by the cosine of the latitude."""
     measure = torch.linspace(-89, 89, 100).deg2rad().cos().unsqueeze(1)
 
     def call(prediction: Tensor, target: Tensor) -> Tensor:
-        return loss(prediction.view(100, -1), target.view(100, -1), measure=measure.to(target.device))
+        shape = 10, 1, 100, -1
+        return loss(prediction.view(shape), target.view(shape), measure=measure.to(target.device))
 
     return call
 
@@ -188,9 +190,13 @@ def shares() -> None:
     """The loss as a share of a training step of the paper's models (batch 200 × 50) and of a small FNO."""
     torch.manual_seed(0)
     from squall.models import HNN, NODE
+    from squall.systems import CahnHilliard
 
     u, target = torch.randn(2, 200, 1, 50)
-    models: dict[str, torch.nn.Module] = {"HNN++ 200": HNN(1, hidden=200), "NODE 200": NODE(1, hidden=200)}
+    models: dict[str, torch.nn.Module] = {
+        "HNN++ 200": HNN(CahnHilliard().structure, hidden=200),
+        "NODE 200": NODE(hidden=200),
+    }
     models["FNO 24, 4 layers"] = FNO(24, 4)
     for name, model in models.items():
         optimizer, loss, parts = torch.optim.Adam(model.parameters()), ImbalanceAwareLoss(), []

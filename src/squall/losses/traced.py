@@ -18,7 +18,7 @@ from squall.losses.solver import RELATIVE, RENYI, TEMPERATURE
 if TYPE_CHECKING:
     from squall.losses.weights import Weighing
 
-__all__ = ["Tilt", "trace"]
+__all__ = ["SHARPEST_TRACED", "Atoms", "Tilt", "Traced", "fill", "solve", "trace"]
 
 BLOCK = 1 << 22
 """Points of which a packed counter can add up the rests."""
@@ -101,7 +101,7 @@ def trace(
     cap = min(demand.cap, weighing.cap)
     atoms = _atoms(lowered, measure, top, total, cap < math.inf, sharding)
     mean = (top + scale * (atoms.p * atoms.y).sum(1)).clamp(min=0)
-    b, y, lam, binds = _solve(atoms, demand, scale, mean, cap)
+    b, y, lam, binds = solve(atoms, demand, scale, mean, cap)
     tilt = Tilt(b, top + scale * y, scale, lam, limit, torch.zeros_like(b))
     if cap < math.inf:
         extreme = (demand.kind == TEMPERATURE and weighing.final.demand().number == 0) or (
@@ -216,7 +216,7 @@ def _decoded(mass: Tensor, rest: Tensor, top: Groups, dtype: torch.dtype) -> Ten
     return torch.cat((torch.zeros_like(values[:, :1]), values[:, 1:]), 1)
 
 
-def _solve(atoms: Atoms, demand: Demand, scale: Groups, mean: Groups, cap: float) -> tuple[Tensor, ...]:
+def solve(atoms: Atoms, demand: Demand, scale: Groups, mean: Groups, cap: float) -> tuple[Tensor, ...]:
     """b, y_ref, λ and whether the cap binds; see `solver.solve`."""
     sharpest = SHARPEST_TRACED
     number = demand.number

@@ -18,7 +18,7 @@ from squall.losses.distributed import ALONE, Reduce, Sharding, here
 from squall.losses.errors import Over
 from squall.losses.rules import DEFAULT_TEMPERATURE, Demand, Schedule, Temperature, TemperatureRule, as_rule
 from squall.losses.sketch import BIAS, REST_BITS, SMALL, WINDOW
-from squall.losses.traced import trace
+from squall.losses.traced import SHARPEST_TRACED, Atoms, solve, trace
 
 __all__ = [
     "Weighed",
@@ -40,6 +40,8 @@ SETTLED = 1e-6
 """Relative error of Σw at which a cap or a mixture has settled."""
 BINDS, MET, OFF = range(3)
 """Notes of the solver: whether a cap binds, whether the budget is met, and by how many nats the bins may be off."""
+FEW_GROUPS, POINTS_AT_ONCE = 8, 1 << 16
+"""Without numba, more groups than a few are solved together, and as many as make a grid of 8 MB."""
 MOST_CORRECTIONS = 50
 """Each settles unless it changes which points are at the cap, of which there are few in a bin."""
 
@@ -305,6 +307,13 @@ def _solve(
         else:
             kernels.solve_points(sketch.rest, sketch.mass, sketch.stats, *common)
         return tilts, notes
+    if not sketch.bins and groups > FEW_GROUPS:
+        for start in range(0, groups, max(1, POINTS_AT_ONCE // sketch.rest.shape[1])):
+            part = slice(start, start + max(1, POINTS_AT_ONCE // sketch.rest.shape[1]))
+            tilts[part], notes[part] = _solve_together(
+                sketch.stats[part], sketch.mass[part], sketch.rest[part], demand, cap
+            )
+        return tilts, notes
     for g, stats in enumerate(sketch.stats):
         top, ties, total = (float(x) for x in stats[:3])
         found = 0.0, 0.0, 0.0, False, True, 0.0
@@ -319,6 +328,28 @@ def _solve(
         scale = top if top > 0 else 1.0
         tilts[g] = b, top + scale * y_ref, scale, lam, math.inf, 0.0
     return tilts, notes
+
+
+def _solve_together(
+    stats: np.ndarray, mass: np.ndarray, errors: np.ndarray, demand: Demand, cap: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_solve` for many small groups in plain PyTorch: the solver of traced programs takes them all at once."""
+    top, total = (torch.from_numpy(stats[:, column].copy()).unsqueeze(1) for column in (Stats.TOP, Stats.TOTAL))
+    scale = torch.where(top > 0, top, 1.0)
+    weights = torch.from_numpy(mass).double()
+    y = torch.where(weights > 0, (torch.from_numpy(errors).double() - top) / scale, -1.0).clamp(max=0)
+    p = weights / torch.where(total > 0, total, 1.0)
+    if min(demand.cap, cap) < math.inf:
+        y, order = y.sort(dim=1)
+        p = p.gather(1, order)
+    mean = (top + scale * (p * y).sum(1, keepdim=True)).clamp(min=0).squeeze(1)
+    scale, top = scale.squeeze(1), top.squeeze(1)
+    b, y_ref, lam, binds = solve(Atoms(y, p), demand, scale, mean, min(demand.cap, cap))
+    sharpest = b >= SHARPEST_TRACED
+    b = torch.where(sharpest, solver.SHARPEST, b)
+    met = ~sharpest | binds | (demand.kind < solver.KL) | (total.squeeze(1) <= 0)
+    tilts = torch.stack((b, top + scale * y_ref, scale, lam, torch.full_like(b, math.inf), torch.zeros_like(b)), 1)
+    return tilts.numpy(), torch.stack((binds.double(), met.double(), torch.zeros_like(b)), 1).numpy()
 
 
 def _order_statistic(batch: Batch, sketch: Sketch, group: int, need: float, sharding: Sharding) -> tuple[float, Any]:
