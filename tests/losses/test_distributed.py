@@ -56,6 +56,32 @@ SCRIPT = """
             torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
             for name in ("kl", "max_weight", "max_error", "loss"):
                 torch.testing.assert_close(sharded.report()[name], alone.report()[name], rtol=1e-4, atol=1e-9)
+    # Groups too large to be gathered: their sketches are added up.
+    many, goal = torch.randn(2, 13, 3, 900, generator=generator)
+    goal[0] *= 10
+    area = torch.linspace(0.1, 1, 900)
+    sent, all_reduce = [], distributed.all_reduce
+
+    def counted(tensor, *args, **kwargs):
+        sent.append(tensor.numel() * tensor.element_size())
+        return all_reduce(tensor, *args, **kwargs)
+
+    distributed.all_reduce = counted
+    for over in ("all", "sample", "channel"):
+        for kwargs in ({}, {"temperature": KLBudget(1.0, cap=5)}, {"temperature": KLBudget(2.0, cap=5)}, {"trim": 0.01},
+                       {"winsorize": 0.01}, {"cap": 3.0}, {"temperature": 0.0}, {"mean_share": 0.2}):
+            for given in ({}, {"measure": area}):
+                a, b = many.clone().requires_grad_(), many[mine].clone().requires_grad_()
+                expected = ImbalanceAwareLoss(over=over, group=None, **kwargs)(a, goal, **given)
+                expected.backward()
+                sent.clear()
+                value = ImbalanceAwareLoss(over=over, **kwargs)(b, goal[mine], **given)
+                value.backward()
+                assert sum(sent) <= 2**16 * (3 if over == "channel" else 1), sum(sent)
+                torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+                off = (b.grad / world - a.grad[mine]).norm() / a.grad.norm()
+                assert off < 1e-5, (over, kwargs, list(given), off)  # a cap settles to 1e-6 of all weight
+    distributed.all_reduce = all_reduce
     mask = torch.zeros(13, 1, 8, dtype=torch.bool)
     mask[:4] = True  # all False on the last process
     value = ImbalanceAwareLoss()(x[mine], y[mine], mask=mask[mine])

@@ -269,7 +269,7 @@ def _solved(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the solver finds for every group, and where a cap binds."""
     tilts, notes = _solve(sketch, batch.dtype, batch.counts, demand, cap)
-    if demand.kind >= solver.KL and sketch.bins and sharding.world == 1:
+    if demand.kind >= solver.KL and sketch.bins and sharding.within is here:
         off = notes[:, OFF] > UNRESOLVED * demand.number
         if demand.cap < math.inf:  # the bins cannot tell T → 0 from a small T, unless the number decides it
             sharpest = tilts[:, Tilts.B] >= solver.SHARPEST
