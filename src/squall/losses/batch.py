@@ -116,31 +116,31 @@ class PlainBatch(Batch):
         stats = np.zeros((self.groups, 6))
         stats[:, Stats.LEAST] = 0
         for _, _, d, l, mu in self._blocks():
-            effective = l if mu is None else torch.where(mu > 0, l, 0)
-            for column, x, extreme in (
-                (Stats.TOP, effective, torch.amax),
-                (Stats.WORST, l, torch.amax),
-                (Stats.LEAST, d, torch.amin),
-            ):
-                value = extreme(x, 1).double().numpy() if x.shape[1] else stats[:, column]
-                stats[:, column] = (np.minimum if column == Stats.LEAST else np.maximum)(stats[:, column], value)
+            if not l.shape[1]:
+                continue
+            worst = l.amax(1).double().numpy()
+            top = worst if mu is None else torch.where(mu > 0, l, 0).amax(1).double().numpy()
+            np.maximum(stats[:, Stats.WORST], worst, out=stats[:, Stats.WORST])
+            np.maximum(stats[:, Stats.TOP], top, out=stats[:, Stats.TOP])
+            if self.b is None:
+                np.minimum(stats[:, Stats.LEAST], d.amin(1).double().numpy(), out=stats[:, Stats.LEAST])
         if not np.isfinite(stats[:, Stats.WORST]).all():
             return Sketch(stats, np.zeros((self.groups, 0)), np.zeros((self.groups, 0)), bins)
         top = torch.from_numpy(stats[:, Stats.TOP].copy())
         parts = []
         mass, rest = torch.zeros(2, self.groups, WINDOW, dtype=torch.float64)
         for _, _, _, l, mu in self._blocks():
-            ties = (l == top.to(l.dtype).unsqueeze(1)).to(l.dtype)
-            weights = torch.ones_like(l) if mu is None else mu
-            stats[:, Stats.TIES] += (ties * weights).sum(1, dtype=torch.float64).numpy()
-            stats[:, Stats.TOTAL] += weights.sum(1, dtype=torch.float64).numpy()
+            ties = l == top.to(l.dtype).unsqueeze(1)
+            weighed = ties if mu is None else torch.where(ties, mu, 0)
+            stats[:, Stats.TIES] += weighed.sum(1, dtype=torch.float64).numpy()
+            stats[:, Stats.TOTAL] += l.shape[1] if mu is None else mu.sum(1, dtype=torch.float64).numpy()
             if bins:
                 effective = l if mu is None else torch.where(mu > 0, l, 0)
                 of_block = traced.fill(effective, mu, top)
                 mass += of_block[0]
                 rest += of_block[1]
             else:
-                parts.append((weights, l))
+                parts.append((torch.ones_like(l) if mu is None else mu, l))
         if not bins:
             mass, rest = (torch.cat(x, 1) for x in zip(*parts, strict=True)) if parts else (mass[:, :0], rest[:, :0])
         stats[:, Stats.KEY] = traced.keys_and_rests(top.to(self.dtype))[0].numpy()

@@ -183,7 +183,7 @@ def _atoms(
 
 
 def fill(errors: Points, measure: Points | None, top: Groups) -> tuple[Tensor, Tensor]:
-    """Σμ and Σμr of the bins of a window below `top`, (group, WINDOW), float64."""
+    """Σμ and Σμr of the bins of a window below `top`, (group, WINDOW), float64; of the lowest, Σμr means nothing."""
     shape = (len(errors), WINDOW)
     first = keys_and_rests(top.to(errors.dtype))[0].unsqueeze(1) - (WINDOW - 1)
     rows = torch.arange(len(errors), device=errors.device).unsqueeze(1) * WINDOW
@@ -191,9 +191,7 @@ def fill(errors: Points, measure: Points | None, top: Groups) -> tuple[Tensor, T
     for start in range(0, errors.shape[1], BLOCK):
         part = slice(start, start + BLOCK)
         keys, rests = keys_and_rests(errors[:, part])
-        places = keys - first
-        rests = torch.where(places > 0, rests, 0)
-        places = (places.clamp(0, WINDOW - 1) + rows).reshape(-1)
+        places = ((keys - first).clamp(0, WINDOW - 1) + rows).reshape(-1)
         if measure is None:
             packed = torch.zeros(len(mass), dtype=torch.int64, device=errors.device)
             packed = packed.scatter_add(0, places, (rests + ONE).reshape(-1))
