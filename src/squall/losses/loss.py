@@ -194,7 +194,9 @@ class Recipe:
             check_any(float(sharding.across(made.total.sum(), "sum")))
         account = None
         if not is_transformed() and not torch.compiler.is_exporting():
-            account = Account(made, value, weights.detach().amax() if weights.numel() else value.detach() * 0, sharding)
+            account = Account(
+                made, value.detach(), weights.detach().amax() if weights.numel() else value.detach() * 0, sharding
+            )
         log_beta = (made.tilt.b / made.tilt.scale).log().detach()
         log_beta = log_beta.squeeze(0) if len(log_beta) == 1 else math.nan
         if self.reduction == "none":
