@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from squall.losses import EffectiveFraction, Huber, ImbalanceAwareLoss, KLBudget, Relative
+from squall.losses.errors import squared_error
 from squall.losses.sketch import SMALL
 from squall.losses.traced import trace
 from squall.losses.weights import from_groups, to_groups
@@ -113,7 +114,7 @@ def check(
     found = loss.weights(hidden.detach(), target, **given).double().numpy()
     assert found.sum() == pytest.approx(1, abs=1e-6)
     assert abs(found - w).sum() < 2 * close
-    if loss.recipe.error.__name__ == "squared_error" if hasattr(loss.recipe.error, "__name__") else False:
+    if loss.recipe.error is squared_error:
         gradient = 2 * found * (prediction.detach().double() - target.double()).numpy()
         assert np.linalg.norm(prediction.grad.double().numpy() - gradient) < 2e-6 * np.linalg.norm(gradient) + 1e-30
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from squall.losses import traced
 from squall.losses.errors import Over
-from squall.losses.sketch import KEY_SHIFT, SMALL, WINDOW
+from squall.losses.sketch import KEY_SHIFT, WINDOW
 
 __all__ = ["Batch", "CompiledBatch", "PlainBatch", "Stats", "Tilts", "batch_of", "compiled_kernels"]
 
@@ -69,10 +69,6 @@ class Batch:
         self.groups, self.points = a.shape[1], a.shape[0] * a.shape[2]
         self.dtype = a.dtype
         self.counts = measure is None or measure.dtype == torch.bool
-
-    @property
-    def small(self) -> bool:
-        return self.points <= SMALL
 
     def sketch(self, bins: bool) -> Sketch:
         """The bins of all groups, or their points."""
