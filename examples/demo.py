@@ -16,17 +16,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from squall.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
-from squall.placement import keep_freed_memory
+from squall._process.progress import progress_bar
+from squall._process.threads import keep_freed_memory
 from squall.report import Comparison, Group, compare, comparison_figure, comparison_table, write_figures
 from squall.report.figures import save
-from squall.run_folder import RunFolder
-from squall.runs import run
-from squall.simulation import simulate_to_file
+from squall.runs.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
+from squall.runs.evaluate import evaluate_runs
+from squall.runs.folder import RunFolder
+from squall.runs.simulate import simulate_to_file
+from squall.runs.train import run
 from squall.systems import CahnHilliard, KortewegDeVries, System
-from squall.terminal import progress_bar
-from squall.trained import evaluate_runs
-from squall.training import TrainingSettings
+from squall.training.loop import TrainingSettings
 
 SYSTEMS: dict[str, tuple[System, str]] = {
     "Cahn-Hilliard": (CahnHilliard(), "hnn"),

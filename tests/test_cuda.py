@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from squall._process.replay import Replayed
 from squall.data import InMemory, Transitions
-from squall.ensemble import Member, train_together
-from squall.evaluation import RolloutValidation, evaluate, evaluate_each
+from squall.evaluation.rollouts import RolloutValidation, evaluate, evaluate_each
 from squall.integrators import euler, midpoint
 from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, MeanSquaredError, Relative, Schedule
 from squall.models import HNN, NODE
-from squall.sampling import UniformSampler
-from squall.stacked import Replayed, Stacked
+from squall.models.stacked import Stacked
 from squall.systems import CahnHilliard
-from squall.training import TrainingDiverged, TrainingSettings, train
+from squall.training.batched import Member, train_together
+from squall.training.loop import TrainingDiverged, TrainingSettings, train
+from squall.training.sampling import UniformSampler
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -188,7 +189,7 @@ SETTINGS = TrainingSettings(steps=25, batch=16, log_every=10, validate_every=10,
 @pytest.mark.parametrize(("kind", "step"), [("hnn", euler), ("node", midpoint)])
 def test_trainings_together_end_where_each_ends_alone_on_a_cpu(source, kind, step, held, monkeypatch):
     if not held:
-        monkeypatch.setattr("squall.ensemble.HELD_BYTES", 0)
+        monkeypatch.setattr("squall.training.batched.HELD_BYTES", 0)
     transitions, validate = Transitions(source), RolloutValidation(source, step, states=1)
     chosen = [(seed, name) for seed in (0, 1) for name in LOSSES]
     members = [

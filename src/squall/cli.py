@@ -24,16 +24,17 @@ from rich.progress import Progress
 
 import squall
 import squall.data
-from squall.config import ConfigError, RunConfig, explain, to_dict
-from squall.placement import keep_freed_memory
-from squall.run_folder import RunFolder, evaluation_suffix, write_beside
-from squall.runs import run
-from squall.simulation import simulate_to_file
-from squall.study import PRESETS, read_study
+from squall._process.progress import progress_bar, told
+from squall._process.threads import keep_freed_memory
+from squall.runs.config import ConfigError, RunConfig, explain, to_dict
+from squall.runs.evaluate import evaluate_runs
+from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
+from squall.runs.simulate import simulate_to_file
+from squall.runs.train import run
+from squall.runs.trained import open_run
+from squall.study.definition import PRESETS, read_study
 from squall.systems import SYSTEMS, ConvergenceError
-from squall.terminal import progress_bar, told
-from squall.trained import evaluate_runs, open_run
-from squall.training import Recorder, TrainingDiverged
+from squall.training.loop import Recorder, TrainingDiverged
 
 __all__ = ["main"]
 
@@ -383,8 +384,8 @@ def _predict(arguments: Namespace, console: Console) -> int:
 
 
 def _study(arguments: Namespace, console: Console) -> int:
-    from squall.report.results import read_results
     from squall.report.study_tables import status_table
+    from squall.study.results import read_results
 
     action = arguments.action
     options = arguments[action]
@@ -404,9 +405,9 @@ def _study(arguments: Namespace, console: Console) -> int:
 
 
 def _study_run(options: Namespace, console: Console) -> int:
-    from squall.report.results import read_results
     from squall.report.study_tables import status_table
-    from squall.study_run import run_study
+    from squall.study.results import read_results
+    from squall.study.runner import run_study
 
     study = read_study(options.study)
     out = options.out or Path("studies") / study.name

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from squall.models import _by_hand, _rows
-from squall.models._by_hand import ByHand
-from squall.models._density_gradient import density_gradient, fast_density_gradient
-from squall.models._point_network import fast_point_network, point_network
+from squall.models.fast import by_hand
+from squall.models.fast import rows as fast_rows
+from squall.models.fast.by_hand import ByHand
+from squall.models.fast.density_gradient import density_gradient, fast_density_gradient
+from squall.models.point_network import fast_point_network, point_network
 
 # PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -67,7 +68,7 @@ def test_the_passes_agree_with_the_formula(
 ) -> None:
     """For any number of blocks, the last one shorter."""
     hidden = 8
-    monkeypatch.setattr(_rows, "BLOCK", 10 * hidden * torch.float64.itemsize)
+    monkeypatch.setattr(fast_rows, "BLOCK", 10 * hidden * torch.float64.itemsize)
     inputs = case.inputs(rows, columns, hidden)
     ours, formula = case.function(*inputs), case.function.formula(*inputs)
     torch.testing.assert_close(ours, formula, rtol=1e-13, atol=1e-13)
@@ -90,16 +91,16 @@ def test_one_input_at_a_time(case: Case, name: str) -> None:
 @pytest.mark.parametrize("kind", ["numpy", "compiled", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_tanh_is_exact_to_rounding(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_by_hand, "NUMPY_TANH", kind == "numpy")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: _rows.FEW_THREADS + (kind == "plain"))
-    if kind == "compiled" and _by_hand._compiled_tanh() is None:
+    monkeypatch.setattr(by_hand, "NUMPY_TANH", kind == "numpy")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: fast_rows.FEW_THREADS + (kind == "plain"))
+    if kind == "compiled" and by_hand._compiled_tanh() is None:
         pytest.skip("needs numba")
     z = torch.cat([torch.logspace(-30, 2, 1001, dtype=torch.float64), torch.zeros(1), torch.tensor([torch.inf])])
     z = torch.cat([-z, z]).to(dtype).unsqueeze(1)
-    truth, ours = z.double().tanh(), _by_hand.tanh_(z)
+    truth, ours = z.double().tanh(), by_hand.tanh_(z)
     torch.testing.assert_close(ours.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
     assert ours is z
-    assert _by_hand.tanh_(torch.full((1,), torch.nan, dtype=dtype)).isnan()
+    assert by_hand.tanh_(torch.full((1,), torch.nan, dtype=dtype)).isnan()
 
 
 def test_any_memory_layout(case: Case) -> None:

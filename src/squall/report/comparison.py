@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from squall.config import flat
-from squall.run_folder import Kind, RunFolder, RunFolderError
+from squall.runs.config import flat
+from squall.runs.folder import Kind, RunFolder, RunFolderError
+from squall.study.results import ABSENT, Place, value_at
 
-__all__ = ["Comparison", "Group", "Place", "Spread", "compare", "metrics", "value_at"]
-
-Place = tuple[str, ...]
-"""Where `evaluation.json` has a number: the names on the way to it."""
+__all__ = ["Comparison", "Group", "Spread", "compare", "metrics"]
 
 _ROLLOUT: dict[str, Place] = {
     "rollout: states": ("rollout", "states"),
@@ -80,8 +78,8 @@ class Group:
 
     def spread(self, metric: str) -> Spread | None:
         """A metric over the seeds; None if it does not apply, such as the energy of data without a system."""
-        found = [value_at(evaluation, self.places[metric], _ABSENT) for evaluation in self.evaluations]
-        present = [value for value in found if value is not _ABSENT]
+        found = [value_at(evaluation, self.places[metric], ABSENT) for evaluation in self.evaluations]
+        present = [value for value in found if value is not ABSENT]
         return Spread(tuple(present)) if present else None
 
     def curves(self, name: str) -> list[list[float | None]]:
@@ -194,16 +192,3 @@ def _label(config: dict[str, Any], differing: list[str]) -> str:
         if key != "loss.name" and config.get(key) is not None:
             words.append(f"{key.rpartition('.')[2].replace('_', ' ')} {config[key]}")
     return ", ".join(words)
-
-
-_ABSENT = object()
-
-
-def value_at(values: Any, place: Place, missing: Any = None) -> Any:
-    """What an evaluation has at a place."""
-    found: Any = values
-    for name in place:
-        if not isinstance(found, dict) or name not in found:
-            return missing
-        found = found[name]
-    return found

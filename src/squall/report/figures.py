@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from squall.report.comparison import Comparison, Group, Spread
-from squall.run_folder import RunFolder, write_beside
+from squall.runs.folder import RunFolder, write_beside
 
 __all__ = ["comparison_figure", "energy_figure", "error_figure", "field_figure", "write_figures"]
 

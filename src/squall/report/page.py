@@ -13,10 +13,10 @@ from plotly.offline import get_plotlyjs
 
 from squall.report.page_drawings import drawn, step_regimes_of
 from squall.report.page_tables import KINDS, columns_of, note_on_p, tables_of
-from squall.report.results import GridResults, Outcome, Results
 from squall.report.study_tables import WEIGHED
 from squall.report.tables import number
-from squall.run_folder import write_beside
+from squall.runs.folder import write_beside
+from squall.study.results import GridResults, Outcome, Results
 
 __all__ = ["write_page"]
 

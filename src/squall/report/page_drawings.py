@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from squall.report.comparison import Place
 from squall.report.figures import COLOURS
 from squall.report.page_tables import IN_WORDS, KINDS, STATES, in_figures, interval
-from squall.report.results import GridResults, Outcome, Results, Row, summarize
 from squall.report.study_figures import REGIME_COLOURS, REGIME_NAMES
 from squall.report.study_tables import WEIGHED, StepRegime, step_regimes
-from squall.run_folder import Kind
+from squall.runs.folder import Kind
+from squall.study.results import GridResults, Outcome, Place, Results, Row, summarize
 
 __all__ = ["drawn", "step_regimes_of"]
 

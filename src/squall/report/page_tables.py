@@ -5,10 +5,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from squall.report.comparison import Place
-from squall.report.results import (
+from squall.report.tables import number
+from squall.runs.folder import Kind
+from squall.study.results import (
     GridResults,
     Outcome,
+    Place,
     Row,
     Summary,
     compare_paired,
@@ -17,8 +19,6 @@ from squall.report.results import (
     published,
     summarize,
 )
-from squall.report.tables import number
-from squall.run_folder import Kind
 
 __all__ = [
     "IN_WORDS",

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from squall.report.figures import COLOURS
-from squall.report.results import GridResults, Outcome, Row, summarize
+from squall.study.results import GridResults, Outcome, Row, summarize
 from squall.systems import CahnHilliard
 
 __all__ = [

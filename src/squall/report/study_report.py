@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from squall.report.figures import save
 from squall.report.page import write_page
-from squall.report.results import GridResults, Outcome, Results, read_results
 from squall.report.study_figures import (
     field_comparison,
     first_labels,
@@ -18,8 +17,9 @@ from squall.report.study_figures import (
     training_figure,
 )
 from squall.report.study_tables import WEIGHED, csv_table, markdown_table, regime_table, status_table
-from squall.run_folder import write_beside
-from squall.study import slug
+from squall.runs.folder import write_beside
+from squall.study.definition import slug
+from squall.study.results import GridResults, Outcome, Results, read_results
 
 __all__ = ["write_report"]
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from squall.losses import imbalance_weights
-from squall.report.comparison import Place, metrics
-from squall.report.results import (
+from squall.report.comparison import metrics
+from squall.report.tables import number
+from squall.runs.folder import Kind
+from squall.study.results import (
     GridResults,
     Outcome,
+    Place,
     Results,
     Row,
     Summary,
@@ -23,8 +26,6 @@ from squall.report.results import (
     published,
     summarize,
 )
-from squall.report.tables import number
-from squall.run_folder import Kind
 from squall.systems import CahnHilliard
 
 __all__ = ["WEIGHED", "csv_table", "markdown_table", "regime_table", "status_table", "step_regimes"]

@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from squall.report.comparison import Comparison, Group, Place, Spread, metrics
+from squall.report.comparison import Comparison, Group, Spread, metrics
+from squall.study.results import Place
 
 __all__ = ["comparison_table", "evaluation_table", "markdown", "number"]
 

@@ -1,0 +1,6 @@
+"""A run: one folder from one configuration, trained, evaluated, rolled out."""
+
+from squall.runs.train import run, run_together
+from squall.runs.trained import TrainedRun, open_run
+
+__all__ = ["TrainedRun", "open_run", "run", "run_together"]
