@@ -11,7 +11,8 @@ import torch
 from squall.losses import MeanSquaredError
 from squall.losses.rivals import RIVALS, rival
 from squall.losses.rivals.table import options_of
-from tests.losses.rivals.cases import SHAPE, extra, fields, made
+
+from .cases import SHAPE, extra, fields, made
 
 PLANE = sorted(set(RIVALS) - {"spherical_amse"})
 MASKED = sorted(set(PLANE) - {"amse", "bsp", "relative_h1"})

@@ -133,6 +133,13 @@ def test_focal_holds_its_scale_and_differentiates_its_factor():
         assert prediction.grad[i].item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_a_point_without_error_has_no_slope_in_focal(gamma):
+    prediction = torch.tensor([0.0, 1.0], requires_grad=True)
+    Focal(gamma=gamma)(prediction, torch.zeros(2)).backward()
+    assert prediction.grad[0] == 0
+
+
 @pytest.mark.parametrize("temperature", [0.5, 3.0, -0.5, -3.0])
 def test_tilted_is_its_formula(temperature):
     l, share = errors(30), measured(30)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from squall.losses.rivals import RelativeH1, RelativeL2
-from tests.losses.rivals.cases import fields
+
+from .cases import fields
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 16), (3, 2, 8, 6)])

@@ -11,7 +11,8 @@ import torch
 from squall.losses.rivals import AMSE, BinnedSpectral, SphericalAMSE
 from squall.losses.rivals.base import points
 from squall.losses.rivals.spectra import by_shell, power, shells, transform
-from tests.losses.rivals.cases import fields
+
+from .cases import fields
 
 SHAPES = [(9,), (8,), (6, 8), (8, 6), (5, 7), (4, 6, 5)]
 
@@ -71,6 +72,13 @@ def test_amse_is_at_least_mse_and_equal_to_it_where_only_amplitudes_differ():
         prediction, target = (x.detach() for x in fields(2, 1, 16, seed=seed))
         assert AMSE()(prediction, target) >= (prediction - target).square().mean()
     torch.testing.assert_close(AMSE()(0.6 * target, target), (0.4 * target).square().mean(), rtol=1e-12, atol=0)
+
+
+def test_scales_with_next_to_no_power_count_as_in_mse():
+    x = torch.arange(32, dtype=torch.float64) * (2 * math.pi / 32)
+    strong, weak = x.sin().reshape(1, 1, -1), 1e-4 * (5 * x).sin().reshape(1, 1, -1)
+    prediction, target = strong - weak, strong + weak
+    torch.testing.assert_close(AMSE()(prediction, target), 4 * weak.square().mean(), rtol=1e-9, atol=0)
 
 
 def test_amse_does_not_reward_smoothing_what_cannot_be_placed():

@@ -6,7 +6,8 @@ import torch
 from scipy.stats import gaussian_kde
 
 from squall.losses.rivals import DensityWeights, ExtremeValue
-from tests.losses.rivals.cases import fields
+
+from .cases import fields
 
 
 def skewed(n: int) -> torch.Tensor:

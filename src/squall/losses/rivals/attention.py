@@ -55,7 +55,8 @@ class _Attention(Rival):
         integers = index.shape == prediction.shape[:1] and index.dtype in (torch.int32, torch.int64)
         require(integers, f"index must be integers of shape (batch,), got {index.dtype} of shape {[*index.shape]}")
         known = f"{name} was made for samples 0 to {samples - 1}"
-        require(bool(((index >= 0) & (index < samples)).all()), f"{known}, got {index.tolist()}; make a new one")
+        least, largest = (int(i) for i in index.aminmax())
+        require(0 <= least <= largest < samples, f"{known}, got {least} to {largest}; make one for these data")
         return index.to(self.memory.device)
 
 
