@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from squall.models import fast
 from squall.models.fast.rows import FEW_THREADS, on_threads, plain
 
 Gradients = tuple[Tensor | None, ...]
 
 NUMPY_TANH = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """There NumPy's tanh takes 0.36 ns a number, PyTorch's 2.5. With AVX2, in float32 and float64: NumPy's 2.6 and 16,
-PyTorch's 3.2 and 8, that of `_tanh_numba` 0.7 and 2.4."""
+PyTorch's 3.2 and 8, that of `tanh_numba` 0.7 and 2.4."""
 
 
 @final
 @dataclass(frozen=True)
 class ByHand:
-    """The function that `formula` says, computed by `forward` and `backward` where these can take its place.
+    """A formula, computed by `forward` and `backward` where these can take its place.
 
-    They take its place in plain evaluation and in first derivatives by reverse mode, under `torch.vmap` too.
-    Higher derivatives, forward mode, `torch.compile` and autocast go by the formula, so the passes by hand need no
-    derivatives and may work in place.
+    They do in plain evaluation and in first derivatives by reverse mode, under `torch.vmap` too. All else falls back
+    to the formula (see `squall.models.fast`), so the passes need no derivatives and may work in place.
 
     Args:
         formula: from tensors to a tensor, by operations that PyTorch can differentiate.
@@ -41,8 +41,9 @@ class ByHand:
     backward: Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[bool, ...]], Gradients]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type):
-            return self.formula(*inputs)  # the compiler and autocast need to see the operations
+        # The compiler and autocast need to see the operations.
+        if not fast.enabled or torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type):
+            return self.formula(*inputs)
         return _ByHand.apply(self, *inputs)[0]
 
     def batched(self) -> "ByHand":
@@ -58,9 +59,9 @@ class ByHand:
             return inputs[0].shape[1] * max(x.shape[-1] for x in inputs) * inputs[0].itemsize
 
         def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            outs, *kept = zip(
-                *on_threads(lambda one: self.forward(*one), list(zip(*inputs, strict=True)), size(inputs)), strict=True
-            )
+            members = list(zip(*inputs, strict=True))
+            results = on_threads(lambda member: self.forward(*member), members, size(inputs))
+            outs, *kept = zip(*results, strict=True)
             return torch.stack(outs), *itertools.chain(*zip(*kept, strict=True))
 
         def backward(
@@ -68,11 +69,11 @@ class ByHand:
         ) -> Gradients:
             each = len(kept) // len(g)
 
-            def one(i: int) -> Gradients:
+            def of_member(i: int) -> Gradients:
                 return self.backward(g[i], tuple(x[i] for x in inputs), kept[each * i : each * (i + 1)], needed)
 
-            found = on_threads(one, range(len(g)), size(inputs))
-            return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*found, strict=True))
+            gradients = on_threads(of_member, range(len(g)), size(inputs))
+            return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*gradients, strict=True))
 
         return ByHand(torch.vmap(self.formula, randomness="error"), forward, backward)
 
