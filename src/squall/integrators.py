@@ -116,7 +116,7 @@ class RungeKutta(Integrator):
         return _combine(self.weights, slopes)
 
 
-def _combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def _combine(coefficients: tuple[float, ...], slopes: list[Array]) -> Array:
     """Σ c_i k_i; the term of a zero is left out, as 0·inf is not 0."""
     terms = [k if c == 1 else c * k for c, k in zip(coefficients, slopes, strict=True) if c != 0]
     return sum(terms[1:], start=terms[0])

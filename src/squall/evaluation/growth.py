@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from squall._types import Rate, State
@@ -117,7 +117,7 @@ def _arnoldi_factor(integrator: IntegratorLike, rate: Rate, state: State, dt: fl
         leaf = state.detach().clone().requires_grad_()
         following = integrator(rate, leaf, dt)
 
-    def transposed(vector: np.ndarray) -> np.ndarray:
+    def transposed(vector: Shaped[np.ndarray, "*size"]) -> Float[np.ndarray, " size"]:
         cotangent = torch.from_numpy(np.asarray(vector).reshape(following.shape)).to(following)
         return _product(following, leaf, cotangent).double().flatten().cpu().numpy()
 

@@ -121,6 +121,9 @@ def evaluate_each(
     return _evaluate(models, source, integrator, system, scale, keeps)
 
 
+OfOne = Float[Tensor, "1 *shape"]
+
+
 class _Alone:
     """One model under the interface of a stack."""
 
@@ -132,13 +135,13 @@ class _Alone:
     def __len__(self) -> int:
         return 1
 
-    def __call__(self, u: Tensor) -> Tensor:
+    def __call__(self, u: OfOne) -> OfOne:
         return self.skeleton(u[0])[None]
 
-    def shared(self, u: Tensor) -> Tensor:
+    def shared(self, u: Float[Tensor, "*shape"]) -> OfOne:
         return like_model(self.skeleton, u)[None]
 
-    def rollout(self, integrator: IntegratorLike, first: State, dt: float, steps: int) -> Tensor:
+    def rollout(self, integrator: IntegratorLike, first: State, dt: float, steps: int) -> OfOne:
         return rollout(integrator, self.skeleton, like_model(self.skeleton, first), dt, steps)[None]
 
 

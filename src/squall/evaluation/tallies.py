@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from squall._types import PerState, Trajectories
+from squall._types import PerState, State, Trajectories
 from squall.data import Source
 from squall.evaluation.regimes import REGIMES, RegimeThresholds
 
@@ -37,7 +37,7 @@ Labels = Int[Tensor, "batch step channel *space"]
 class Physics(Protocol):
     """What an evaluation asks of a system; a trajectory without one has no energy."""
 
-    def energy(self, u: Tensor) -> PerState: ...
+    def energy(self, u: State) -> PerState: ...
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class Phases(Protocol):
 
     @property
     def has_regimes(self) -> bool: ...
-    def regimes(self, u: Tensor) -> Tensor: ...
+    def regimes(self, u: Trajectories) -> Labels: ...
 
 
 @dataclass(frozen=True)

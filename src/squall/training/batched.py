@@ -66,7 +66,7 @@ class Member:
         sampler: which transitions make its minibatches.
         validate: called with the model every `validate_every` steps; what can validate each of a stack, as
             `RolloutValidation`, is called once for all members where it is the same for all.
-        recorder: told of log lines and checkpoints, by a thread of its own; says where to resume.
+        recorder: receives log lines and checkpoints, in a thread of its own, and gives the checkpoint to resume from.
     """
 
     model: nn.Module

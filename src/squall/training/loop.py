@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from squall._types import State, Validation
 from squall.data import Transitions
-from squall.integrators import IntegratorLike, accepts_step, euler, increment, substeps
+from squall.integrators import Array, IntegratorLike, accepts_step, euler, increment, substeps
 from squall.losses import ImbalanceAwareLoss
 from squall.models.placement import like_model
 from squall.training.sampling import Sampler, UniformSampler
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 else:  # importing it takes as long as importing torch
     Fabric = Any
+
+
+Unit = Float[Tensor, "channel *ones"]
 
 
 class Stepper(abc.ABC):
@@ -177,7 +180,7 @@ def train(
         substeps: how many steps of the integrator cover dt, one number per transition; 1 if left out.
         optimizer: over the model's parameters; Adam if left out.
         validate: called with the model every `settings.validate_every` steps.
-        recorder: told of every step, log line and checkpoint; says where to resume.
+        recorder: receives every step, log line and checkpoint, and gives the checkpoint to resume from.
         fabric: device, precision and processes; one process on the CPU if left out.
 
     Returns:
@@ -256,7 +259,7 @@ class _Increment(nn.Module):
             rates[chosen] = increment(substeps(self.integrator, count), self._rate, u[chosen], self.dt)
         return rates
 
-    def _rate(self, u: Tensor) -> Tensor:
+    def _rate(self, u: State) -> State:
         rate = self.model(u)
         if rate.shape != u.shape:
             raise ValueError(
@@ -283,7 +286,7 @@ class Pairs:
         """The mean rate over the step, or the next state."""
         return (u_next - u) / self.dt if self.residual == "rate" else u_next
 
-    def compared(self, rate: Tensor, u: Tensor, target: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def compared(self, rate: Array, u: Array, target: Array, unit: Unit) -> tuple[Array, Array]:
         """Prediction and target, (..., batch, channel, *space), for the loss; `unit` where and as they are."""
         prediction = u + self.dt * rate if self.residual == "state" else rate
         return prediction / unit, target / unit

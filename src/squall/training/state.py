@@ -120,7 +120,7 @@ class TrainingResult:
     """A trained model.
 
     `model` holds the last weights and `best`, after a validation, those that rolled out best, with the step
-    they come from; `history` is every line of metrics. `finished` is false after a stop that was asked for.
+    they come from; `history` is every line of metrics. `finished` is false after a requested stop.
     """
 
     model: nn.Module
