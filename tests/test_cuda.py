@@ -196,10 +196,10 @@ def test_trainings_together_end_where_each_ends_alone_on_a_cpu(source, kind, ste
         Member(made(kind, seed), LOSSES[name](), UniformSampler(len(transitions), 16, seed), validate)
         for seed, name in chosen
     ]
-    together = train_together(members, transitions, SETTINGS, step=step, device="cuda")
+    together = train_together(members, transitions, SETTINGS, integrator=step, device="cuda")
     for (seed, name), result in zip(chosen, together, strict=True):
         alone = train(
-            made(kind, seed), transitions, SETTINGS, loss=LOSSES[name](), step=step, validate=validate,
+            made(kind, seed), transitions, SETTINGS, loss=LOSSES[name](), integrator=step, validate=validate,
             sampler=UniformSampler(len(transitions), 16, seed),
         )  # fmt: skip
         assert not isinstance(result, TrainingDiverged)

@@ -54,10 +54,10 @@ def test_an_ensemble_equals_its_members_alone(source, kind, step, at_once, monke
     monkeypatch.setitem(squall.training.batched.STEPS_AT_ONCE, "cpu", at_once)
     combinations = [(0, name) for name in LOSSES] + [(1, "temperature")]
     members = [member(seed, LOSSES[name](), source, kind=kind, step=step) for seed, name in combinations]
-    together = train_together(members, Transitions(source), SETTINGS, step=step)
+    together = train_together(members, Transitions(source), SETTINGS, integrator=step)
     for (seed, name), result, one in zip(combinations, together, members, strict=True):
         alone = train(
-            model(seed, kind), Transitions(source), SETTINGS, loss=LOSSES[name](), step=step,
+            model(seed, kind), Transitions(source), SETTINGS, loss=LOSSES[name](), integrator=step,
             sampler=one.sampler, validate=one.validate,
         )  # fmt: skip
         for ours, theirs in zip(result.model.parameters(), alone.model.parameters(), strict=True):

@@ -250,11 +250,11 @@ def _parser() -> ArgumentParser:
 
 def keys(kind: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key of a configuration."""
-    found = []
+    names = []
     for name, hint in get_type_hints(kind).items():
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        found += keys(hint, f"{prefix}{name}.") if nested else [prefix + name]
-    return found
+        names += keys(hint, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
 
 
 def explain(message: str, known: list[str]) -> str:
@@ -281,10 +281,10 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> flat({"a": {"b": 1}, "c": 2})
     {'a.b': 1, 'c': 2}
     """
-    found = {}
+    dotted = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return found
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return dotted
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@
     sampling.npz        stiffness index of the training transitions, where they are not drawn uniformly
     metrics.jsonl       one line per logged step
     checkpoints/        last-<step>/ and best-<step>/, two of each, with their checksums
-    evaluation.json     what `evaluate` found, and rollouts.npz, the fields for its figures
+    evaluation.json     the errors, and rollouts.npz, the fields for its figures
     figures/
 
 Every file is written beside and renamed into place, so that a kill leaves the old one or the new one.
@@ -257,8 +257,8 @@ class RunFolder:
 
     def checkpoint_steps(self, kind: Kind) -> list[int]:
         """The steps of the checkpoints of a kind, the newest first."""
-        found = (self.path / "checkpoints").glob(f"{kind}-*")
-        return sorted((int(path.name.removeprefix(f"{kind}-")) for path in found), reverse=True)
+        paths = (self.path / "checkpoints").glob(f"{kind}-*")
+        return sorted((int(path.name.removeprefix(f"{kind}-")) for path in paths), reverse=True)
 
     def load(self, kind: Kind) -> Checkpoint | None:
         """The newest checkpoint that can be read, None if there is none yet.

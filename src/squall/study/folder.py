@@ -69,7 +69,9 @@ class StudyFolder:
             folder = self.run(trial)
             if folder.has("config.yaml"):
                 there, asked = folder.read_config(), to_dict(trial.config)
-                there["data"]["path"] = f"data/{Path(there['data']['path']).name}"  # whole until it is done
+                there["data"]["path"] = (
+                    f"data/{Path(there['data']['path']).name}"  # absolute in folders of earlier versions
+                )
                 lines = [line for line in difference(there, asked) if not line.startswith("device.threads:")]
                 if lines:
                     raise RunFolderError(
