@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from squall._process.extras import explain_missing_extra
 from squall._types import Rate
 from squall.integrators import Step
 from squall.models.stacked import Stacked
@@ -99,6 +100,7 @@ def _product(following: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if row is None else row
 
 
+@explain_missing_extra()
 def _arnoldi_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
     """Arnoldi on the transposed Jacobian, which has the same eigenvalues and needs backward passes only."""
     from scipy.sparse import linalg  # slow to import, and most commands never come here

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from squall._process.extras import explain_missing_extra
 from squall._process.threads import threads
 from squall._types import Validation
 from squall.data import Split, Transitions
@@ -243,6 +244,7 @@ def _finished(folder: RunFolder, steps: int) -> bool:
     return checkpoint is not None and checkpoint.step == steps
 
 
+@explain_missing_extra()
 def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
     from lightning_fabric import Fabric
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from squall._process.extras import explain_missing_extra
 from squall._types import Score, Validation
 from squall.data import Transitions
 from squall.integrators import Step, euler, increment, substeps
@@ -323,6 +324,7 @@ class Course:
         self.best = self.recorder.resume_best()
 
 
+@explain_missing_extra()
 def one_process() -> Fabric:
     from lightning_fabric import Fabric
 
