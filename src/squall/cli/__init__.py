@@ -27,10 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["--version"]:
         print(f"squall {squall.__version__}")
         return 0
-    if not words or words[0] in ("-h", "--help"):
+    if words[:1] in (["-h"], ["--help"]):
         print(_usage())
-        return 0 if words else USER_MISTAKE
+        return 0
     try:
+        if not words:
+            raise ValueError(f"no command is given\n\n{_usage()}")
         if words[0] not in COMMANDS:
             raise ValueError(_unknown(words[0]))
         with explain_missing_extra():
