@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("squall", "typechecking.check")
@@ -20,3 +21,9 @@ def pytest_make_collect_report(collector):
         reason = f"Skipped: {package} is not installed: pip install 'squall[{extra}]'"
         report.outcome, report.longrepr = "skipped", (str(collector.path), 0, reason)
     return report
+
+
+@pytest.fixture(autouse=True)
+def same_seed():
+    """Every test draws the same numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
