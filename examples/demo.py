@@ -2,8 +2,8 @@
 
     python examples/demo.py --out demo
 
-Trains two seeds of each loss on each system, two runs at a time with one thread each. A second call goes on
-where the first stopped, and prints the comparison again once all is there.
+Trains two seeds of each loss on each system, two runs at a time with one thread each, one system after the other.
+A second call resumes where the first stopped, and prints the comparison again once everything is trained.
 """
 
 import argparse
@@ -29,15 +29,16 @@ from squall.systems import CahnHilliard, KortewegDeVries, System
 from squall.training.loop import TrainingSettings
 
 SYSTEMS: dict[str, tuple[System, str]] = {
+    "Korteweg-de Vries": (KortewegDeVries(), "node"),  # the cheaper one first
     "Cahn-Hilliard": (CahnHilliard(), "hnn"),
-    "Korteweg-de Vries": (KortewegDeVries(), "node"),
 }
 LOSSES = {"mse": LossConfig("mse"), "imbalance-aware": LossConfig("imbalance-aware")}
-JUDGED = ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme")
+METRICS = ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme")
 SEEDS = (0, 1)
-STEPS = 4000
+STEPS = 2000
 HIDDEN = 64
 LARGE = 1e9
+"""The factor between a finite error and one that became infinite."""
 
 
 def main() -> None:
@@ -48,34 +49,26 @@ def main() -> None:
     console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
 
-    with progress_bar(console) as progress:
-        files = {name: simulated(name, options.out, progress) for name in SYSTEMS}
-        runs = {
-            name: [
-                (
-                    configuration(name, files[name], loss, seed, options.steps),
-                    options.out / f"{slug(name)}-{loss}-{seed}",
-                )
+    comparisons = []
+    for name in SYSTEMS:
+        console.rule(name)
+        with progress_bar(console) as progress:
+            data = simulated(name, options.out, progress)
+            jobs = [
+                (configuration(name, data, loss, seed, options.steps), options.out / f"{slug(name)}-{loss}-{seed}")
                 for seed in SEEDS
                 for loss in LOSSES
             ]
-            for name in SYSTEMS
-        }
-        train_all([job for jobs in runs.values() for job in jobs], progress)
-
-    comparisons = []
-    for name, jobs in runs.items():
-        folders = [folder for _, folder in jobs]
-        console.rule(name)
+            train_all(jobs, progress)
         for checkpoint in ("best", "last"):
-            comparison = compare(folders, checkpoint)
+            comparison = compare([folder for _, folder in jobs], checkpoint)
             comparisons.append((f"{name} ({checkpoint} weights)", comparison))
             console.print(comparison_table(comparison))
-            save(comparison_figure(comparison), options.out / f"{slug(name)}-{checkpoint}.png")
-    console.rule("pictures")
-    for path in sorted(options.out.glob("*.png")) + sorted(options.out.glob("*/figures")):
+            print(save(comparison_figure(comparison), options.out / f"{slug(name)}-{checkpoint}.png"))
+    console.rule("figures of each run")
+    for path in sorted(options.out.glob("*/figures")):
         print(path)
-    console.rule("who won")
+    console.rule("which loss predicts better")
     console.print(verdict(comparisons), highlight=False)
 
 
@@ -103,7 +96,7 @@ def configuration(name: str, data: Path, loss: str, seed: int, steps: int) -> Ru
 
 
 def train_all(jobs: Sequence[tuple[RunConfig, Path]], progress: Progress) -> None:
-    """Two processes at a time; the bar follows what they write into their folders."""
+    """Train in two processes; the bar follows what they write into their folders."""
     total = sum(config.training.steps for config, _ in jobs)
     task = progress.add_task(f"training {len(jobs)} models", total=total, status="")
     context = multiprocessing.get_context("spawn")
@@ -130,20 +123,20 @@ def steps_done(folder: Path) -> int:
 
 
 def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
-    """One sentence from the numbers alone: who rolled out better, by how much, and what the winner lost."""
+    """A line per system and checkpoint, from the numbers alone: which loss has the smaller rollout error."""
     parts = []
     for name, comparison in comparisons:
         groups = {group.label.split(",")[0]: group for group in comparison.groups}
-        factors = {metric: factor(groups["mse"], groups["imbalance-aware"], metric) for metric in JUDGED}
-        winner = "imbalance-aware" if factors[JUDGED[0]] > 1 else "mse"
-        lost = [metric for metric in JUDGED[1:] if (factors[metric] > 1) != (winner == "imbalance-aware")]
-        but = f" (but not in {', '.join(lost)})" if lost else ""
-        parts.append(f"on {name} {winner} by a factor of {max(factors[JUDGED[0]], 1 / factors[JUDGED[0]]):.2f}{but}")
-    return f"By the rollout error of the states, median of {len(SEEDS)} seeds, the winner is {'; '.join(parts)}."
+        factors = {metric: factor(groups["mse"], groups["imbalance-aware"], metric) for metric in METRICS}
+        better = "imbalance-aware" if factors[METRICS[0]] > 1 else "mse"
+        worse = [metric for metric in METRICS[1:] if (factors[metric] > 1) != (better == "imbalance-aware")]
+        but = f", but it is worse in {', '.join(worse)}" if worse else ""
+        parts.append(f"{name}: {better} by a factor of {max(factors[METRICS[0]], 1 / factors[METRICS[0]]):.2f}{but}")
+    return "\n".join([f"By the rollout error of the states, median of {len(SEEDS)} seeds:", *parts])
 
 
 def factor(theirs: Group, ours: Group, metric: str) -> float:
-    """The error of one group in units of the other's; a median that diverged is the larger one."""
+    """The first group's median error divided by the second's; a diverged median counts as the larger one."""
     a, b = _median(theirs, metric), _median(ours, metric)
     if a is None or b is None:
         return 1.0 if a == b else LARGE if a is None else 1 / LARGE

@@ -488,10 +488,3 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
     expected = last_weights(tmp_path / "one")
     for name, tensor in last_weights(tmp_path / "two").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
-
-
-def test_a_help_text_waits_for_nothing_that_it_does_not_need():
-    slow = ["lightning_fabric", "matplotlib", "scipy.sparse", "scipy.stats"]
-    script = f"import sys, squall.cli; print([name for name in {slow} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout == "[]\n"

@@ -3,7 +3,10 @@
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
+
+from squall._types import Trajectories
 
 
 class DataError(ValueError):
@@ -14,7 +17,7 @@ class MissingFileError(DataError, FileNotFoundError):
     """There is no such data file."""
 
 
-def all_finite(values: Tensor) -> bool:
+def all_finite(values: Shaped[Tensor, "..."]) -> bool:
     """Whether no value is NaN or infinite. A sum keeps every NaN and infinity, and needs no second array."""
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
@@ -29,7 +32,7 @@ class NonFinite:
         self.trajectories: set[int] = set()
         self.first: tuple[int, int, str, tuple[int, ...]] | None = None
 
-    def look(self, values: Tensor, trajectories: Any, starts: Any) -> None:
+    def look(self, values: Trajectories, trajectories: Any, starts: Any) -> None:
         """Look through windows (batch, time, channel, *space) that begin at `starts` of `trajectories`."""
         self.values += values.numel()
         if all_finite(values):

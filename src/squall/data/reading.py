@@ -9,11 +9,12 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Int64, Shaped
 
+from squall._types import Trajectories
 from squall.data.description import Description
 from squall.data.errors import DataError, MissingFileError, NonFinite
-from squall.data.source import Source
+from squall.data.source import Numbers, Source
 from squall.data.structure import StoredField, read_structure
 
 DAMAGE = (
@@ -118,14 +119,14 @@ class TrajectoryFile(Source):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_process": -1, "_descriptor": None, "_hdf5": None}
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         states = self._states(trajectories, starts, length)
         found = NonFinite(self.fields)
         found.look(states, trajectories, starts)
         found.refuse(f"{self.path}, in what was read now", "`squall.data.open(path).check()` looks at all.")
         return states
 
-    def _states(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _states(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         self._open()
         number = np.dtype(str(self.dtype).removeprefix("torch."))
         stored = self._structure.stored
@@ -137,7 +138,9 @@ class TrajectoryFile(Source):
             return torch.from_numpy(np.require(parts[0], number, ["C", "W"]))
         return torch.from_numpy(np.concatenate(parts, axis=2, dtype=number, casting="same_kind"))
 
-    def _read(self, field: StoredField, trajectories: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    def _read(
+        self, field: StoredField, trajectories: Int64[np.ndarray, " n"], starts: Int64[np.ndarray, " n"], length: int
+    ) -> Shaped[np.ndarray, "n time component *space"]:
         """Windows of one field (window, length, component, *space)."""
         values = np.empty((len(trajectories), length, *field.block), dtype=field.dtype)
         if not field.sample_varying:
@@ -211,7 +214,11 @@ def _read_in_place(descriptor: int, offset: int, values: Any, rows: list[int], o
 
 
 def _read_through_hdf5(
-    dataset: Any, sample_varying: bool, values: np.ndarray, places: list[tuple[int, int]], order: list[int]
+    dataset: Any,
+    sample_varying: bool,
+    values: Shaped[np.ndarray, "window time *block"],
+    places: list[tuple[int, int]],
+    order: list[int],
 ) -> None:
     """The same for what is packed in chunks or lies elsewhere."""
     for window in order:
@@ -220,7 +227,9 @@ def _read_through_hdf5(
         values[window] = dataset[(trajectory, times) if sample_varying else times]
 
 
-def _spread(values: np.ndarray, field: StoredField, space: tuple[int, ...]) -> np.ndarray:
+def _spread(
+    values: Shaped[np.ndarray, "window time *block"], field: StoredField, space: tuple[int, ...]
+) -> Shaped[np.ndarray, "window time component *space"]:
     """Repeat along the space axes that do not vary, and put the components where channels are."""
     stored = (points if varying else 1 for points, varying in zip(space, field.dim_varying, strict=True))
     components = len(field.channels)

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
 from squall.data.description import AXES, Description, equal_step
 from squall.data.errors import DataError
@@ -234,7 +235,7 @@ def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
     return points.astype(np.float64), equal_step(points)
 
 
-def _explains(points: np.ndarray, start: float, step: float) -> bool:
+def _explains(points: Shaped[np.ndarray, " points"], start: float, step: float) -> bool:
     """Whether the points are start + i·step, to the rounding of float32."""
     line = start + step * np.arange(len(points))
     tolerance = 4 * float(np.finfo(np.float32).eps) * max(abs(line[0]), abs(line[-1]))

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO, Unpack
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float, Shaped
 
+from squall._types import Trajectories
 from squall.data.description import AXES, About, Description, describe
 from squall.data.errors import DataError, NonFinite
-from squall.data.source import CHUNK_BYTES, as_states
+from squall.data.source import CHUNK_BYTES, AnyArray, as_states
 
 STRUCTURE_BYTES = 2**20
 """Room reserved for everything in a file that is not states."""
@@ -24,12 +25,12 @@ STRUCTURE_BYTES = 2**20
 
 def write(
     path: str | os.PathLike[str],
-    states: Tensor | np.ndarray,
+    states: AnyArray,
     *,
     dt: float,
     fields: Sequence[str] | str | None = None,
     lengths: float | Sequence[float] | None = None,
-    coordinates: Sequence[Any] | np.ndarray | None = None,
+    coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None = None,
     boundary: str | Sequence[str] = "periodic",
     name: str = "trajectories",
     parameters: Mapping[str, Any] | None = None,
@@ -152,7 +153,7 @@ class Writer:
         self._fields = about.fields
         self._offsets = offsets
 
-    def append(self, states: Tensor | np.ndarray) -> None:
+    def append(self, states: AnyArray) -> None:
         """Write the next trajectories (batch, time, channel, *space).
 
         Raises:
@@ -175,7 +176,7 @@ class Writer:
         found.refuse("append", "Remove these trajectories, or stop them earlier.")
         self._put(tensor)
 
-    def _put(self, states: Tensor) -> None:
+    def _put(self, states: Trajectories) -> None:
         numbers = states.cpu().numpy()
         trajectory_bytes = numbers[:1, :, 0].nbytes
         with _explained(self.path):
@@ -254,7 +255,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
         return [_field(file["t0_fields"], name, (batch, times, *space), kind) for name in about.fields]
 
 
-def _axis(group: Any, name: str, points: np.ndarray, step: float | None) -> None:
+def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: float | None) -> None:
     """The layout keeps axes in float32, which blurs the step: it stands beside, exactly."""
     axis = group.create_dataset(name, data=points.astype(np.float32))
     axis.attrs["sample_varying"] = False
@@ -289,12 +290,12 @@ def _field(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype) -> in
     return dataset.id.get_offset()
 
 
-def _words(words: Any) -> np.ndarray:
+def _words(words: Any) -> Shaped[np.ndarray, " word"]:
     """Words as HDF5 text; an empty list keeps its type."""
     return np.array(list(words), dtype=h5py.string_dtype())
 
 
-def _pieces(states: Tensor) -> list[range]:
+def _pieces(states: Trajectories) -> list[range]:
     """Trajectories to copy at a time."""
     together = max(1, CHUNK_BYTES // max(1, states[0].numel() * states.element_size()))
     return [range(first, min(first + together, len(states))) for first in range(0, len(states), together)]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from squall._process.extras import explain_missing_extra
 from squall._types import Rate, State
 from squall.integrators import Array, IntegratorLike, accepts_step
 from squall.models.stacked import Stacked
@@ -109,6 +110,7 @@ def _product(following: Array, leaf: Array, cotangent: Array) -> Array:
     return torch.zeros_like(leaf) if row is None else row
 
 
+@explain_missing_extra()
 def _arnoldi_factor(integrator: IntegratorLike, rate: Rate, state: State, dt: float) -> float:
     """Arnoldi on the transposed Jacobian, which has the same eigenvalues and needs backward passes only."""
     from scipy.sparse import linalg  # slow to import, and most commands never come here

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from squall._process.extras import explain_missing_extra
 from squall._process.threads import threads
 from squall._types import Validation
 from squall.data import Split
@@ -186,6 +187,7 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
             )
 
 
+@explain_missing_extra()
 def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
     from lightning_fabric import Fabric
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from squall._process.extras import explain_missing_extra
 from squall._types import Score, Validation
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ class Training:
         self.best = self.recorder.resume_best()
 
 
+@explain_missing_extra()
 def one_process() -> Fabric:
     from lightning_fabric import Fabric
 

@@ -1,7 +1,4 @@
-"""The `squall` command: simulate, train, evaluate, compare, predict, study.
-
-What only one command needs, and is slow to import, it imports itself: `squall --help` should not wait for it.
-"""
+"""The commands: for each a parser and one thin function, which imports what is slow and only it needs."""
 
 import errno
 import hashlib
@@ -9,7 +6,6 @@ import itertools
 import json
 import re
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +22,7 @@ import squall
 import squall.data
 from squall._process.progress import progress_bar, told
 from squall._process.threads import keep_freed_memory
+from squall.cli import COMMANDS, USER_MISTAKE
 from squall.runs.config import ConfigError, RunConfig, explain, to_dict
 from squall.runs.evaluate import evaluate_runs
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
@@ -36,27 +33,24 @@ from squall.study.definition import PRESETS, read_study
 from squall.systems import SYSTEMS, ConvergenceError
 from squall.training.loop import Recorder, TrainingDiverged
 
-__all__ = ["main"]
+__all__ = ["execute"]
 
-USER_MISTAKE, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 after a mistake of the user's, 130 after an interrupt."""
-    parser, known = _parser()
+def execute(words: Sequence[str]) -> int:
+    """Run the command that the first of the words names; return its exit code."""
+    command, *options = words
+    parser, known = PARSERS[command]()
     console = Console(stderr=True)
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(console, f"warning: {message}", "yellow")
             warnings.simplefilter("always", UserWarning)
-            _check_file(words)
-            parsed = parser.parse_args(words)
-            command = parsed.subcommand
-            return COMMANDS[command](parser.instantiate(parsed)[command], console)
+            _check_file(options)
+            return RUN[command](parser.instantiate(parser.parse_args(options)), console)
     except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError) as error:
-        known_here = known.get(words[0], []) if words else []
-        text = "\n".join([explain(str(error), known_here), *getattr(error, "__notes__", []), *_advice(error)])
+        text = "\n".join([explain(str(error), known), *getattr(error, "__notes__", []), *_advice(error)])
         _say(console, f"squall: {text}", "red")
         return USER_MISTAKE
     except KeyboardInterrupt:
@@ -87,26 +81,13 @@ def _say(console: Console, text: str, style: str) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-# The parser: one sub-command each, and the keys it knows, to name the nearest of a misspelt one
+# The parsers, each with the options it knows: the nearest of them is named where one is misspelt
+
+Parser = tuple[ArgumentParser, list[str]]
 
 
-def _parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
-    parser = _new_parser(prog="squall", description=squall.__doc__, version=squall.__version__)
-    commands = parser.add_subcommands()
-    parts = {
-        "simulate": _new_parser(description="Simulate a system into an HDF5 file in The Well's layout."),
-        "train": _train_parser(),
-        "evaluate": _evaluate_parser(),
-        "compare": _compare_parser(),
-        "predict": _predict_parser(),
-        "study": _new_parser(description="Run a grid of trainings, see how far it is, report what it found."),
-    }
-    for name, part in parts.items():
-        commands.add_subcommand(name, part, help=part.description)
-    known = {name: _options(part) for name, part in parts.items()}
-    known["simulate"] = _add_systems(parts["simulate"])
-    known["study"] = _add_study_actions(parts["study"])
-    return parser, known
+def _command_parser(name: str) -> ArgumentParser:
+    return _new_parser(prog=f"squall {name}", description=COMMANDS[name])
 
 
 def _options(parser: ArgumentParser) -> list[str]:
@@ -117,8 +98,9 @@ def _new_parser(**options: Any) -> ArgumentParser:
     return ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
 
 
-def _add_systems(parser: ArgumentParser) -> list[str]:
-    """One sub-command per system, with its parameters; returns the options that they know."""
+def _simulate_parser() -> Parser:
+    """One sub-command per system, with its parameters."""
+    parser = _command_parser("simulate")
     systems = parser.add_subcommands(dest="system")
     known = {}
     for name, system in SYSTEMS.items():
@@ -131,11 +113,11 @@ def _add_systems(parser: ArgumentParser) -> list[str]:
         part.add_argument("--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, point)")
         systems.add_subcommand(name, part, help=system.equation)
         known |= dict.fromkeys(_options(part))
-    return list(known)
+    return parser, list(known)
 
 
-def _add_study_actions(parser: ArgumentParser) -> list[str]:
-    """`run`, `status` and `report`; returns the options that they know."""
+def _study_parser() -> Parser:
+    parser = _command_parser("study")
     actions = parser.add_subcommands(dest="action")
     run_parser = _new_parser(description="Run what the folder does not hold yet; the same command goes on.")
     run_parser.add_argument("study", type=str, help=f"a YAML file, or one of the presets {', '.join(PRESETS)}")
@@ -155,11 +137,11 @@ def _add_study_actions(parser: ArgumentParser) -> list[str]:
     parts = {"run": run_parser, "status": status, "report": report}
     for name, part in parts.items():
         actions.add_subcommand(name, part, help=part.description)
-    return [option for part in parts.values() for option in _options(part)]
+    return parser, [option for part in parts.values() for option in _options(part)]
 
 
-def _train_parser() -> ArgumentParser:
-    parser = _new_parser(description="Train a model; the same command resumes what was interrupted.")
+def _train_parser() -> Parser:
+    parser = _command_parser("train")
     parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
     parser.add_argument(
         "--out",
@@ -168,33 +150,31 @@ def _train_parser() -> ArgumentParser:
         help="the run folder; named after the configuration if left out",
     )
     parser.add_class_arguments(RunConfig)
-    return parser
+    return parser, _options(parser)
 
 
-def _evaluate_parser() -> ArgumentParser:
-    parser = _new_parser(
-        description="Roll the test trajectories out, write evaluation.json and figures, print a table."
-    )
+def _evaluate_parser() -> Parser:
+    parser = _command_parser("evaluate")
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--integrator", type=str | None, default=None, help="another one than that of the training")
     parser.add_argument("--substeps", type=int, default=1, help="how many steps of it cover one dt")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
-    return parser
+    return parser, _options(parser)
 
 
-def _compare_parser() -> ArgumentParser:
-    parser = _new_parser(description="One table and one figure for several evaluated runs.")
+def _compare_parser() -> Parser:
+    parser = _command_parser("compare")
     parser.add_argument(
         "runs", type=Path, nargs="+", help="run folders; those that differ only by seed make one column"
     )
     parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which weights")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="a folder for the figure and the table")
-    return parser
+    return parser, _options(parser)
 
 
-def _predict_parser() -> ArgumentParser:
-    parser = _new_parser(description="Roll a trained run out from initial states of one's own.")
+def _predict_parser() -> Parser:
+    parser = _command_parser("predict")
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--initial", type=Path, required=True, help="a .npy file (trajectory, channel, *space)")
     parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
@@ -205,7 +185,7 @@ def _predict_parser() -> ArgumentParser:
         help="which weights; the best if there are",
     )
     parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
-    return parser
+    return parser, _options(parser)
 
 
 # The commands
@@ -435,7 +415,15 @@ def _part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-COMMANDS: dict[str, Callable[[Namespace, Console], int]] = {
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "simulate": _simulate_parser,
+    "train": _train_parser,
+    "evaluate": _evaluate_parser,
+    "compare": _compare_parser,
+    "predict": _predict_parser,
+    "study": _study_parser,
+}
+RUN: dict[str, Callable[[Namespace, Console], int]] = {
     "simulate": _simulate,
     "train": _train,
     "evaluate": _evaluate,
@@ -443,7 +431,3 @@ COMMANDS: dict[str, Callable[[Namespace, Console], int]] = {
     "predict": _predict,
     "study": _study,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
