@@ -21,11 +21,12 @@ import torch
 from squall._process.threads import keep_freed_memory
 from squall.runs.config import RunConfig, can_run_together
 from squall.runs.evaluate import evaluate_runs
-from squall.runs.folder import SAMPLING, RunFolder, RunFolderError, evaluation_suffix
+from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
 from squall.runs.simulate import simulate_to_file
 from squall.runs.train import run_together
 from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial
 from squall.study.folder import TRIAL, StudyFolder
+from squall.study.outcome import FIELDS
 from squall.systems import SYSTEMS
 from squall.training.loop import Recorder, TrainingDiverged
 
@@ -35,7 +36,6 @@ PROGRESS_SECONDS = 2.0
 LOCK_SECONDS = 30
 """How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
 
-ROLLOUTS = "rollouts.npz"
 FRAMES_KEPT = 101
 """Times at which the fields of a rollout are kept."""
 
@@ -86,8 +86,9 @@ def run_study(
     RunFolder(folder.path).create()
     with RunFolder(folder.path).locked():
         folder.create(study)
-        _simulate(folder, study, trials)
-        pending = _pending([_task(study, folder, trial) for trial in trials], folder)
+        to_run = [trial for trial in trials if not folder.only_packed(trial)]
+        _simulate(folder, study, to_run)
+        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
         _run_all(folder, trials, _batches(pending, together), workers, progress or (lambda done, total: None))
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
@@ -157,7 +158,7 @@ class _Task:
         """The files that the report needs of it."""
         names = [f"{name}.json" for name in ("evaluation", *self.others)]
         if self.shown & SHOWN_FROM_FIELDS:
-            names.append(ROLLOUTS)
+            names.append(FIELDS)
         if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
             names.append(SAMPLING)
         return names
@@ -165,7 +166,7 @@ class _Task:
     @property
     def others(self) -> list[str]:
         """The names of the evaluations by other integrators, without their ending."""
-        return [f"evaluation{evaluation_suffix(x.integrator, x.substeps)}" for x in self.evaluations]
+        return [f"evaluation{other.suffix}" for other in self.evaluations]
 
 
 def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
@@ -337,14 +338,14 @@ def _thin_curves(folder: RunFolder, name: str) -> None:
 
 def _thin_fields(folder: RunFolder, with_errors: bool) -> None:
     """Keep the fields at some of the times and in half precision: they are for figures."""
-    arrays = folder.read_arrays(ROLLOUTS)
+    arrays = folder.read_arrays(FIELDS)
     stride = max(1, (len(arrays["time"]) - 1) // (FRAMES_KEPT - 1))
     arrays["time"] = arrays["time"][::stride]
     for name, dtype in {"truth": "f2", "prediction": "f2", "step_error": "f4", "regime": "i1"}.items():
         arrays[name] = arrays[name][:, ::stride].astype(dtype)
     if not with_errors:
         del arrays["step_error"], arrays["regime"]
-    folder.write_arrays(ROLLOUTS, **arrays)
+    folder.write_arrays(FIELDS, **arrays)
 
 
 def _strided(values: list[Any]) -> list[Any]:
@@ -363,5 +364,5 @@ def _forget(task: _Task) -> None:
     if task.trial.seed != 0:  # the index is of the data alone
         (task.path / SAMPLING).unlink(missing_ok=True)
     for path in task.path.glob("rollouts*.npz"):
-        if path.name != ROLLOUTS or not task.shown & SHOWN_FROM_FIELDS:
+        if path.name != FIELDS or not task.shown & SHOWN_FROM_FIELDS:
             path.unlink()
