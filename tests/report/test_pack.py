@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ import yaml
 
 from squall.cli import main
 from squall.report import compare, write_report
+from squall.report.study import study_tables
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.study import pack
 from squall.study.definition import read_study
 from squall.study.folder import StudyFolder
 from squall.study.outcome import FIELDS
 from squall.study.results import pack_study, read_results
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -194,3 +199,20 @@ def test_nothing_in_a_pack_is_unpickled(packed):
 def test_the_fields_file_is_not_asked_of_a_pack_that_has_none(packed):
     missing = next(outcome for outcome in read_results(packed).outcomes if outcome.state == "missing")
     assert missing.arrays(FIELDS) is None
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-small", "sweeps-small"])
+def test_the_committed_tables_are_those_of_the_committed_packs(name):
+    folder = ROOT / "studies" / name
+    results = read_results(folder)
+    assert study_tables(results) == (folder / "report" / "tables.md").read_text()
+    assert pack.csv_table(results.labels, results.outcomes) == (folder / "results.csv").read_text()
+
+
+def test_the_program_of_the_page_reads_a_pack(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (program,) = re.findall(
+        r"```python\n(.*?results\.npz.*?)```", (ROOT / "docs" / "study.md").read_text(), flags=re.DOTALL
+    )
+    exec(compile(program, "page", "exec"), {})
+    assert capsys.readouterr().out.startswith("ch-briefly-trained-seed-0 ")

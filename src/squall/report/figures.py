@@ -250,7 +250,8 @@ def regime_figure(outcome: Outcome) -> Figure | None:
         labels = np.where(regime[:, 0] < 0, np.nan, regime[:, 0])
         _mesh(right, time[: len(labels)], x, labels, "regime", cmap=ListedColormap(REGIME_COLOURS), vmin=-0.5, vmax=3.5)
         left.set_ylabel("space x")
-    figure.supxlabel("time t", fontsize=10)
+    for panel in panels[-1]:
+        panel.set_xlabel("time t")
     names = CahnHilliard.regime_names
     handles = [Patch(color=colour, label=name) for colour, name in zip(REGIME_COLOURS, names, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)

@@ -12,7 +12,7 @@ from squall.study.definition import slug
 from squall.study.pack import csv_table
 from squall.study.results import Results, read_results
 
-__all__ = ["write_report"]
+__all__ = ["study_tables", "write_report"]
 
 
 def write_report(path: Path | str) -> list[Path]:
@@ -30,7 +30,7 @@ def write_report(path: Path | str) -> list[Path]:
     out = Path(path) / "report"
     out.mkdir(exist_ok=True)
     table = csv_table(results.labels, results.outcomes)
-    files = [_write(out / "results.csv", table), _write(out / "tables.md", _tables(results))]
+    files = [_write(out / "results.csv", table), _write(out / "tables.md", study_tables(results))]
     for name, figure in _figures(results):
         files += [figures.save(figure, out / f"{name}.png"), figures.save(figure, out / f"{name}.pdf")]
     return [*files, write_page(results, out / "index.html")]
@@ -42,7 +42,8 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _tables(results: Results) -> str:
+def study_tables(results: Results) -> str:
+    """The tables of a study in Markdown."""
     study = results.study
     parts = [f"# {study.name}\n", study.about + "\n", "Runs: " + status_table(results).replace("\n", "; ") + ".\n"]
     for name, found in results.grids.items():
