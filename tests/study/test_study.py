@@ -31,7 +31,7 @@ from squall.runs.train import run, run_together
 from squall.study.definition import PRESETS, read_study
 from squall.study.folder import StudyFolder
 from squall.study.outcome import Outcome
-from squall.study.results import Row, published, read_results
+from squall.study.results import Row, pack_study, published, read_results
 from squall.study.runner import part_of, run_study
 from squall.study.statistics import compare_paired, corrected, least_median, summarize
 from squall.training.loop import Recorder
@@ -244,6 +244,20 @@ def test_a_grown_study_evaluates_what_it_kept(tmp_path):
     assert results_of(out) == before
     assert (out / "runs" / "ch-original-seed-0" / "evaluation-rk4-2.json").exists()
     assert (out / "runs" / "ch-original-seed-0" / "rollouts.npz").exists()
+
+
+def test_a_packed_study_runs_only_what_its_pack_lacks(tmp_path, finished):
+    out = tmp_path / "out"
+    out.mkdir()
+    for path in (finished / "study.yaml", *pack_study(finished)):
+        shutil.copy(path, out)
+    steps = []
+    assert (
+        run_study(read_study(written(tmp_path, TINY)), out, workers=1, progress=lambda *done: steps.append(done)) == []
+    )
+    assert not list(out.glob("runs/*"))
+    assert not list(out.glob("data/*")), "nothing is simulated for runs that are done"
+    assert steps[-1] == (4 * 60, 4 * 60)
 
 
 def test_nothing_of_another_folder_is_touched(tmp_path):

@@ -1,6 +1,7 @@
 """Several evaluated runs side by side: those that differ only by seed make one row of the table model."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Compariso
     configs: list[dict[str, Any]] = []
     outcomes, test = [], {}
     trials: dict[Any, Path] = {}
+    study_of = functools.cache(StudyFolder)  # so that a pack is read once
     for path in folders:
-        outcome, config = _read(path, checkpoint)
+        outcome, config = _read(path, checkpoint, study_of)
         about = {name: outcome.evaluations[""][name] for name in TEST_DATA}
         if test and about != test:
             raise RunFolderError(
@@ -75,10 +77,10 @@ def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Compariso
     return Comparison(_rows(configs, outcomes), checkpoint, places, test["standardized"])
 
 
-def _read(path: Path, checkpoint: Kind) -> tuple[Outcome, dict[str, Any]]:
+def _read(path: Path, checkpoint: Kind, study_of: Callable[[Path], StudyFolder]) -> tuple[Outcome, dict[str, Any]]:
     """A run and its flat configuration, with a key more if other weights than asked for are compared."""
     folder = RunFolder(path)
-    packed = StudyFolder(path.parent.parent).packed.get(path.name) if path.parent.name == "runs" else None
+    packed = study_of(path.parent.parent).packed.get(path.name) if path.parent.name == "runs" else None
     if packed and packed.state == "done" and not folder.has("config.yaml"):
         outcome = packed
     else:

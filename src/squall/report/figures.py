@@ -206,7 +206,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     _baseline_lines(growth, rows[0].outcomes[0].checkpoint(kind)["baselines"])
     growth.set_title("rollout")
     _regime_errors(regimes, rows, kind)
-    title = f"{kind} weights. Rollout: median and range over seeds; one step: median and 95 % interval"
+    title = f"{kind.capitalize()} weights. Rollout: median and range over seeds; one step: median and 95 % interval"
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -55,7 +55,7 @@ def write_page(results: Results, path: Path) -> Path:
         counts=_counts(outcomes),
         total=len(outcomes),
         grids=[_section(name, found, results.study.baseline) for name, found in results.grids.items()],
-        trials=[_provenance(outcome) for outcome in outcomes],
+        outcomes=outcomes,
         kinds=KINDS,
         data=_script_json(_drawn(results)),
         plotly=get_plotlyjs(),
@@ -85,22 +85,6 @@ def _section(name: str, found: GridResults, baseline: str | None) -> dict[str, A
         "total": len(found.outcomes),
         "tables": {kind: grid_tables(found, baseline, [kind]) for kind in KINDS} if "table" in show else {},
         "step_regimes": regime_table(found.one_step) if "one-step" in show else None,
-    }
-
-
-def _provenance(outcome: Outcome) -> dict[str, Any]:
-    """Where a run came from, in words."""
-    about = outcome.environment
-    return {
-        "folder": outcome.name,
-        "state": outcome.state,
-        "seed": outcome.seed,
-        "message": outcome.failure.get("message", ""),
-        "commit": about.get("commit") or "",
-        "versions": ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
-        "device": about.get("device", ""),
-        "started": about.get("started", ""),
-        "data": about.get("data", {}).get("sha256", ""),
     }
 
 

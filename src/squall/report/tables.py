@@ -337,7 +337,7 @@ def terminal(table: Table, caption: str = "") -> rich.table.Table:
     shown = rich.table.Table(title=Text(table.title), caption=Text(caption))
     shown.add_column("", no_wrap=True)
     for head in table.heads:
-        shown.add_column(Text(head), justify="right")
+        shown.add_column(Text(head), justify="right", overflow="fold")
     for line in table.lines:
         cells = [
             Text(cell.text, "bold" if cell.strong else "") + Text(f" {cell.detail}".rstrip()) for cell in line.cells

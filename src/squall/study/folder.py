@@ -17,7 +17,7 @@ from squall.runs.config import RunConfig, difference, to_dict
 from squall.runs.folder import RunFolder, RunFolderError, write_beside
 from squall.study.definition import Study, Trial, read_study
 from squall.study.outcome import Outcome, read_outcome
-from squall.study.pack import read_pack
+from squall.study.pack import PACK, read_pack
 
 __all__ = ["TRIAL", "StudyFolder"]
 
@@ -108,7 +108,8 @@ class StudyFolder:
     @cached_property
     def packed(self) -> dict[str, Outcome]:
         """The runs of the pack, by name."""
-        return read_pack(self.path, self.read().name) if (self.path / "study.yaml").exists() else {}
+        there = all((self.path / name).exists() for name in ("study.yaml", PACK))
+        return read_pack(self.path, self.read().name) if there else {}
 
     def only_packed(self, trial: Trial) -> bool:
         """Whether a finished run is in the pack and not, or not finished, in its folder."""

@@ -141,10 +141,9 @@ def read_pack(folder: Path, study: str) -> dict[str, Outcome]:
     if not path.exists():
         return {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read("runs.json"))
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            arrays = {name: _read_array(archive, name) for name in names}
+        with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
+            about = json.loads(file["runs.json"])
+            arrays = {name: file[name] for name in file.files if name != "runs.json"}
         if about["format"] != FORMAT:
             raise RunFolderError(f"{path} has the format '{about['format']}', but this squall reads '{FORMAT}'")
         columns = functools.cache(lambda name: _rounded(arrays[name]))
@@ -155,11 +154,6 @@ def read_pack(folder: Path, study: str) -> dict[str, Outcome]:
         if isinstance(error, RunFolderError):
             raise
         raise RunFolderError(f"{path} is damaged ({error}): take it from a copy, or pack the runs anew") from error
-
-
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with archive.open(f"{name}.npy") as file:
-        return np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False)
 
 
 def _outcome(run: dict[str, Any], row: int, columns: Columns, arrays: Mapping[str, np.ndarray]) -> Outcome:
