@@ -168,6 +168,14 @@ def test_the_pack_of_another_study_is_neither_read_nor_overwritten(packed, study
     assert (packed / "results.npz").read_bytes() == before
 
 
+def test_a_pack_of_more_than_the_study_asks_for_is_not_overwritten(packed):
+    before = (packed / "results.npz").read_bytes()
+    changed(packed, lambda values: values.update(seeds=1))
+    with pytest.raises(RunFolderError, match=r"holds 2 runs that .* not ask for, such as ch-t-0-seed-1"):
+        pack_study(packed)
+    assert (packed / "results.npz").read_bytes() == before
+
+
 def test_a_table_of_ones_own_is_not_overwritten(study_folder):
     (study_folder / "results.csv").write_text("mine")
     with pytest.raises(RunFolderError, match="not of a pack"):

@@ -258,11 +258,9 @@ def regime_figure(outcome: Outcome) -> Figure | None:
     return figure
 
 
-def step_error_figure(outcome: Outcome) -> Figure | None:
+def step_error_figure(outcome: Outcome) -> Figure:
     """Figure 2: the squared error of one step, of the rate, at every point and time of the kept trajectories."""
-    fields = outcome.fields()
-    if fields is None or not fields.get("step_error", np.zeros(0)).size:
-        return None
+    fields = outcome.fields() or {}
     errors = fields["step_error"][:, :, 0]
     figure = Figure(figsize=(5.5 * len(errors), 3.4), layout="constrained")
     panels = figure.subplots(1, len(errors), squeeze=False)[0]
@@ -302,11 +300,9 @@ def field_comparison(rows: Sequence[Row], title: str) -> Figure | None:
     return figure
 
 
-def sampling_figure(outcome: Outcome, title: str) -> Figure | None:
+def sampling_figure(outcome: Outcome, title: str) -> Figure:
     """Which transitions SANN calls stiff: the index over trajectories and time, and how many of them over time."""
-    found = outcome.stiffness()
-    if found is None:
-        return None
+    found = outcome.stiffness() or {}
     index, stiff = found["index"], found["stiff"]
     time = float(found["dt"]) * np.arange(index.shape[1])
     order = np.argsort(-stiff.sum(1), kind="stable")

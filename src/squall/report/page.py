@@ -17,7 +17,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from squall.report.figures import COLOURS, REGIME_COLOURS, fixed_temperature
-from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table
+from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table, state_counts
 from squall.runs.folder import Kind, write_beside
 from squall.study.outcome import STATES, Outcome, Place
 from squall.study.results import GridResults, Results, Row
@@ -25,7 +25,6 @@ from squall.systems import CahnHilliard
 
 __all__ = ["write_page"]
 
-STATES_OF_A_RUN = ("done", "failed", "started", "missing")
 REGIMES = ("quiet", "active", "extreme")
 
 DECADES = 5
@@ -52,7 +51,7 @@ def write_page(results: Results, path: Path) -> Path:
     outcomes = results.outcomes
     text = environment.get_template("page.html.j2").render(
         study=results.study,
-        counts=_counts(outcomes),
+        counts=state_counts(outcomes),
         total=len(outcomes),
         grids=[_section(name, found, results.study.baseline) for name, found in results.grids.items()],
         outcomes=outcomes,
@@ -70,18 +69,13 @@ def _script_json(values: Any) -> str:
     return json.dumps(values, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    states = [outcome.state for outcome in outcomes]
-    return {state: states.count(state) for state in STATES_OF_A_RUN if state in states}
-
-
 def _section(name: str, found: GridResults, baseline: str | None) -> dict[str, Any]:
     show = found.grid.show
     return {
         "name": name,
         "about": found.grid.about,
         "show": show,
-        "counts": _counts(found.outcomes),
+        "counts": state_counts(found.outcomes),
         "total": len(found.outcomes),
         "tables": {kind: grid_tables(found, baseline, [kind]) for kind in KINDS} if "table" in show else {},
         "step_regimes": regime_table(found.one_step) if "one-step" in show else None,

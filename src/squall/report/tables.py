@@ -33,6 +33,7 @@ __all__ = [
     "one_step_unit",
     "references",
     "regime_table",
+    "state_counts",
     "status_table",
     "terminal",
 ]
@@ -49,9 +50,10 @@ MEDIANS = (
 WEIGHED = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.1}
 """Temperatures of the losses whose weights are shown by regime."""
 
+ENERGY: Place = ("rollout", "energy")
 _SHOWN: dict[str, Place] = {
     "states": STATES,
-    "energy": ("rollout", "energy"),
+    "energy": ENERGY,
     "one step: mean": ("one_step", "mean"),
     "top 1 %": ("one_step", "top_1_percent"),
     "growth": ("growth", "max"),
@@ -163,9 +165,14 @@ def grid_tables(found: GridResults, baseline: str | None, kinds: Sequence[Kind] 
         baseline: the label of the rows that the others are tested against.
         kinds: which checkpoints. How many diverged and p are of the first.
     """
-    columns = {_head(name, kind, kinds): Metric(place, kind) for kind in kinds for name, place in _columns(kind, kinds)}
+    columns: dict[str, Metric] = {}
+    for kind in kinds:  # all numbers of the first checkpoint, of a second one the rollout
+        mark, places = ("", _SHOWN) if kind == kinds[0] else (f", {kind}", {"states": STATES, "energy": ENERGY})
+        columns |= {f"{name}{mark}": Metric(place, kind) for name, place in places.items()}
     for suffix, integrator in found.others.items():
-        columns |= {f"{_head('states', kind, kinds)}, {integrator}": Metric(STATES, kind, suffix) for kind in kinds}
+        columns |= {
+            f"states{'' if k == kinds[0] else f', {k}'}, {integrator}": Metric(STATES, k, suffix) for k in kinds
+        }
     tests, note = _tests(found, baseline, kinds[0])
     theirs = ("published: states, energy",) if found.grid.published else ()
     tables = []
@@ -179,15 +186,6 @@ def grid_tables(found: GridResults, baseline: str | None, kinds: Sequence[Kind] 
         lines += references(rows, [*columns.values()], before=2, after=1 + len(theirs))
         tables.append(Table(title, ("seeds", "diverged", *columns, "p", *theirs), tuple(lines)))
     return tables, f"{_note(found)} {note}"
-
-
-def _columns(kind: Kind, kinds: Sequence[Kind]) -> list[tuple[str, Place]]:
-    """All of the first checkpoint, of a second one the rollout."""
-    return [(name, place) for name, place in _SHOWN.items() if kind == kinds[0] or place[0] == "rollout"]
-
-
-def _head(name: str, kind: Kind, kinds: Sequence[Kind]) -> str:
-    return name if kind == kinds[0] else f"{name}, {kind}"
 
 
 def _seeds(row: Row) -> Cell:
@@ -298,12 +296,16 @@ def one_step_unit(standardized: bool) -> str:
     return f"one step: of the rate (u' − u)/dt{unit}"
 
 
+def state_counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    states = [outcome.state for outcome in outcomes]
+    return {state: states.count(state) for state in ("done", "failed", "started", "missing") if state in states}
+
+
 def status_table(results: Results) -> str:
     """How far every grid is."""
     lines = []
     for name, found in results.grids.items():
-        states = [outcome.state for row in found.rows for outcome in row.outcomes]
-        counts = {state: states.count(state) for state in ("done", "failed", "started", "missing") if state in states}
+        counts = state_counts([outcome for row in found.rows for outcome in row.outcomes])
         lines.append(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     return "\n".join(lines)
 

@@ -38,7 +38,6 @@ DIGITS = 6
 SAVED = ("name", "seed", "state", "config", "evaluations", "history", "environment", "failure")
 WITH_LISTS = ("evaluations", "history")
 
-
 Columns = Callable[[str], np.ndarray]
 
 
@@ -58,11 +57,17 @@ def write_pack(
         the files. They are complete before the old ones are replaced.
 
     Raises:
-        RunFolderError: if the folder holds the pack of another study, or a `results.csv` without a pack.
+        RunFolderError: if the folder holds the pack of another study or of runs that are not among these, or a
+            `results.csv` without a pack.
     """
-    if (folder / PACK).exists():
-        read_pack(folder, study)
-    elif (folder / TABLE).exists():
+    there = {name for name, outcome in read_pack(folder, study).items() if outcome.state != "missing"}
+    lost = sorted(there - {outcome.name for outcome in outcomes})
+    if lost:
+        raise RunFolderError(
+            f"{folder / PACK} holds {len(lost)} runs that study.yaml does not ask for, such as {lost[0]}: ask for them "
+            "again, or move the pack away"
+        )
+    if (folder / TABLE).exists() and not (folder / PACK).exists():
         raise RunFolderError(f"{folder / TABLE} exists and is not of a pack: move it, then pack again")
     columns: dict[str, dict[int, list[Any]]] = {}
     arrays: dict[str, np.ndarray] = {}
