@@ -7,6 +7,7 @@ A second call resumes where the first stopped, and prints the comparison again o
 """
 
 import argparse
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -18,13 +19,15 @@ from rich.progress import Progress
 
 from squall._process.progress import progress_bar
 from squall._process.threads import keep_freed_memory
-from squall.report import Comparison, Group, compare, comparison_figure, comparison_table, write_figures
+from squall.report import Comparison, compare, comparison_figure, comparison_table, terminal, write_figures
 from squall.report.figures import save
 from squall.runs.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
 from squall.runs.evaluate import evaluate_runs
 from squall.runs.folder import RunFolder
 from squall.runs.simulate import simulate_to_file
 from squall.runs.train import run
+from squall.study.outcome import Metric
+from squall.study.results import Row
 from squall.systems import CahnHilliard, KortewegDeVries, System
 from squall.training.loop import TrainingSettings
 
@@ -63,7 +66,7 @@ def main() -> None:
         for checkpoint in ("best", "last"):
             comparison = compare([folder for _, folder in jobs], checkpoint)
             comparisons.append((f"{name} ({checkpoint} weights)", comparison))
-            console.print(comparison_table(comparison))
+            console.print(terminal(comparison_table(comparison)))
             print(save(comparison_figure(comparison), options.out / f"{slug(name)}-{checkpoint}.png"))
     console.rule("figures of each run")
     for path in sorted(options.out.glob("*/figures")):
@@ -126,8 +129,8 @@ def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
     """A line per system and checkpoint, from the numbers alone: which loss has the smaller rollout error."""
     parts = []
     for name, comparison in comparisons:
-        groups = {group.label.split(",")[0]: group for group in comparison.groups}
-        factors = {metric: factor(groups["mse"], groups["imbalance-aware"], metric) for metric in METRICS}
+        rows = {row.name.split(",")[0]: row for row in comparison.rows}
+        factors = {name: factor(rows["mse"], rows["imbalance-aware"], comparison.metrics[name]) for name in METRICS}
         better = "imbalance-aware" if factors[METRICS[0]] > 1 else "mse"
         worse = [metric for metric in METRICS[1:] if (factors[metric] > 1) != (better == "imbalance-aware")]
         but = f", but it is worse in {', '.join(worse)}" if worse else ""
@@ -135,17 +138,12 @@ def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
     return "\n".join([f"By the rollout error of the states, median of {len(SEEDS)} seeds:", *parts])
 
 
-def factor(theirs: Group, ours: Group, metric: str) -> float:
-    """The first group's median error divided by the second's; a diverged median counts as the larger one."""
-    a, b = _median(theirs, metric), _median(ours, metric)
-    if a is None or b is None:
-        return 1.0 if a == b else LARGE if a is None else 1 / LARGE
+def factor(theirs: Row, ours: Row, metric: Metric) -> float:
+    """The first row's median error divided by the second's; a diverged median counts as the larger one."""
+    a, b = (summary.median if (summary := row.summary(*metric)) else math.inf for row in (theirs, ours))
+    if math.isinf(a) or math.isinf(b):
+        return 1.0 if a == b else LARGE if math.isinf(a) else 1 / LARGE
     return a / b if b else LARGE
-
-
-def _median(group: Group, metric: str) -> float | None:
-    spread = group.spread(metric)
-    return None if spread is None else spread.median
 
 
 if __name__ == "__main__":

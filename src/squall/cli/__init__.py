@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "Roll out the test trajectories, write evaluation.json and figures, print a table.",
     "compare": "One table and one figure for several evaluated runs.",
     "predict": "Roll out a trained model from your own initial states.",
-    "study": "Run a grid of trainings, show its progress, report its results.",
+    "study": "Run a grid of trainings, show its progress, report and pack its results.",
 }
 
 

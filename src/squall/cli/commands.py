@@ -132,9 +132,10 @@ def _study_parser() -> Parser:
     )
     status = _new_parser(description="How far a study is.")
     report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
-    for part in (status, report):
-        part.add_argument("folder", type=Path, help="the folder of the study")
-    parts = {"run": run_parser, "status": status, "report": report}
+    pack = _new_parser(description="Write results.csv and results.npz, all that the report needs, into the folder.")
+    for part in (status, report, pack):
+        part.add_argument("folder", type=Path, help="the folder of the study, with its runs or its pack")
+    parts = {"run": run_parser, "status": status, "report": report, "pack": pack}
     for name, part in parts.items():
         actions.add_subcommand(name, part, help=part.description)
     return parser, [option for part in parts.values() for option in _options(part)]
@@ -166,7 +167,10 @@ def _evaluate_parser() -> Parser:
 def _compare_parser() -> Parser:
     parser = _command_parser("compare")
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="run folders; those that differ only by seed make one column"
+        "runs",
+        type=Path,
+        nargs="+",
+        help="run folders, also of a packed study; one column for those that differ only by seed",
     )
     parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which weights")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="a folder for the figure and the table")
@@ -317,7 +321,7 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
 
 
 def _compare(arguments: Namespace, console: Console) -> int:
-    from squall.report import compare, comparison_figure, comparison_table, markdown
+    from squall.report import compare, comparison_figure, comparison_note, comparison_table, markdown, terminal
     from squall.report.figures import save
 
     comparison = compare(arguments.runs, arguments.checkpoint)
@@ -326,10 +330,11 @@ def _compare(arguments: Namespace, console: Console) -> int:
     for name in ("comparison.png", "comparison.md"):
         if (out / name).exists():
             raise FileExistsError(f"{out / name} exists and is not overwritten: choose another folder by --out")
-    Console().print(comparison_table(comparison))
+    table, note = comparison_table(comparison), comparison_note(comparison)
+    Console().print(terminal(table, note))
     print(save(comparison_figure(comparison), out / "comparison.png"))
     with write_beside(out / "comparison.md") as part:
-        part.write_text(markdown(comparison))
+        part.write_text(f"{markdown(table)}\n{note}\n", encoding="utf-8")
     print(out / "comparison.md")
     return 0
 
@@ -364,28 +369,32 @@ def _predict(arguments: Namespace, console: Console) -> int:
 
 
 def _study(arguments: Namespace, console: Console) -> int:
-    from squall.report.study_tables import status_table
-    from squall.study.results import read_results
+    from squall.study.results import pack_study, read_results
 
     action = arguments.action
     options = arguments[action]
     if action == "run":
         return _study_run(options, console)
     if action == "status":
+        from squall.report.tables import status_table
+
         print(status_table(read_results(options.folder)))
         return 0
-    from squall.report.study_report import write_report  # plotly: slow to import
+    if action == "pack":
+        files = pack_study(options.folder)
+    else:
+        from squall.report import write_report
 
-    with console.status("drawing"):
-        files = write_report(options.folder)
-    print((options.folder / "report" / "tables.md").read_text())
+        with console.status("drawing"):
+            files = write_report(options.folder)
+        print((options.folder / "report" / "tables.md").read_text(encoding="utf-8"))
     for path in files:
         print(path)
     return 0
 
 
 def _study_run(options: Namespace, console: Console) -> int:
-    from squall.report.study_tables import status_table
+    from squall.report.tables import status_table
     from squall.study.results import read_results
     from squall.study.runner import run_study
 

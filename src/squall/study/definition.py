@@ -23,6 +23,7 @@ import yaml
 from squall.integrators import INTEGRATORS, next_state
 from squall.runs.build import MODELS, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
+from squall.runs.folder import evaluation_suffix
 from squall.systems import SYSTEMS
 
 __all__ = [
@@ -121,6 +122,11 @@ class OtherIntegrator:
 
     integrator: str
     substeps: int
+
+    @property
+    def suffix(self) -> str:
+        """What sets the files of its evaluations apart."""
+        return evaluation_suffix(self.integrator, self.substeps)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from squall._process.threads import keep_freed_memory
 from squall.evaluation.rollouts import Keep
 from squall.runs.config import RunConfig, can_run_together
 from squall.runs.evaluate import evaluate_runs
-from squall.runs.folder import SAMPLING, RunFolder, RunFolderError, evaluation_suffix
+from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
 from squall.runs.simulate import simulate_to_file
 from squall.runs.train import run_together
 from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial
 from squall.study.folder import TRIAL, StudyFolder
+from squall.study.outcome import FIELDS
 from squall.systems import SYSTEMS
 from squall.training.loop import Recorder, TrainingDiverged
 
@@ -36,7 +37,6 @@ PROGRESS_SECONDS = 2.0
 LOCK_SECONDS = 30
 """How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
 
-ROLLOUTS = "rollouts.npz"
 FRAMES_KEPT = 101
 """Times at which the fields and curves of a rollout are kept."""
 
@@ -87,8 +87,9 @@ def run_study(
     RunFolder(folder.path).create()
     with RunFolder(folder.path).locked():
         folder.create(study)
-        _simulate(folder, study, trials)
-        pending = _pending([_task(study, folder, trial) for trial in trials], folder)
+        to_run = [trial for trial in trials if not folder.only_packed(trial)]
+        _simulate(folder, study, to_run)
+        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
         _run_all(folder, trials, _batches(pending, together), workers, progress or (lambda done, total: None))
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
@@ -158,7 +159,7 @@ class _Task:
         """The files that the report needs of it."""
         names = [f"{name}.json" for name in ("evaluation", *self.others)]
         if self.shown & SHOWN_FROM_FIELDS:
-            names.append(ROLLOUTS)
+            names.append(FIELDS)
         if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
             names.append(SAMPLING)
         return names
@@ -172,7 +173,7 @@ class _Task:
     @property
     def others(self) -> list[str]:
         """The names of the evaluations by other integrators, without their ending."""
-        return [f"evaluation{evaluation_suffix(x.integrator, x.substeps)}" for x in self.evaluations]
+        return [f"evaluation{other.suffix}" for other in self.evaluations]
 
 
 def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
