@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import squall._process.startup  # noqa: F401
 from squall.losses import (
     Accumulation,
     EffectiveFraction,

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from squall._process.names import file_name
 from squall.report.comparison import Comparison, Group, Spread
 from squall.runs.folder import RunFolder, write_beside
 
@@ -46,7 +47,7 @@ def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
             figures[key] = field_figure(rollouts, i, channel, f"{name}, test trajectory {i}")
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
-    return [save(figure, target / f"{name}{suffix}.png") for name, figure in figures.items()]
+    return [save(figure, target / f"{file_name(name + suffix)}.png") for name, figure in figures.items()]
 
 
 def save(figure: Figure, path: Path | str) -> Path:

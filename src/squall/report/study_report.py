@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from squall._process.names import file_name
 from squall.report.figures import save
 from squall.report.page import write_page
 from squall.report.study_figures import (
@@ -38,7 +39,7 @@ def write_report(path: Path | str) -> list[Path]:
     out.mkdir(exist_ok=True)
     files = [_write(out / "results.csv", csv_table(results)), _write(out / "tables.md", _tables(results))]
     for name, figure in _figures(results):
-        files += [save(figure, out / f"{name}.png"), save(figure, out / f"{name}.pdf")]
+        files += [save(figure, out / f"{file_name(name)}.{kind}") for kind in ("png", "pdf")]
     return [*files, write_page(results, out / "index.html")]
 
 

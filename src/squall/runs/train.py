@@ -206,9 +206,7 @@ def _with_absolute_path(config: RunConfig) -> RunConfig:
     """So that the run can be evaluated from any folder."""
     if not config.data.path:
         return config
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, path=str(Path(config.data.path).resolve()))
-    )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=os.path.realpath(config.data.path)))
 
 
 def _validation(experiment: Experiment) -> RolloutValidation | None:
@@ -230,7 +228,7 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
             + "\nChoose another folder, or the configuration that is there"
         )
     if folder.has("environment.json") and Path(config.data.path).exists():
-        before, now = folder.read_json("environment.json")["data"], fingerprint(config.data.path)
+        before, now = folder.read_json("environment.json").get("data"), fingerprint(config.data.path)
         if before != now:
             raise RunFolderError(
                 f"{folder.path} holds a run on other data: {config.data.path} has changed since "
