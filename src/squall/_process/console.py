@@ -34,7 +34,7 @@ def with_safe_output(command: Callable[..., int]) -> Callable[..., int]:
         try:
             code = command(*arguments, **options)
             out.flush()
-            if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
+            if isinstance(out.lost, OSError) and not isinstance(out.lost, BrokenPipeError):
                 messages.write(f"squall: the results could not be printed ({out.lost}); what was written is whole\n")
                 code = code or 2
             return code

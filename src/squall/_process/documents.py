@@ -12,7 +12,7 @@ import yaml
 __all__ = ["DocumentError", "dump_yaml", "load_yaml", "read_json", "read_text", "read_yaml", "special_file"]
 
 LARGEST_YAML = 2**20
-DEEPEST, MOST_VALUES = 64, 50_000
+DEEPEST, MOST_VALUES = 64, 20_000
 """Limits of a YAML document, every alias counted as what it stands for: far beyond any configuration."""
 
 FLOAT = re.compile(
@@ -163,9 +163,8 @@ class _Loader(yaml.SafeLoader):
         if node.tag == TAG + "timestamp":
             raise DocumentError(f"{_line(node)}: {node.value} is read as a date: put it in quotes")
         if node.tag not in PLAIN_TAGS:
-            raise DocumentError(
-                f"{_line(node)}: the kind '{node.tag}' is not allowed: text, numbers, lists, mappings are"
-            )
+            kind = node.tag.removeprefix(TAG)
+            raise DocumentError(f"{_line(node)}: '{kind}' is not allowed: text, numbers, lists and mappings are")
         if isinstance(node, yaml.SequenceNode):
             return node.value
         if not isinstance(node, yaml.MappingNode):

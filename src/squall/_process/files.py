@@ -8,12 +8,13 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["LEFTOVER", "sync", "temporary_name", "write_beside"]
+__all__ = ["LEFTOVER", "UNSUPPORTED", "sync", "sync_descriptor", "temporary_name", "write_beside"]
 
 LEFTOVER = re.compile(r"\..*\.(?:[0-9a-f]{16}|\d+)\.part")
 """Names of what a killed process left half-written; those of earlier versions have the number of the process."""
 
-UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that cannot do what is asked of it."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -46,9 +47,15 @@ def sync(path: Path) -> None:
             return
         raise
     try:
+        sync_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Wait until an open file is on the disk, where its file system can say so."""
+    try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ import threading
 
 __all__ = ["end_of_startup"]
 
-INTERRUPTED = 130
+USER_MISTAKE, INTERRUPTED = 2, 130
 
 
 def _is_the_command() -> bool:
@@ -32,3 +32,10 @@ if (
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
     signal.signal(signal.SIGINT, _end)
+
+if _is_the_command():
+    try:
+        os.getcwd()
+    except OSError:  # PyTorch would end the process without saying why
+        os.write(2, b"squall: the working folder is gone: change into another one\n")
+        os._exit(USER_MISTAKE)

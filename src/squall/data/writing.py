@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from squall._process.files import sync, temporary_name
+from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name
 from squall.data.description import AXES, About, Description, describe
 from squall.data.errors import DataError, NonFinite
 from squall.data.source import CHUNK_BYTES, as_states
@@ -191,7 +191,7 @@ class Writer:
                 "append the rest before the block ends, or announce fewer. Nothing was kept"
             )
         with _explained(self.path):
-            os.fsync(self._file.fileno())
+            sync_descriptor(self._file.fileno())
 
 
 @contextlib.contextmanager
@@ -228,7 +228,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
     """Write everything but the states; returns where in the file the states of each channel begin."""
     batch, times, _, *space = shape
     axes = AXES[: len(space)]
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:  # nobody else knows its name
         file.attrs["dataset_name"] = about.name
         file.attrs["grid_type"] = "cartesian"
         file.attrs["n_spatial_dims"] = len(space)
@@ -312,7 +312,7 @@ def _reserve(file: BinaryIO, size: int) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # file systems that cannot
+            if error.errno not in UNSUPPORTED:
                 raise
 
 
