@@ -143,9 +143,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _advice(error: Exception) -> list[str]:
-    """What to do about a disk that is full; what is on it already is whole."""
+    """What to do about a disk that is full; what is on it already stays whole."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return ["The disk is full: nothing was lost. Make room and give the same command again"] if full else []
+    return ["The disk is full: what was saved is whole. Make room and give the same command again"] if full else []
 
 
 def _say(console: Console, text: str, style: str) -> None:
@@ -424,7 +424,7 @@ def _compare(arguments: Namespace, console: Console) -> int:
     results_console().print(comparison_table(comparison))
     print(save(comparison_figure(comparison), out / "comparison.png"))
     with write_beside(out / "comparison.md") as part:
-        part.write_text(markdown(comparison))
+        part.write_text(markdown(comparison), encoding="utf-8")
     print(out / "comparison.md")
     return 0
 
@@ -473,7 +473,7 @@ def _study(arguments: Namespace, console: Console) -> int:
 
     with console.status("drawing"):
         files = write_report(options.folder)
-    print((options.folder / "report" / "tables.md").read_text())
+    print((options.folder / "report" / "tables.md").read_text(encoding="utf-8"))
     for path in files:
         print(path)
     return 0

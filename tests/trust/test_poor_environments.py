@@ -1,5 +1,6 @@
 """A poor environment costs a warning, never the work."""
 
+import ast
 import errno
 import fcntl
 import io
@@ -219,3 +220,17 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(squall.__file__).parents[1])}
     result = subprocess.run(["sh", "-c", script, command], capture_output=True, text=True, env=environment)
     assert (result.returncode, result.stderr) == (2, "squall: the working folder is gone: change into another one\n")
+
+
+def test_no_file_is_written_or_read_in_the_encoding_of_the_machine():
+    """In cp1252, the default of Windows, a table with a Greek letter could not be written."""
+    careless = []
+    for path in Path(squall.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                name, texts = call.func.attr, [x.value for x in call.args if isinstance(x, ast.Constant)]
+                named = any(word.arg == "encoding" for word in call.keywords) or "utf-8" in texts
+                binary = name == "open" and (not texts or "b" in str(texts[0]))
+                if name in ("read_text", "write_text", "open") and not named and not binary:
+                    careless.append(f"{path.name}:{call.lineno}")
+    assert not careless

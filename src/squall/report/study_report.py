@@ -45,7 +45,7 @@ def write_report(path: Path | str) -> list[Path]:
 
 def _write(path: Path, text: str) -> Path:
     with write_beside(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
     return path
 
 

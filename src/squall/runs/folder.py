@@ -250,8 +250,8 @@ class RunFolder:
 
     def checkpoint_steps(self, kind: Kind) -> list[int]:
         """The steps of the checkpoints of a kind, the newest first."""
-        found = (self.path / "checkpoints").glob(f"{kind}-*")
-        return sorted((int(path.name.removeprefix(f"{kind}-")) for path in found), reverse=True)
+        found = (path.name.removeprefix(f"{kind}-") for path in (self.path / "checkpoints").glob(f"{kind}-*"))
+        return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
 
     def load(self, kind: Kind) -> Checkpoint | None:
         """The newest checkpoint that can be read, None if there is none yet.
@@ -306,7 +306,7 @@ def _mapping(values: Any, path: Path) -> dict[str, Any]:
 
 def _read_checkpoint(path: Path, step: int) -> Checkpoint:
     try:
-        checksums = json.loads((path / CHECKSUMS).read_text())
+        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         damaged = [name for name in (WEIGHTS, STATE) if _sha256(path / name) != checksums[name]]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error

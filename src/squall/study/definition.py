@@ -262,7 +262,9 @@ def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str],
         return {}
     where = f"'published' of the grid '{grid}'"
     _known(f"key of {where}", about, ("table", "rows", "columns"))
-    tables: Any = tomllib.loads(resources.files("squall.study").joinpath("presets/published_results.toml").read_text())
+    tables: Any = tomllib.loads(
+        resources.files("squall.study").joinpath("presets/published_results.toml").read_text("utf-8")
+    )
     known = {f"{group}.{name}": table for group, part in tables.items() for name, table in part.items()}
     _known(f"table, as {where} has it", [about.get("table")], known)
     table = known[about["table"]]
