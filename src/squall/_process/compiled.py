@@ -12,7 +12,7 @@ import numba
 from numba import types
 from numba.extending import intrinsic
 
-if numba.config.DISABLE_JIT:  # the loops would run uncompiled, and some of their parts not at all
+if getattr(numba.config, "DISABLE_JIT", False):  # the loops would run uncompiled, and some of their parts not at all
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
 __all__ = ["bits_of", "compiled", "real_of"]
