@@ -10,9 +10,10 @@ from typing import Any
 
 import numba
 from numba import types
+from numba.core import config
 from numba.extending import intrinsic
 
-if getattr(numba.config, "DISABLE_JIT", False):  # the loops would run uncompiled, and some of their parts not at all
+if getattr(config, "DISABLE_JIT", False):  # the loops would run uncompiled, and some of their parts not at all
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
 __all__ = ["bits_of", "compiled", "real_of"]
