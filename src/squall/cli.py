@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_files(words: Sequence[str]) -> None:
     """The parser waits for pipes, and takes a configuration that is empty or no mapping for a fault of its own."""
-    for flag, path in itertools.pairwise(words):
+    for flag, path in itertools.pairwise(words if words[:1] == ["train"] else ()):
         if (flag == "--config" or flag.removeprefix("--") in GROUPS) and os.path.exists(path):
             try:
                 values = load_yaml(path)

@@ -43,7 +43,7 @@ HOSTILE = {
 def test_every_document_that_is_not_plain_is_refused_wherever_it_is_read(tmp_path, capsys, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DocumentError, match=message):
         read_yaml(text)
     with pytest.raises(ConfigError):
@@ -52,7 +52,7 @@ def test_every_document_that_is_not_plain_is_refused_wherever_it_is_read(tmp_pat
         RunFolder(tmp_path).read_config()
     assert main(["train", "--config", str(path)]) == 2
     assert "Traceback" not in capsys.readouterr().err
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("read", [load_yaml, read_study, lambda path: RunFolder(path.parent).read_config()])
