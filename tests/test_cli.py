@@ -447,7 +447,7 @@ def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(data, t
     )
     result = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
-    assert "The disk is full: nothing was lost" in result.stderr
+    assert "The disk is full: what was saved is whole" in result.stderr
     assert "Traceback" not in result.stderr
     assert main(words) == 0
     assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == list(range(1, 41))

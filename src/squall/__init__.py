@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import squall._process.startup  # noqa: F401
 from squall._process.extras import explain_missing_extra
 
 if TYPE_CHECKING:  # imported on first use, by `__getattr__`

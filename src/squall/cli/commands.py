@@ -4,8 +4,10 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import re
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,17 +15,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
 from rich.console import Console
 from rich.progress import Progress
 
 import squall
 import squall.data
-from squall._process.progress import progress_bar, told
+from squall._process.console import results_console
+from squall._process.documents import DocumentError, load_yaml, read_yaml, special_file
+from squall._process.limits import too_large
+from squall._process.names import file_name
+from squall._process.progress import ProgressLines, progress_bar, told
+from squall._process.startup import end_of_startup
 from squall._process.threads import keep_freed_memory
 from squall.cli import COMMANDS, USER_MISTAKE
-from squall.runs.config import ConfigError, RunConfig, explain, to_dict
+from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
 from squall.runs.evaluate import evaluate_runs
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
 from squall.runs.simulate import simulate_to_file
@@ -37,18 +43,29 @@ __all__ = ["execute"]
 
 INTERRUPTED = 130
 
+REPORT = (
+    f"This is a fault of squall {squall.__version__}, not yours. Please report the command and the lines above as an "
+    "issue in squall's repository"
+)
+
 
 def execute(words: Sequence[str]) -> int:
     """Run the command that the first of the words names; return its exit code."""
+    words = _specific_last(list(words))
     command, *options = words
-    parser, known = PARSERS[command]()
-    console = Console(stderr=True)
+    console, known = Console(stderr=True), []
     try:
+        end_of_startup()
+        parser, known = PARSERS[command]()
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(console, f"warning: {message}", "yellow")
             warnings.simplefilter("always", UserWarning)
-            _check_file(options)
-            return RUN[command](parser.instantiate(parser.parse_args(options)), console)
+            _check_files(words)
+            _warn_of_repeats(options)
+            parsed = parser.parse_args(options)
+            if command == "train":
+                refuse_null(parsed)
+            return RUN[command](parser.instantiate(parsed), console)
     except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError) as error:
         text = "\n".join([explain(str(error), known), *getattr(error, "__notes__", []), *_advice(error)])
         _say(console, f"squall: {text}", "red")
@@ -56,24 +73,74 @@ def execute(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("squall: interrupted", style="red")
         return INTERRUPTED
+    except Exception as error:
+        if too_large(error):
+            _say(
+                console,
+                f"squall: the numbers asked for are too large or too small for this machine: {_first_line(error)}",
+                "red",
+            )
+            return USER_MISTAKE
+        error.add_note(REPORT)
+        raise
 
 
-def _check_file(words: Sequence[str]) -> None:
-    """The parser takes a configuration that is empty or no mapping for a fault of its own."""
-    for flag, path in itertools.pairwise(words):
-        if flag == "--config" and Path(path).is_file():
+def _check_files(words: Sequence[str]) -> None:
+    """The parser waits for pipes, and takes a configuration that is empty or no mapping for a fault of its own."""
+    for flag, path in itertools.pairwise(words if words[:1] == ["train"] else ()):
+        if (flag == "--config" or flag.removeprefix("--") in GROUPS) and os.path.exists(path):
             try:
-                values = yaml.safe_load(Path(path).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ConfigError(f"the configuration {path} is not YAML: {error}") from error
+                values = load_yaml(path)
+            except DocumentError as error:
+                raise ConfigError(f"the configuration {error}") from error
             if not isinstance(values, dict):
                 raise ConfigError(f"the configuration {path} holds {values!r}, but must hold keys such as 'data:'")
+            if flag == "--config":
+                refuse_file_as_group(values)
+
+
+def _specific_last(words: list[str]) -> list[str]:
+    """The options of `train` from the general to the specific: a single key wins over a file wherever it stands.
+
+    >>> _specific_last(["train", "--training.steps", "3", "--config=c.yaml"])
+    ['train', '--config', 'c.yaml', '--training.steps', '3']
+    """
+    if words[:1] != ["train"]:
+        return words
+    options: list[list[str]] = [[]]
+    for word in words[1:]:
+        if word.startswith("--"):
+            options.append(word.split("=", 1) if word.startswith("--config=") else [word])
+        else:
+            options[-1].append(word)
+    options[1:] = sorted(options[1:], key=lambda option: (option[0] != "--config", option[0].split("=")[0].count(".")))
+    return [words[0], *itertools.chain.from_iterable(options)]
+
+
+def _warn_of_repeats(words: Sequence[str]) -> None:
+    names = [word.split("=")[0] for word in words if word.startswith("--") and not word.startswith("--config")]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        warnings.warn(f"{name} is given {names.count(name)} times: the last one counts", stacklevel=2)
+
+
+def _value(text: str) -> Any:
+    """A value of the command line or a configuration file; 'name:' and '{name}' stay text."""
+    value = read_yaml(text)
+    names_only = isinstance(value, dict) and all(x is None for x in value.values()) and "\n" not in text
+    return text if names_only and (":" not in text or text.rstrip().endswith(":")) else value
+
+
+set_loader("squall", _value, (DocumentError,))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _advice(error: Exception) -> list[str]:
-    """What to do about a disk that is full; what is on it already is whole."""
+    """What to do about a disk that is full; what is on it already stays whole."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return ["The disk is full: nothing was lost. Make room and give the same command again"] if full else []
+    return ["The disk is full: what was saved is whole. Make room and give the same command again"] if full else []
 
 
 def _say(console: Console, text: str, style: str) -> None:
@@ -95,7 +162,7 @@ def _options(parser: ArgumentParser) -> list[str]:
 
 
 def _new_parser(**options: Any) -> ArgumentParser:
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode="squall", **options)
 
 
 def _simulate_parser() -> Parser:
@@ -221,10 +288,16 @@ def _simulate(arguments: Namespace, console: Console) -> int:
 
 def _initial_states(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
     """States from a .npy file; one channel may be left out."""
+    if special := special_file(path):
+        raise ValueError(f"--initial {path} is {special}, not a file")
     try:
         states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--initial {path} cannot be read as a NumPy array: {error}") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
+        ) from error
+    if not isinstance(states, np.ndarray):
+        raise ValueError(f"--initial {path} holds several arrays: save the one of the states with `numpy.save`")
     if not (np.issubdtype(states.dtype, np.floating) or np.issubdtype(states.dtype, np.integer)):
         raise ValueError(f"--initial {path} holds {states.dtype}, but must hold real numbers")
     if expected[0] == 1 and states.ndim == len(expected):
@@ -260,23 +333,26 @@ def _train(arguments: Namespace, console: Console) -> int:
 def default_folder(config: RunConfig) -> Path:
     """The run folder of a configuration that names none."""
     digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
-    return Path("runs") / f"{Path(config.data.path).stem or 'data'}-{digest[:10]}"
+    return Path("runs") / f"{file_name(Path(config.data.path).stem or 'data')}-{digest[:10]}"
 
 
 class _Watcher(Recorder):
     """Moves the progress bar, and turns the first Ctrl-C into a checkpoint and a stop."""
 
-    def __init__(self, progress: Progress, config: RunConfig) -> None:
+    def __init__(self, progress: Progress | ProgressLines, config: RunConfig) -> None:
         self.progress, self.interrupted = progress, False
         self.unit = f"({config.training.residual})²"
         self.task = progress.add_task("training", total=config.training.steps, status="")
 
     def __enter__(self) -> "_Watcher":
-        self.before = signal.signal(signal.SIGINT, self._interrupt)
+        self.before = None
+        if threading.current_thread() is threading.main_thread():  # signals go nowhere else
+            self.before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
 
     def _interrupt(self, *_: object) -> None:
         if self.interrupted:
@@ -314,7 +390,7 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
         )
         suffix = evaluation_suffix(arguments.integrator, arguments.substeps)
         pictures = write_figures(arguments.run, suffix)
-    Console().print(evaluation_table(found))
+    results_console().print(evaluation_table(found))
     for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *pictures):
         print(path)
     return 0
@@ -331,7 +407,7 @@ def _compare(arguments: Namespace, console: Console) -> int:
         if (out / name).exists():
             raise FileExistsError(f"{out / name} exists and is not overwritten: choose another folder by --out")
     table, note = comparison_table(comparison), comparison_note(comparison)
-    Console().print(terminal(table, note))
+    results_console().print(terminal(table, note))
     print(save(comparison_figure(comparison), out / "comparison.png"))
     with write_beside(out / "comparison.md") as part:
         part.write_text(f"{markdown(table)}\n{note}\n", encoding="utf-8")
@@ -341,7 +417,7 @@ def _compare(arguments: Namespace, console: Console) -> int:
 
 def _predict(arguments: Namespace, console: Console) -> int:
     if arguments.out.exists():
-        raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or remove it")
+        raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or move it away")
     if arguments.steps < 1:
         raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
     trained = open_run(arguments.run)
@@ -399,7 +475,7 @@ def _study_run(options: Namespace, console: Console) -> int:
     from squall.study.runner import run_study
 
     study = read_study(options.study)
-    out = options.out or Path("studies") / study.name
+    out = options.out or Path("studies") / file_name(study.name)
     with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
         failed = run_study(
             study,

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
+from squall._process.documents import special_file
+from squall._process.limits import too_large
 from squall._types import Trajectories
 from squall.data.description import Description
 from squall.data.errors import DataError, MissingFileError, NonFinite
+from squall.data.hdf5 import open_file
 from squall.data.source import Numbers, Source
 from squall.data.structure import StoredField, read_structure
 
@@ -54,10 +57,11 @@ class TrajectoryFile(Source):
         _check_file(self.path, self._place)
         self._stamp = _stamp(self._place)
         try:
-            with h5py.File(self._place, "r") as file:
+            with open_file(self.path, self._place) as file:
                 self._structure = read_structure(file)
         except DataError as error:
-            raise DataError(f"{self.path}: {error}") from None
+            prefix = f"{self.path}: "
+            raise DataError(prefix + str(error).removeprefix(prefix)) from None
         except DAMAGE as error:
             raise DataError(_damaged(self.path, error)) from error
 
@@ -83,6 +87,11 @@ class TrajectoryFile(Source):
         """Names of the fields that do not change in time and are left out."""
         return self._structure.constant_fields
 
+    @property
+    def varying_scalars(self) -> tuple[str, ...]:
+        """Names of the scalars that vary in time or differ between trajectories, and are left out."""
+        return self._structure.varying_scalars
+
     def check(self) -> None:
         """Read the whole file once, piece by piece.
 
@@ -94,7 +103,7 @@ class TrajectoryFile(Source):
             trajectories = torch.tensor(chosen)
             starts = torch.full_like(trajectories, start)
             found.look(self._states(trajectories, starts, stop - start), chosen, [start] * len(chosen))
-        found.refuse(str(self.path), "Remove these trajectories, or stop them earlier.")
+        found.refuse(str(self.path))
 
     def close(self) -> None:
         """Close the file; it opens again when it is read."""
@@ -123,7 +132,7 @@ class TrajectoryFile(Source):
         states = self._states(trajectories, starts, length)
         found = NonFinite(self.fields)
         found.look(states, trajectories, starts)
-        found.refuse(f"{self.path}, in what was read now", "`squall.data.open(path).check()` looks at all.")
+        found.refuse(f"{self.path}, in what was read now", "; `squall.data.open(path).check()` looks at all")
         return states
 
     def _states(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
@@ -167,7 +176,7 @@ class TrajectoryFile(Source):
         if in_place:
             self._descriptor = os.open(self._place, os.O_RDONLY)
         if not in_place or any(field.offset is None for field in self._structure.stored):
-            self._hdf5 = h5py.File(self._place, "r", rdcc_nbytes=self._structure.cache_bytes)
+            self._hdf5 = open_file(self.path, self._place, rdcc_nbytes=self._structure.cache_bytes)
         self._process = os.getpid()
 
 
@@ -247,10 +256,12 @@ def _check_file(path: Path, place: Path) -> None:
         raise DataError(f"{path}: this is a folder; name one HDF5 file{listed}")
     if not place.exists():
         raise MissingFileError(_missing(path, place))
+    if special := special_file(place):
+        raise DataError(f"{path}: this is {special}; name one HDF5 file")
     with place.open("rb") as file:
         head = file.read(8)
     if not head:
-        raise DataError(f"{path}: the file is empty (0 bytes); make or fetch it again")
+        raise DataError(f"{path}: the file is empty (0 bytes). Let its writer finish, or make or fetch it again")
     if not h5py.is_hdf5(place):
         raise DataError(
             f"{path}: this is not an HDF5 file (it begins with {head!r}); `squall.data.write` writes one from an array"
@@ -269,9 +280,12 @@ def _missing(path: Path, place: Path) -> str:
 
 def _damaged(path: Path, error: Exception) -> str:
     reason = str(error).strip("'\"")
+    if too_large(error):
+        return f"{path}: the memory does not suffice to read it ({reason})"
+    advice = "Compare its checksum with that of its source; make or fetch it again if they differ"
     if "truncated" in reason or "ends before" in reason:
-        return f"{path}: the file is truncated ({reason}); make or fetch it again"
-    return f"{path}: the file cannot be read and may be damaged ({reason}); make or fetch it again"
+        return f"{path}: the file is truncated ({reason}). Let its writer finish, or make or fetch it again"
+    return f"{path}: the file cannot be read and may be damaged ({reason}). {advice}"
 
 
 def _stamp(place: Path) -> tuple[int, int]:

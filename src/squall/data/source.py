@@ -204,7 +204,7 @@ class InMemory(Source):
         for chosen, start, stop in self.chunks():
             piece = self._states[chosen.start : chosen.stop, start:stop]
             found.look(piece, chosen, [start] * len(chosen))
-        found.refuse("states", "Remove these trajectories, or stop them earlier.")
+        found.refuse("states")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -358,4 +358,7 @@ def _count(share: int | float, total: int, argument: str) -> int:
 
 
 def _wrong_type(found: object) -> str:
-    return f"states: got {found}; float32 and float64 are kept as they are, convert others first"
+    return (
+        f"states: got {found}; float32 and float64 are kept as they are. Give half precision as float32, whole numbers "
+        "as float64, and complex numbers as two channels, the real and the imaginary parts"
+    )

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Unpack
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
+from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name
 from squall._types import Trajectories
 from squall.data.description import AXES, About, Description, describe
 from squall.data.errors import DataError, NonFinite
@@ -85,7 +85,7 @@ def write(
     found = NonFinite(about.fields)
     for chosen in pieces:
         found.look(tensor[chosen.start : chosen.stop], chosen, [0] * len(chosen))
-    found.refuse("states", "Remove these trajectories, or stop them earlier.")
+    found.refuse("states")
     with _writer(Path(path), tuple(tensor.shape), tensor.dtype, about) as writer:
         for chosen in pieces:
             writer._put(tensor[chosen.start : chosen.stop])
@@ -173,7 +173,7 @@ class Writer:
         numbers = range(self.written, self.written + len(tensor))
         found = NonFinite(self._fields)
         found.look(tensor, numbers, [0] * len(tensor))
-        found.refuse("append", "Remove these trajectories, or stop them earlier.")
+        found.refuse("append")
         self._put(tensor)
 
     def _put(self, states: Trajectories) -> None:
@@ -192,7 +192,7 @@ class Writer:
                 "append the rest before the block ends, or announce fewer. Nothing was kept"
             )
         with _explained(self.path):
-            os.fsync(self._file.fileno())
+            sync_descriptor(self._file.fileno())
 
 
 @contextlib.contextmanager
@@ -201,7 +201,7 @@ def _writer(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descr
     _refuse_existing(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    temporary = temporary_name(path)
     data_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     try:
         # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
@@ -229,7 +229,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
     """Write everything but the states; returns where in the file the states of each channel begin."""
     batch, times, _, *space = shape
     axes = AXES[: len(space)]
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:  # nobody else knows its name
         file.attrs["dataset_name"] = about.name
         file.attrs["grid_type"] = "cartesian"
         file.attrs["n_spatial_dims"] = len(space)
@@ -310,7 +310,11 @@ def _write_all(file: BinaryIO, numbers: Any) -> None:
 def _reserve(file: BinaryIO, size: int) -> None:
     """Take the room on the disk now, so that a full disk is known before anything is computed."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -322,18 +326,13 @@ def _publish(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         _refuse_existing(path)
         temporary.replace(path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync(path.parent)
 
 
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise FileExistsError(
-            errno.EEXIST, "it exists and is never overwritten; choose another name or remove it", str(path)
+            errno.EEXIST, "it exists and is never overwritten; choose another name, or move it away", str(path)
         )
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from squall._process.names import file_name
 from squall.report.comparison import Comparison
 from squall.runs.folder import Kind, RunFolder, write_beside
 from squall.study.outcome import STATES, Outcome
@@ -104,7 +105,7 @@ def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
             figures[key] = field_figure(rollouts, i, channel, f"{name}, test trajectory {i}")
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
-    return [save(figure, target / f"{name}{suffix}.png") for name, figure in figures.items()]
+    return [save(figure, target / f"{file_name(name + suffix)}.png") for name, figure in figures.items()]
 
 
 def field_figure(rollouts: Mapping[str, np.ndarray], trajectory: int, channel: int, title: str) -> Figure:

@@ -127,8 +127,21 @@ def _open(config: DataConfig) -> Split:
             "data.path is not set: name an HDF5 file in The Well's layout, such as one that "
             "`squall simulate cahn-hilliard --out ch.hdf5` writes"
         )
-    source = squall.data.load(squall.data.open(config.path), limit_bytes=int(config.memory_gib * 2**30))
+    file = squall.data.open(config.path)
+    _warn_of_what_is_left_out(file)
+    source = squall.data.load(file, limit_bytes=int(config.memory_gib * 2**30))
     return squall.data.split(source, validation=config.validation, test=config.test)
+
+
+def _warn_of_what_is_left_out(file: squall.data.TrajectoryFile) -> None:
+    """Forcings and coefficients that the model does not see may decide what it can learn."""
+    parts = {
+        "fields that are constant in time": file.constant_fields,
+        "scalars that vary in time or between trajectories": file.varying_scalars,
+    }
+    listed = [f"the {what}: {', '.join(names)}" for what, names in parts.items() if names]
+    if listed:
+        warnings.warn(f"{file.path}: the model sees none of {'; '.join(listed)}", stacklevel=2)
 
 
 def system_of(source: Source) -> System | None:
@@ -213,8 +226,10 @@ def _imported(config: ModelConfig, seed: int) -> nn.Module:
     try:
         with _working_folder_importable():
             model_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a name such as '..x'
         raise ConfigError(f"model.name is '{config.name}', which cannot be imported: {error}") from error
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+        raise ConfigError(f"model.name is '{config.name}', which is not a class of torch.nn.Module")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

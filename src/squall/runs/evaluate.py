@@ -137,7 +137,9 @@ def _kinds(folder: RunFolder) -> list[Kind]:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.zeros(1, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.item()  # as a device without memory, such as meta, cannot
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device is '{name}', which cannot be used here: {str(error).splitlines()[0]}") from error
 

@@ -179,7 +179,7 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
             + "\nChoose another folder, or the configuration that is there"
         )
     if folder.has("environment.json") and Path(config.data.path).exists():
-        before, now = folder.read_json("environment.json")["data"], fingerprint(config.data.path)
+        before, now = folder.read_json("environment.json").get("data"), fingerprint(config.data.path)
         if before != now:
             raise RunFolderError(
                 f"{folder.path} holds a run on other data: {config.data.path} has changed since "

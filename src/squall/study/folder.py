@@ -11,8 +11,7 @@ import dataclasses
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
+from squall._process.documents import dump_yaml, load_yaml
 from squall.runs.config import RunConfig, difference, to_dict
 from squall.runs.folder import RunFolder, RunFolderError, write_beside
 from squall.study.definition import Study, Trial, read_study
@@ -49,9 +48,9 @@ class StudyFolder:
         there = self.path / "study.yaml"
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         (self.path / "data").mkdir(exist_ok=True)
-        if not there.exists() or yaml.safe_load(there.read_text()) != study.source:  # else its comments are kept
+        if not there.exists() or load_yaml(there) != study.source:  # else its comments are kept
             with write_beside(there) as part:
-                part.write_text(yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
+                part.write_text(dump_yaml(dict(study.source)), encoding="utf-8")
 
     def refuse_other(self, study: Study) -> None:
         """Make sure, before anything is written, that the folder is free for a study or holds this one.
@@ -61,7 +60,7 @@ class StudyFolder:
         """
         there = self.path / "study.yaml"
         if there.exists():
-            before = yaml.safe_load(there.read_text())
+            before = load_yaml(there)
             if not isinstance(before, dict) or before.get("name") != study.name:
                 other = before.get("name") if isinstance(before, dict) else before
                 raise RunFolderError(
