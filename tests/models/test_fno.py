@@ -1,6 +1,7 @@
 """The FNO is neuraloperator's where that is right, and commutes with shifts on odd grids too, where it is not."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -230,7 +231,7 @@ TRACED = """
     model = FNO(2, modes=4, width=4, layers=1, boundary=("periodic", "wall"), generator=generator)
     u = torch.randn(5, 2, 8, 9, generator=generator)
     batch = {0: torch.export.Dim("batch", min=2)}
-    program = torch.export.export(model, (u[:3],), dynamic_shapes=(batch, None)).module()
+    program = torch.export.export(model, (u[:3],), dynamic_shapes=(batch,)).module()
     torch.testing.assert_close(program(u), model(u))
     compiled = torch.compile(model, backend=sys.argv[1], fullgraph=True)
     gradients = []
@@ -244,6 +245,7 @@ TRACED = """
 
 @needs_neuraloperator
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_exported_and_compiled_networks_compute_the_same(backend):
+def test_exported_and_compiled_networks_compute_the_same(backend, tmp_path):
     # In a process without the tests' run-time type checks, which cannot be traced.
-    subprocess.run([sys.executable, "-c", textwrap.dedent(TRACED), backend], check=True)
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(TRACED), backend], check=True, env=environment)

@@ -1,6 +1,7 @@
 """A U-Net commutes with shifts along periodic axes, sees no way around a wall, and follows its seed."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -192,9 +193,10 @@ TRACED = """
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_exported_and_compiled_networks_compute_the_same(backend):
+def test_exported_and_compiled_networks_compute_the_same(backend, tmp_path):
     # In a process without the tests' run-time type checks, which cannot be traced.
-    subprocess.run([sys.executable, "-c", textwrap.dedent(TRACED), backend], check=True)
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(TRACED), backend], check=True, env=environment)
 
 
 @pytest.mark.parametrize(
