@@ -11,6 +11,8 @@ EXTRAS = MappingProxyType(
         "train": ("h5py", "jsonargparse", "lightning_fabric", "rich", "safetensors", "scipy", "yaml"),
         "report": ("jinja2", "matplotlib", "plotly"),
         "fast": ("numba",),
+        "models": ("neuralop",),
+        "sphere": ("torch_harmonics",),
         "tensorboard": ("tensorboard",),
     }
 )
