@@ -13,7 +13,12 @@ import squall
 from squall._process.extras import EXTRAS
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-MODULE_OF = {"lightning-fabric": "lightning_fabric", "pyyaml": "yaml"}  # where it differs from the name to install
+MODULE_OF = {  # where it differs from the name to install
+    "lightning-fabric": "lightning_fabric",
+    "neuraloperator": "neuralop",
+    "pyyaml": "yaml",
+    "torch-harmonics": "torch_harmonics",
+}
 PACKAGE = Path(squall.__file__).parent
 
 WITHOUT = """

@@ -189,7 +189,7 @@ def test_making_one_leaves_the_warning_filters_alone():
 
 def test_without_neuraloperator_the_error_is_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "neuralop.models", None)
-    with pytest.raises(ImportError, match=r"^FNO needs neuraloperator: pip install 'squall\[models\]'$"):
+    with pytest.raises(ImportError, match=r"^neuralop is not installed; run: pip install 'squall\[models\]'$"):
         FNO(1)
 
 

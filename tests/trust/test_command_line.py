@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import squall.data
-from squall.cli import COMMANDS, main
+from squall.cli import main
+from squall.cli.commands import RUN
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypat
     def command(*_: object) -> int:
         raise KeyError("a bug")
 
-    monkeypatch.setitem(COMMANDS, "evaluate", command)
+    monkeypatch.setitem(RUN, "evaluate", command)
     with pytest.raises(KeyError) as caught:
         main(["evaluate", "x"])
     assert "Please report" in caught.value.__notes__[0]

@@ -19,7 +19,8 @@ from squall._process import files
 from squall._process.console import results_console, with_safe_output
 from squall._process.limits import too_large
 from squall._process.progress import progress_bar
-from squall.cli import COMMANDS, main
+from squall.cli import main
+from squall.cli.commands import RUN
 from squall.runs.folder import RunFolder
 
 
@@ -206,7 +207,7 @@ def test_memory_that_does_not_suffice_gets_a_sentence(monkeypatch, capsys, error
     def command(*_: object) -> int:
         raise error
 
-    monkeypatch.setitem(COMMANDS, "evaluate", command)
+    monkeypatch.setitem(RUN, "evaluate", command)
     assert too_large(error)
     assert main(["evaluate", "x"]) == 2
     assert "too large or too small" in capsys.readouterr().err
@@ -230,7 +231,7 @@ def test_no_file_is_written_or_read_in_the_encoding_of_the_machine():
             if (
                 isinstance(call, ast.Call)
                 and isinstance(call.func, ast.Attribute)
-                and ast.unparse(call.func.value) != "os"
+                and ast.unparse(call.func.value) not in ("os", "archive")
             ):
                 name, texts = call.func.attr, [x.value for x in call.args if isinstance(x, ast.Constant)]
                 named = any(word.arg == "encoding" for word in call.keywords) or "utf-8" in texts

@@ -5,9 +5,10 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:  # `squall --help` needs no extra
+    from rich.console import Console
 
 __all__ = ["results_console", "with_safe_output"]
 
@@ -46,8 +47,10 @@ def with_safe_output(command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
-def results_console() -> Console:
+def results_console() -> "Console":
     """For results on standard output: as wide as the terminal, and wide enough where there is none."""
+    from rich.console import Console
+
     console = Console()
     return console if console.is_terminal else Console(width=WIDE)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import squall
+from squall._process.console import with_safe_output
 from squall._process.extras import MissingExtraError, explain_missing_extra
 
 __all__ = ["COMMANDS", "USER_MISTAKE", "main"]
@@ -21,6 +22,7 @@ COMMANDS = {
 }
 
 
+@with_safe_output
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 2 after a mistake of the user's, 130 after an interrupt."""
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from squall._process.extras import explain_missing_extra
 from squall._types import State
 from squall.models.grid_network import GridNetwork, Output
 
@@ -139,11 +140,8 @@ class SpectralConvolution(nn.Module):
 
 
 def _neuraloperator() -> Any:
-    try:
-        with warnings.catch_warnings():  # its import changes the warning filters
-            from neuralop.models import FNO as network
-    except ImportError as error:
-        raise ImportError("FNO needs neuraloperator: pip install 'squall[models]'") from error
+    with explain_missing_extra(), warnings.catch_warnings():  # its import changes the warning filters
+        from neuralop.models import FNO as network
     return network
 
 

@@ -155,7 +155,7 @@ def _prepare(
     """Everything that can be refused is, before anything is written."""
     folder = RunFolder(path)
     if config.data.path:
-        data = dataclasses.replace(config.data, path=str(Path(config.data.path).resolve()))
+        data = dataclasses.replace(config.data, path=os.path.realpath(config.data.path))
         config = dataclasses.replace(config, data=data)
     _refuse_other(folder, config)
     experiment = build(config, split=split)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from squall._process.extras import explain_missing_extra
 from squall.losses.rivals.base import Points, Rival, ratio, require, root
 from squall.losses.rivals.spectra import by_shell, power, shells, transform
 
@@ -83,10 +84,8 @@ class SphericalAMSE(AMSE):
 
     def __init__(self, *, grid: str = "equiangular", epsilon: float = 1e-6) -> None:
         super().__init__(epsilon=epsilon)
-        try:
+        with explain_missing_extra():
             harmonics = importlib.import_module("torch_harmonics")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("spherical_amse needs torch-harmonics: pip install 'squall[sphere]'") from error
         self.grid, self._new, self._made = grid, harmonics.RealSHT, {}
 
     def spectra(self, batch: Points) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
