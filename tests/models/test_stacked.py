@@ -52,7 +52,7 @@ def test_a_stack_holds_copies(models):
 
 
 def test_what_cannot_be_stacked():
-    with pytest.raises(ValueError, match="no model"):
+    with pytest.raises(ValueError, match="models is empty"):
         Stacked([])
     for other in (NODE(1, 5), NODE(1, 4).double(), HNN(SYSTEM.structure, 4), NODE(1, 4).eval()):
         with pytest.raises(ValueError, match="differ in their parameters or their class"):

@@ -123,12 +123,12 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": 3}, "'sedes' is no key: did you mean 'seeds'"),
+        ({"sedes": 3}, "'sedes' is not a known key: did you mean 'seeds'"),
         ({"seeds": 0}, "'seeds' is 0, but must be how many seeds, at least 1"),
         ({"grids": {}}, "'grids' is missing"),
-        ({"grids": {"a": {"axes": [["CH"], ["orignal"]]}}}, "'orignal' is no variant: did you mean 'original'"),
+        ({"grids": {"a": {"axes": [["CH"], ["orignal"]]}}}, "'orignal' is not a known variant.*'original'"),
         ({"grids": {"a": {"axes": []}}}, "the grid 'a' has no axes"),
-        ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is no key of the grid 'a': did you mean 'axes'"),
+        ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is not a known key of the grid 'a': did you mean 'axes'"),
         ({"grids": {"a": {"axes": [["original"]]}}}, "names no system"),
         ({"grids": {"a": {"axes": [["CH"]], "show": ["tabel"]}}}, "did you mean 'table'"),
         ({"variants": TINY["variants"] | {"CH": "cahn-hilliard"}}, "the variant 'CH' is 'cahn-hilliard'"),
@@ -137,23 +137,23 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"base": {"model": "hnn", "model.hidden": 3}}, "'model' is 'hnn', but 'model.hidden' asks for a part of it"),
         ({"variants": TINY["variants"] | {"CH": {"system": {"name": "cahn-hilliard", "gama": 1}}}}, "made.*gama"),
         ({"variants": TINY["variants"] | {"CH": {"system": {"name": "cahn-hilliard", "steps": "8"}}}}, "is '8'"),
-        ({"grids": grid_with(published={"tabel": "x"})}, "'tabel' is no key of 'published' of the grid 'a'"),
-        ({"grids": grid_with(published={"table": "table_1"})}, "'table_1' is no table"),
+        ({"grids": grid_with(published={"tabel": "x"})}, "'tabel' is not a known key of 'published' of the grid 'a'"),
+        ({"grids": grid_with(published={"table": "table_1"})}, "'table_1' is not a known table"),
         ({"grids": grid_with(published={**THEIRS, "rows": {"original": "orig"}})}, "did you mean 'original'"),
-        ({"grids": grid_with(published={**THEIRS, "columns": {"CH": "heat"}})}, "'heat_states' is no column"),
-        ({"grids": grid_with(published={**THEIRS, "rows": {"sharp": "original"}})}, "'sharp' is no label"),
-        ({"evaluations": {"stable": {"integrator": "rk5"}}}, "'rk5' is no integrator.*did you mean 'rk4'"),
+        ({"grids": grid_with(published={**THEIRS, "columns": {"CH": "heat"}})}, "'heat_states' is not a known column"),
+        ({"grids": grid_with(published={**THEIRS, "rows": {"sharp": "original"}})}, "'sharp' is not a known label"),
+        ({"evaluations": {"stable": {"integrator": "rk5"}}}, "'rk5' is not a known integrator.*did you mean 'rk4'"),
         ({"evaluations": {"stable": {"integrator": "rk4", "substeps": 0}}}, "'substeps' of the evaluation 'stable'"),
-        ({"evaluations": {"stable": {"substeps": 2}}}, "'None' is no integrator"),
+        ({"evaluations": {"stable": {"substeps": 2}}}, "'None' is not a known integrator"),
         ({"grids": grid_with(show="table")}, "'show' of the grid 'a' is 'table', but must be a list of table"),
         ({"grids": grid_with(show=None)}, "'show' of the grid 'a' is None"),
-        ({"baseline": ["original"]}, "is no variant, as 'baseline' has it"),
+        ({"baseline": ["original"]}, "is not a known variant in 'baseline'"),
         ({"keep_weights": "no"}, "'keep_weights' is 'no', but must be true or false"),
         ({"base": {3: "x"}}, "Option '3' is not accepted: known are"),
         ({"variants": TINY["variants"] | {"CH": {"system": {"name": ["x"]}}}}, r"the system '\['x'\]' is unknown"),
         ({"base": {"integrator": "rk5"}}, "integrator is 'rk5', but must be one of"),
         ({"base": {"model.name": "hnnn"}, "variants": TINY["variants"] | {"CH": {"system": "cahn-hilliard"}}},
-         "'hnnn' is no model, nor the import path of one: did you mean 'hnn'"),
+         "'hnnn' is not a known model, nor the import path of one.*'hnn'"),
         ({"base": {"data.test": 0}}, "has data.test = 0: there would be nothing to evaluate on"),
         ({"base": {"model": {"name": "my.Model", "predicts": "state"}},
           "variants": TINY["variants"] | {"CH": {"system": "cahn-hilliard"}}}, "no integrator applies to"),
@@ -191,7 +191,7 @@ def test_a_folder_of_another_study_is_refused(tmp_path, finished):
         StudyFolder(finished).create(read_study(written(tmp_path, changed(name="other"))))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(RunFolderError, match="is not empty and no study"):
+    with pytest.raises(RunFolderError, match="is not empty and not a study folder"):
         StudyFolder(tmp_path / "full").create(read_study(written(tmp_path, TINY)))
 
 
@@ -264,7 +264,7 @@ def test_nothing_of_another_folder_is_touched(tmp_path):
     (tmp_path / "thesis" / ".big.part").mkdir(parents=True)
     (tmp_path / "thesis" / ".thesis.tex.part").write_text("half of it")
     (tmp_path / "thesis" / "thesis.tex").touch()
-    with pytest.raises(RunFolderError, match="is not empty and no study"):
+    with pytest.raises(RunFolderError, match="is not empty and not a study folder"):
         run_study(read_study(written(tmp_path, TINY)), tmp_path / "thesis", workers=1)
     assert {path.name for path in (tmp_path / "thesis").iterdir()} == {".big.part", ".thesis.tex.part", "thesis.tex"}
 
@@ -484,7 +484,7 @@ def test_some_of_the_grids_are_run(tmp_path, capsys):
     folder = StudyFolder(tmp_path / "out")
     assert [trial.name for trial in study.trials if folder.state(trial) == "done"] == [one.name]
     assert main(["study", "run", "smoke", "--out", str(tmp_path / "no"), "--grids", "figure-9"]) == 2
-    assert "'figure-9' is no grid of the study 'smoke'" in capsys.readouterr().err
+    assert "'figure-9' is not a known grid of the study 'smoke'" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

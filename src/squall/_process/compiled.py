@@ -1,6 +1,6 @@
 """What the loops that numba compiles share: how they are compiled, and the bits of their numbers.
 
-Optional (`pip install squall[fast]`): whoever imports this has plain PyTorch or NumPy to fall back on.
+Optional (`pip install squall[fast]`): every importer falls back to plain PyTorch or NumPy.
 """
 
 import inspect

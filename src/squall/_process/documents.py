@@ -1,4 +1,4 @@
-"""Text that people and other programs wrote, read strictly: YAML and JSON of plain values, and nothing in silence."""
+"""Strict reading of YAML and JSON with plain values: whatever is ambiguous is an error."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class DocumentError(ValueError):
 
 
 def special_file(path: Path) -> str | None:
-    """What stands at a path instead of a file, in words; None for a file. Opening a pipe would wait for ever.
+    """What a path is instead of a file, such as "a folder"; None for a file. Opening a pipe would block.
 
     Raises:
         OSError: if nothing is there.
@@ -44,7 +44,7 @@ def read_text(path: Path | str) -> str:
     """The text of a file.
 
     Raises:
-        DocumentError: if it is no file, or no text in UTF-8.
+        DocumentError: if it is not a file, or not text in UTF-8.
         OSError: if it cannot be read.
     """
     if special := special_file(Path(path)):

@@ -1,4 +1,4 @@
-"""Numbers too large or too small for this machine, whoever noticed."""
+"""Recognizes errors that mean "too large for this machine", from PyTorch, NumPy and Python."""
 
 __all__ = ["too_large"]
 

@@ -41,7 +41,7 @@ def progress_bar(console: Console) -> "Progress | ProgressLines":
 
 @contextmanager
 def told(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to be told of the steps done and of all."""
+    """A function to call with the number of finished steps and their total."""
     with progress_bar(console) as progress:
         task = progress.add_task(title, total=None, status="")
         yield lambda done, total: progress.update(task, completed=done, total=total)

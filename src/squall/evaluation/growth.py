@@ -18,16 +18,16 @@ from squall.models.stacked import Stacked
 __all__ = ["growth_factor", "growth_factors"]
 
 DENSE_LIMIT = 512
-"""Largest state, in numbers, whose Jacobian is formed; larger ones are iterated on."""
+"""Largest state, in numbers, whose full Jacobian is computed; larger ones use Arnoldi's method."""
 
 JACOBIAN_NUMBERS = 2**20
-"""How many numbers of a stack's Jacobians are formed at a time: the hidden layers are hundreds of times larger."""
+"""Jacobian entries computed at a time; bounds memory, as the hidden layers are hundreds of times larger."""
 
 Factors = Float[Tensor, " batch"]
 Jacobian = Float[np.ndarray, "*members size size"]
 
 ARNOLDI: Any = {"ncv": 24, "maxiter": 4, "tol": 1e-3}
-"""At most about 80 products; where they do not suffice the factor is NaN."""
+"""At most about 80 Jacobian-vector products; the factor is NaN if ARPACK has not converged by then."""
 
 
 @accepts_step
@@ -45,8 +45,11 @@ def growth_factor(integrator: IntegratorLike, rate: Rate, u: State, dt: float) -
 
     Returns:
         one factor per state, dimensionless. For a state of more than 512 numbers it is computed by Arnoldi's method
-        with at most about 80 Jacobian-vector products, and NaN where these do not suffice. A Jacobian that is not
-        finite gives infinity.
+        (ARPACK) with at most about 80 Jacobian-vector products; NaN if it does not converge. A Jacobian with NaN or
+        infinite entries gives infinity.
+
+    Reference:
+        Lehoucq, Sorensen and Yang, ARPACK Users' Guide, SIAM 1998.
 
     >>> from squall.integrators import euler
     >>> u = torch.zeros(1, 1, 4, dtype=torch.float64)

@@ -25,17 +25,17 @@ from squall.models.stacked import Stacked
 __all__ = ["Evaluation", "Keep", "Physics", "RolloutValidation", "Rollouts", "evaluate", "evaluate_each", "persistence"]
 
 CHUNK_NUMBERS = 2**24
-"""How many numbers of the truth are held at a time."""
+"""Numbers of the truth in memory at a time: 64 MB in float32."""
 
 BATCH_NUMBERS = 2**18
-"""How many numbers a model is given at a time: its hidden layers are hundreds of times larger."""
+"""Numbers passed to a model at a time; bounds memory, as hidden layers are hundreds of times larger."""
 
 GROWTH_STATES = 20
 """At how many states, spread evenly over the trajectories, the learned step is linearised; a tenth of it where
 the states are too large for their whole Jacobian."""
 
 SPEEDS = 2**22
-"""From how many numbers of the truth the thresholds of the regimes are taken."""
+"""Numbers of the truth from which the thresholds of the regimes are estimated."""
 
 
 @dataclass(frozen=True)

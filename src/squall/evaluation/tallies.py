@@ -19,7 +19,7 @@ from squall.evaluation.regimes import REGIMES, RegimeThresholds
 __all__ = ["FIELDS", "Keep", "Phases", "Physics", "Rollouts"]
 
 KEPT_NUMBERS = 2**20
-"""How many numbers of the rollouts are kept for figures, of each field."""
+"""Numbers of the rollouts kept for figures, per field."""
 
 VRMSE_FLOOR = 1e-7
 """Added to the variance under the root, as The Well does."""

@@ -11,8 +11,8 @@ from squall._types import State
 class RateModel(nn.Module, abc.ABC):
     """A model of the rate du/dt of a state u on a periodic grid, translation-equivariant by construction.
 
-    Call it with states of shape (batch, channel, *space); the rate has the same shape. A model of one's own
-    need not inherit from this class: any `torch.nn.Module` with such a call goes wherever these go.
+    Call it with states of shape (batch, channel, *space); the rate has the same shape. Your own
+    model need not inherit from this class: any `torch.nn.Module` with this call works in its place.
 
     Args:
         channels: number of fields.

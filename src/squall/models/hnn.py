@@ -1,4 +1,4 @@
-"""HNN++: the rate of a field from a learned energy and the operator that the system is known to have."""
+"""HNN++: the rate of a field from a learned energy and the known operator of the system."""
 
 from collections.abc import Callable
 from typing import final
@@ -19,8 +19,8 @@ Operator = Callable[[Tensor], Tensor]
 def energy_rate(energy: Callable[[Tensor], Tensor], structure: Operator, u: State) -> State:
     r"""The rate du/dt = G ∇H(u) that an energy gives, by automatic differentiation.
 
-    This is what `HNN` computes for its own energy, there by hand; it takes any other energy too, such as the
-    true one or a module of one's own.
+    `HNN` computes the same for its own energy, with derivatives by hand. Use this for any other energy, such as the
+    true one or your own module.
 
     Args:
         energy: H, from states (batch, 1, *space) to one number per state, (batch,). ∇H is the vector of

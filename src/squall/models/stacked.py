@@ -1,4 +1,4 @@
-"""Models that differ only by their numbers, computed as one."""
+"""Models of one architecture with different weights, computed as one batch."""
 
 import copy
 import itertools
@@ -40,7 +40,7 @@ class Stacked:
 
     def __init__(self, models: Sequence[nn.Module], device: torch.device | str = "cpu") -> None:
         if not models:
-            raise ValueError("there is no model to stack")
+            raise ValueError("models is empty: give at least one model to stack")
         if any(_shape(model) != _shape(models[0]) for model in models):
             raise ValueError("the models differ in their parameters or their class: they cannot be computed as one")
         self.device, self._count = torch.device(device), len(models)

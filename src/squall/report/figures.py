@@ -1,4 +1,4 @@
-"""The figures of a run, of a comparison and of a study, drawn from what `evaluate` and `study run` left.
+"""The figures of a run, a comparison and a study, drawn from the files of `evaluate` and `study run`.
 
 Built on Matplotlib's objects, not on pyplot: nothing global is changed.
 """
@@ -43,14 +43,14 @@ __all__ = [
 ]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which the colour-blind can tell apart."""
+"""The colour-blind-safe palette of Okabe and Ito, Color Universal Design (2008)."""
 REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
 FRAMES = 4
-"""At how many times a field over two space axes is shown."""
+"""Number of times at which a field over two space axes is shown."""
 
 FEW_SEEDS = 4
-"""Up to so many seeds each has a line of its own."""
+"""Up to this many seeds, each has its own line; more are drawn as median and quartiles."""
 
 
 def save(figure: Figure, path: Path | str) -> Path:

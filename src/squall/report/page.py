@@ -28,15 +28,15 @@ __all__ = ["write_page"]
 REGIMES = ("quiet", "active", "extreme")
 
 DECADES = 5
-"""How far below its largest value a one-step error is shown."""
+"""Decades below its largest value over which a one-step error is shown."""
 CELLS = 6000
-"""How many cells a map of one trajectory has at most."""
+"""Largest number of cells of a map, which bounds the size of the page."""
 SEEDS_WITH_FIELDS = 5
-"""Fields of further seeds would make the page large."""
+"""Seeds whose fields are embedded; more would make the page too large."""
 CLIPPED = 4.0
 """Errors are kept up to this many times the largest truth, so that a blow-up does not hide what came before it."""
 GAP = -128
-"""Stands for a number that is not finite in a map of signed bytes."""
+"""Marks NaN or infinity in a map of signed bytes."""
 
 
 def write_page(results: Results, path: Path) -> Path:
@@ -112,7 +112,7 @@ def _panel(title: str, rows: Sequence[Row], seed: Any) -> dict[str, Any]:
 
 
 def _summary(row: Row, place: Place, kind: Kind) -> dict[str, Any]:
-    """A median and its interval: null where it is not finite, with the state in words."""
+    """A median and its interval: null if it is NaN or infinite, with the state as text."""
     summary = row.summary(place, kind)
     if summary is None:
         return {"median": None, "state": "missing"}

@@ -41,6 +41,7 @@ __all__ = [
 KINDS: tuple[Kind, ...] = ("last", "best")
 STATE_NAMES = {"failed": "failed: the training diverged", "started": "not finished", "missing": "missing"}
 SIGNIFICANT = 0.05
+"""p below which a comparison is set in bold: the convention."""
 
 MEDIANS = (
     "Mean squared errors, medians over seeds [95 % bootstrap interval]; the smallest median in bold; a diverged run "
@@ -48,7 +49,7 @@ MEDIANS = (
 )
 
 WEIGHED = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.1}
-"""Temperatures of the losses whose weights are shown by regime."""
+"""Temperatures whose weights are shown by regime: the mean, and the two of the paper."""
 
 ENERGY: Place = ("rollout", "energy")
 _SHOWN: dict[str, Place] = {
@@ -102,7 +103,7 @@ def number(value: float) -> str:
 
 
 def in_words(value: float | None, place: Place = STATES) -> str:
-    """A number to three digits, or what it means that it is missing (None) or not finite."""
+    """A number to three digits; empty if it is missing (None); a word if it is NaN or infinite."""
     if value is None:
         return ""
     return number(value) if math.isfinite(value) else "not found" if place[0] == "growth" else "diverged"
@@ -269,7 +270,7 @@ def regime_table(outcome: Outcome | None) -> Table | None:
 
 
 def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
-    """What `evaluation.json` holds: one column per checkpoint, and the predictions without a model."""
+    """The contents of `evaluation.json`: one column per checkpoint, then persistence and climatology."""
     items = {f"{kind} (step {item['step']})": item for kind, item in found["checkpoints"].items()}
     first = next(iter(items.values()))
     places = metrics(found["fields"])
@@ -302,7 +303,7 @@ def state_counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
 
 
 def status_table(results: Results) -> str:
-    """How far every grid is."""
+    """The progress of every grid."""
     lines = []
     for name, found in results.grids.items():
         counts = state_counts([outcome for row in found.rows for outcome in row.outcomes])

@@ -79,8 +79,8 @@ class ModelConfig:
         hidden: width of the hidden layers of `node` and `hnn`.
         structure: the operator G of `hnn`: `laplacian` (dissipative), `central-difference` (conservative), or
             `auto` for that of the system which made the data.
-        arguments: keyword arguments for a module of one's own.
-        predicts: what a module of one's own returns: the `rate` du/dt or the next `state`.
+        arguments: keyword arguments for a module given by its path.
+        predicts: what a module given by its path returns: the `rate` du/dt or the next `state`.
     """
 
     name: str = "node"

@@ -59,7 +59,7 @@ KEPT = 2
 
 
 class RunFolderError(ValueError):
-    """A folder that is no run folder, or not the one that is expected."""
+    """A folder that is not a run folder, or not the expected one."""
 
 
 class DamagedCheckpointWarning(UserWarning):

@@ -34,7 +34,7 @@ def simulate_to_file(
         trajectories: how many, drawn by NumPy's `RandomState(seed)`.
         steps: how many steps of dt; the file holds one state more.
         seed: that of the paper's data set if left out.
-        initial_states: (trajectory, 1, point) of one's own, instead of drawn ones.
+        initial_states: (trajectory, 1, point) to start from, instead of drawn ones.
         progress: called with the number of finished steps.
 
     Raises:

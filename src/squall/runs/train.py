@@ -152,7 +152,7 @@ def _prepare(
     data_path: str | None,
     split: Split | None = None,
 ) -> "_FolderRecorder":
-    """Everything that can be refused is, before anything is written."""
+    """Report every error of the configuration before anything is written."""
     folder = RunFolder(path)
     if config.data.path:
         data = dataclasses.replace(config.data, path=os.path.realpath(config.data.path))

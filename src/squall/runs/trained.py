@@ -56,7 +56,7 @@ class TrainedRun:
         raise CheckpointError(f"{self.folder.path} has no '{kinds[0]}' checkpoint: train it with `squall train` first")
 
     def predict(self, initial: Tensor, steps: int) -> Tensor:
-        """Roll out from initial states of one's own.
+        """Roll out from given initial states.
 
         Args:
             initial: (batch, channel, *space), on the grid and in the units of the training data.
@@ -87,7 +87,7 @@ def open_run(path: Path | str, data: str | None = None, *, split: Split | None =
         split: its data, where they are open already.
 
     Raises:
-        RunFolderError: if it is no run folder, or the data file is not the one that it was trained on.
+        RunFolderError: if it is not a run folder, or the data file is not the one that it was trained on.
     """
     folder = RunFolder(path)
     config = from_dict(folder.read_config())

@@ -44,7 +44,7 @@ PRESETS = ("paper", "paper-small", "sweeps-small", "smoke")
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
 GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
 SIZES = ("trajectories", "steps", "seed")
-"""What may be said of a system beside its parameters."""
+"""Keys of a system beside its parameters."""
 SHOWN = ("table", "fields", "temperature", "one-step", "training", "sampling", "integrators")
 """What the report can make of a grid."""
 SHOWN_FROM_FIELDS = {"fields", "one-step"}
@@ -177,7 +177,7 @@ def read_study(path: Path | str) -> Study:
     """A study from a YAML file, or from the preset of that name.
 
     Raises:
-        ConfigError: if the file is no study: unknown keys, variants or values, with what is known.
+        ConfigError: if the file does not define a study: unknown keys, variants or values, with the known ones.
 
     >>> study = read_study("smoke")
     >>> len(study.trials) == len({trial.identity for trial in study.trials})
@@ -230,12 +230,12 @@ def _study(values: Mapping[str, Any]) -> Study:
         if not isinstance(show, list):
             raise ConfigError(f"'show' of the grid '{name}' is {show!r}, but must be a list of {', '.join(SHOWN)}")
         for what in show:
-            _known(f"part of a report, as 'show' of the grid '{name}' has it", [what], SHOWN)
+            _known(f"part of a report in 'show' of the grid '{name}'", [what], SHOWN)
         theirs = _published(name, asked.get("published"), {label for axis in axes for label in axis})
         grids[name] = Grid(name, str(asked.get("about", "")), axes, tuple(show), theirs, trials)
     baseline = values.get("baseline")
     if baseline is not None:
-        _known("variant, as 'baseline' has it", [baseline], variants)
+        _known("variant in 'baseline'", [baseline], variants)
     _refuse_one_name_for_two(first.values())
     about, keep = str(values.get("about", "")), values.get("keep_weights", False)
     if not isinstance(keep, bool):
@@ -249,7 +249,7 @@ def _study(values: Mapping[str, Any]) -> Study:
 
 
 def _refuse_what_cannot_be_evaluated(grids: Iterable[Grid]) -> None:
-    """Said before the hours of its training."""
+    """Refuse before training what could not be evaluated after it."""
     for grid in grids:
         for trial in grid.trials.values():
             if trial.config.data.test == 0:
@@ -272,10 +272,10 @@ def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str],
         resources.files("squall.study").joinpath("presets/published_results.toml").read_text("utf-8")
     )
     known = {f"{group}.{name}": table for group, part in tables.items() for name, table in part.items()}
-    _known(f"table, as {where} has it", [about.get("table")], known)
+    _known(f"table in {where}", [about.get("table")], known)
     table = known[about["table"]]
     rows, columns = (_mapping(f"'{key}' of {where}", about.get(key)) for key in ("rows", "columns"))
-    _known(f"label of the grid '{grid}', as {where} has it", [*rows, *columns], labels)
+    _known(f"label of the grid '{grid}' in {where}", [*rows, *columns], labels)
     _known(f"row of {about['table']}", rows.values(), [name for name in table if name != "columns"])
     _known(f"column of {about['table']}", [f"{name}_states" for name in columns.values()], table["columns"])
     found = {}
@@ -289,7 +289,7 @@ def _evaluation(name: str, asked: Any) -> OtherIntegrator:
     known = [integrator for integrator in INTEGRATORS if integrator != next_state.name]
     values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", asked))
     _known(f"key of the evaluation '{name}'", values, ("integrator", "substeps"))
-    _known(f"integrator, as the evaluation '{name}' has it", [values["integrator"]], known)
+    _known(f"integrator in the evaluation '{name}'", [values["integrator"]], known)
     substeps = values["substeps"]
     if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
         raise ConfigError(f"'substeps' of the evaluation '{name}' is {substeps!r}, but must be at least 1")
@@ -301,7 +301,7 @@ def _known(what: str, names: Any, known: Any) -> None:
         if name not in list(known):
             near = difflib.get_close_matches(str(name), [str(x) for x in known], n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(map(str, known)))}"
-            raise ConfigError(f"'{name}' is no {what}: {hint}")
+            raise ConfigError(f"'{name}' is not a known {what}: {hint}")
 
 
 def _mapping(what: str, values: Any) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from squall.study.pack import PACK, read_pack
 __all__ = ["TRIAL", "StudyFolder"]
 
 TRIAL = "trial.json"
-"""What a run folder of a study gets last: whose it is, once all else is there."""
+"""Written last into a run folder of a study: its labels and seed. It marks the run as complete."""
 
 FINISHED = ("done", "failed")
 
@@ -67,7 +67,7 @@ class StudyFolder:
                     f"{self.path} holds the study '{other}', not '{study.name}': choose another folder"
                 )
         elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-            raise RunFolderError(f"{self.path} is not empty and no study: choose another folder")
+            raise RunFolderError(f"{self.path} is not empty and not a study folder: choose another folder")
         self._refuse_other_runs(study)
 
     def _refuse_other_runs(self, study: Study) -> None:
@@ -94,7 +94,7 @@ class StudyFolder:
             RunFolderError: if it holds none.
         """
         if not (self.path / "study.yaml").exists():
-            raise RunFolderError(f"{self.path} is no study: it has no study.yaml. `squall study run` makes one")
+            raise RunFolderError(f"{self.path} is not a study folder (no study.yaml). `squall study run` makes one")
         return read_study(self.path / "study.yaml")
 
     def run(self, trial: Trial) -> RunFolder:

@@ -16,7 +16,7 @@ Place = tuple[str, ...]
 """Where a checkpoint's part of `evaluation.json` has a number: the names on the way to it."""
 
 ABSENT = object()
-"""What `value_at` returns by default where there is no number; null is a number that is not finite."""
+"""Default of `value_at` for a missing number; null stands for a number that is NaN or infinite."""
 
 FIELDS = "rollouts.npz"
 

@@ -34,14 +34,15 @@ from squall.training.loop import Recorder, TrainingDiverged
 __all__ = ["Progress", "part_of", "run_study"]
 
 PROGRESS_SECONDS = 2.0
+"""How often progress is reported: often enough to watch, rarely enough that reading the folders costs little."""
 LOCK_SECONDS = 30
-"""How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
+"""How long to wait for a worker of a study that was killed: it ends on its own within seconds."""
 
 FRAMES_KEPT = 101
 """Times at which the fields and curves of a rollout are kept."""
 
 Progress = Callable[[int, int], None]
-"""Told of the training steps that are done, and of all."""
+"""Called with the number of finished training steps and their total."""
 
 
 def run_study(
@@ -56,8 +57,8 @@ def run_study(
 ) -> list[Trial]:
     """Run every trial that its folder does not hold yet.
 
-    A process that is killed, at any moment, loses nothing: the same call goes on. A training that diverges is a
-    result, kept as `failed.json`.
+    After a kill at any moment, the same call resumes the study. A training that diverges is a result, kept as
+    `failed.json`.
 
     Args:
         study: what to run.
@@ -67,7 +68,7 @@ def run_study(
             seed, loss and sampling; meant for a GPU.
         part: (i, n): only the i-th of n parts of the trials, for n machines whose folders are then copied together.
         grids: only the trials of these; of all grids if left out.
-        progress: told of the steps that are done.
+        progress: called with the number of finished steps and their total.
 
     Returns:
         the trials whose training diverged.

@@ -1,4 +1,4 @@
-"""Medians over seeds with their intervals, paired tests, and the correction for several of them."""
+"""Medians over seeds with bootstrap intervals, paired tests, and the correction for multiple comparisons."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,9 @@ import numpy as np
 __all__ = ["Summary", "compare_paired", "corrected", "least_median", "summarize"]
 
 RESAMPLES = 10_000
+"""Bootstrap samples, drawn with a fixed seed so that tables can be reproduced."""
 LEVEL = 0.95
+"""Confidence level of an interval."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ def least_median(summaries: Iterable[Summary | None]) -> float:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """The median with its 95 % percentile bootstrap interval; None of nothing. Of one number, the number alone.
+    """The median with its 95 % percentile bootstrap interval (Efron 1979); None without values.
+
+    Reference:
+        B. Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics 7 (1979) 1.
 
     >>> summarize([3.0, 1.0, 2.0])
     Summary(median=2.0, low=1.0, high=3.0, count=3)
@@ -45,15 +50,19 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:
-    """Medians that know infinity: of two middle ones the mean, infinite if one is."""
+    """Medians of rows that may hold infinity: the mean of two middle numbers is infinite if one is."""
     rows = np.sort(rows, axis=1)
     middle = rows.shape[1] // 2
     return rows[:, middle] if rows.shape[1] % 2 else rows[:, middle - 1 : middle + 1].mean(1)
 
 
 def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float | None:
-    """p of Wilcoxon's signed-rank test, two-sided, exact where it can be, on the logarithms of positive numbers that
-    are paired by seed. None without a pair. Two that both diverged are a tie, and are left out.
+    """Two-sided p of Wilcoxon's signed-rank test on the logarithms of positive numbers, paired by seed.
+
+    Exact for small samples without ties. A pair in which both diverged is a tie and is left out. None without a pair.
+
+    Reference:
+        F. Wilcoxon, Individual Comparisons by Ranking Methods, Biometrics Bulletin 1 (1945) 80.
 
     >>> round(compare_paired({0: 1.0, 1: 1.0, 2: 1.0}, {0: 2.0, 1: 3.0, 2: 4.0}), 3)
     0.25
@@ -65,18 +74,21 @@ def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> fl
         return None
     differences = np.array([0.0 if a == b else math.log(a) - math.log(b) for a, b in pairs])
     differences = np.nan_to_num(differences[differences != 0], posinf=1e300, neginf=-1e300)
-    found: Any = stats.wilcoxon(differences) if len(differences) else None
-    return 1.0 if found is None else float(found.pvalue)
+    test: Any = stats.wilcoxon(differences) if len(differences) else None
+    return 1.0 if test is None else float(test.pvalue)
 
 
 def corrected(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Holm's correction for the number of comparisons.
+    """Holm's step-down correction for the number of comparisons.
+
+    Reference:
+        S. Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scand. J. Statist. 6 (1979) 65.
 
     >>> corrected({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'b': 0.06, 'c': 0.06}
     """
-    found, largest = {}, 0.0
+    adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p))
-        found[name] = largest
-    return {name: found[name] for name in p_values}
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}

@@ -27,27 +27,27 @@ Stencil = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class System(abc.ABC):
-    r"""A field u on a ring that follows $u_t = G\, \nabla H(u)$.
+    r"""A field u on a periodic grid with $u_t = G\, \nabla H(u)$.
 
     $H$ is the energy and $\nabla H$ its variational derivative,
     $(\nabla H)_m = \frac{1}{dx} \partial H/\partial u_m$: the sum in H carries a factor dx, which the gradient does
     not. $G$ is a difference operator: antisymmetric where the energy is conserved, negative semidefinite where it is
     dissipated. In both cases $\sum G v = 0$, so the mass is conserved.
 
-    In time, the discrete variational derivative method takes the place of $\nabla H$ by $\bar\nabla H(u, v)$ between a
-    state u and the next one v, made such that
+    In time, the discrete variational derivative method (Furihata 1999) replaces $\nabla H$ by $\bar\nabla H(u, v)$. For
+    a state u and the next state v it satisfies
 
     $$\sum_m \bar\nabla H(u, v)_m\, (v - u)_m\, dx = H(v) - H(u), \qquad v - u = dt\, G\, \bar\nabla H(u, v),$$
 
-    so that what the equation conserves or dissipates, the computed states conserve or dissipate exactly, whatever
-    dt is. The scheme is implicit and accurate to second order in dt and dx.
+    So the computed states conserve or dissipate exactly what the equation does, for any dt. The scheme is implicit and
+    second-order accurate in dt and dx.
 
     All quantities are dimensionless. The functions of a state u act on the last axis; u may have any leading shape, any
     floating precision and any device, and they are differentiable.
 
     Args:
         points: The number of grid points, at least 5.
-        width: The circumference of the ring, positive.
+        width: The length of the period, positive.
         dt: The size of a time step, positive.
 
     Reference:
@@ -56,13 +56,13 @@ class System(abc.ABC):
     """
 
     name: ClassVar[str]
-    """What files, configurations and the command line call the system."""
+    """The name of the system in files, configurations and on the command line."""
     equation: ClassVar[str]
     """The equation, to print."""
     conserved: ClassVar[tuple[str, ...]]
     """The quantities that stay constant along every trajectory."""
     dissipated: ClassVar[tuple[str, ...]]
-    """The quantities that never grow along a trajectory."""
+    """The quantities that never increase along a trajectory."""
     paper_seed: ClassVar[int]
     """`initial_states(100, RandomState(paper_seed))` are those of the reference."""
 

@@ -12,9 +12,9 @@ from squall.grid import Field, integral, laplacian, squared_slope
 from squall.systems.base import Generator, Stencil, System, check_count, uniform
 
 ESTABLISHED = 0.5
-"""Share of the pure phase's |u| from which a point belongs to a phase."""
+"""Fraction of the pure phase's |u| above which a point belongs to a phase."""
 FAST = 0.05
-"""Share of the spinodal rate, the pure phase's |u| times a²/(4γ), from which a point changes fast."""
+"""Fraction of the spinodal rate, the pure phase's |u| times a²/(4γ), above which a point changes fast."""
 
 
 @final
@@ -32,15 +32,14 @@ class CahnHilliard(System):
 
     u is the difference in concentration, ±√(a/b) in the pure phases. The mass is conserved and the energy never grows.
 
-    What one sees, with the defaults: from small noise, its roughness decays in a few steps; then stripes of width
-    π√(2γ/a) ≈ 0.1 grow by a factor e in 4γ/a² = 20 steps (the spinodal decomposition) until they fill the range
-    between the phases after some 150 steps; then they stand almost still, with boundaries of width √(2γ/a) ≈ 0.03, and
-    now and then one shrinks and vanishes in a moment.
+    With the defaults, the roughness of the initial noise decays in a few steps. Stripes of width π√(2γ/a) ≈ 0.1 then
+    grow by a factor e in 4γ/a² = 20 steps (spinodal decomposition) and reach the pure phases after some 150 steps. Then
+    they are almost stationary, with boundaries of width √(2γ/a) ≈ 0.03; occasionally a stripe collapses quickly.
 
     Args:
         a: The strength of the separation, dimensionless.
         b: The strength of the saturation, dimensionless.
-        gamma: The price of a boundary, γ ≥ 0, dimensionless.
+        gamma: The strength of the surface energy, γ ≥ 0, dimensionless.
         points: The number of grid points M, at least 5. A boundary needs dx < √(2γ/a).
         width: The circumference of the ring, dimensionless.
         dt: The time step, dimensionless.
@@ -131,7 +130,7 @@ class CahnHilliard(System):
             labels of the steps, (batch, time − 1, 1, points).
 
         Raises:
-            ValueError: if a, b or γ is not positive: there are no phases then.
+            ValueError: if a, b or γ is not positive, since the phases do not separate.
         """
         if not self.has_regimes:
             raise ValueError(f"a, b and gamma are {self.a}, {self.b}, {self.gamma}: phases need all of them positive")

@@ -22,7 +22,9 @@ States = Float[Tensor, "batch points"]
 Bands = Float[Tensor, "5 batch points"]
 """`bands[s + 2][..., m]` is the derivative of F at point m with respect to the next state at point m + s."""
 
+# Two iterations are usual; 25 without convergence mean that dt is too large.
 MAXIMUM_ITERATIONS = 25
+# Of the extrapolated first guess.
 MAXIMUM_ORDER = 5
 # Newton's error is squared by the update, so an update of this relative size leaves nothing above rounding.
 TOLERANCE = 1e-9

@@ -99,7 +99,7 @@ class KortewegDeVries(System):
             The states (n, 1, points) in float64.
 
         Raises:
-            ValueError: If n is less than 1, or α or β is zero (there are no solitons then).
+            ValueError: If n is less than 1, or α or β is zero (solitons need both).
         """
         check_count(n)
         return torch.stack([self._two_solitons(generator, shift) for _ in range(n)])[:, None, :]

@@ -68,7 +68,7 @@ def stiffness_index(u: State, u_next: State, dt: float, floor: float = 0.0) -> F
             near zero would otherwise have its calm beginning ranked as the stiffest part. 0 for none.
 
     Returns:
-        one index per transition, in units of 1/time; not finite where u is zero and there is no floor.
+        one index per transition, in units of 1/time; NaN or infinite if u is zero and floor is 0.
 
     Reference:
         Liang, Huang and Zhang, Stiffness-Aware Neural Network for Learning Hamiltonian Systems, ICLR 2022.
@@ -88,7 +88,7 @@ class StiffnessAwareSampler:
     Args:
         index: one stiffness-aware index per transition, (transition,); see `stiffness_index`.
         batch: size of the minibatch.
-        fraction: of the transitions, those of the largest index, that are called stiff; in (0, 1).
+        fraction: share of the transitions, those with the largest index, classified as stiff; in (0, 1).
         share: of the minibatch that is drawn from the stiff ones; the rest is drawn from the others. In [0, 1].
             `share = fraction` draws both alike.
         seed: the trial; two samplers of one seed draw the same minibatches.
