@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 import signal
 import sys
 import warnings
@@ -99,12 +100,14 @@ def _parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
         "evaluate": _evaluate_parser(),
         "compare": _compare_parser(),
         "predict": _predict_parser(),
+        "data": _new_parser(description="Say what a data file holds, or write it in squall's layout."),
         "study": _new_parser(description="Run a grid of trainings, see how far it is, report what it found."),
     }
     for name, part in parts.items():
         commands.add_subcommand(name, part, help=part.description)
     known = {name: _options(part) for name, part in parts.items()}
     known["simulate"] = _add_systems(parts["simulate"])
+    known["data"] = _add_data_actions(parts["data"])
     known["study"] = _add_study_actions(parts["study"])
     return parser, known
 
@@ -132,6 +135,26 @@ def _add_systems(parser: ArgumentParser) -> list[str]:
         systems.add_subcommand(name, part, help=system.equation)
         known |= dict.fromkeys(_options(part))
     return list(known)
+
+
+def _add_data_actions(parser: ArgumentParser) -> list[str]:
+    """`describe` and `convert`; returns the options that they know."""
+    actions = parser.add_subcommands(dest="action")
+    describe = _new_parser(description="Print sizes, units, time step, masks, gaps, conditions and the next command.")
+    convert = _new_parser(description="Write trajectories in squall's layout, the one of The Well.")
+    for part in (describe, convert):
+        part.add_argument("path", type=Path, help="a file or folder of any known format")
+        part.add_argument("--dt", type=float | None, default=None, help="time between two states")
+        part.add_argument("--axes", type=str | None, default=None, help="a word per axis: 'batch time channel x y'")
+        part.add_argument("--fields", type=str, nargs="+", default=None, help="those that make the state")
+        part.add_argument("--lengths", type=float, nargs="+", default=None, help="of the domain, per axis")
+        part.add_argument("--boundary", type=str, nargs="+", default=None, help="periodic, wall or open, per axis")
+        part.add_argument("--fill", type=float | None, default=None, help="a number that means a missing value")
+        part.add_argument("--gaps", type=bool, default=False, help="NaN in The Well's layout means a missing value")
+    convert.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+    actions.add_subcommand("describe", describe, help=describe.description)
+    actions.add_subcommand("convert", convert, help=convert.description)
+    return _options(convert)
 
 
 def _add_study_actions(parser: ArgumentParser) -> list[str]:
@@ -383,6 +406,29 @@ def _predict(arguments: Namespace, console: Console) -> int:
     return 0
 
 
+def _data(arguments: Namespace, console: Console) -> int:
+    from squall.data.summary import next_command
+
+    action = arguments.action
+    options = dict(vars(arguments[action]))
+    path, out = options.pop("path"), options.pop("out", None)
+    told = {name: value for name, value in options.items() if value}
+    for name in ("lengths", "boundary"):
+        if len(told.get(name, ())) == 1:
+            (told[name],) = told[name]
+    source = squall.data.open(path, **told)
+    if action == "convert":
+        with console.status("writing"):
+            print(squall.data.convert(source, out))
+        return 0
+    words = [
+        f" --{n} {shlex.join(map(str, v)) if isinstance(v, list) else shlex.quote(str(v))}" for n, v in told.items()
+    ]
+    print(squall.data.summary(source))
+    print(f"{'next':<11} {next_command(path, source, ''.join(words))}")
+    return 0
+
+
 def _study(arguments: Namespace, console: Console) -> int:
     from squall.report.study_tables import status_table
     from squall.study.results import read_results
@@ -441,6 +487,7 @@ COMMANDS: dict[str, Callable[[Namespace, Console], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "predict": _predict,
+    "data": _data,
     "study": _study,
 }
 

@@ -53,6 +53,8 @@ class Description:
         parameters: coefficients of the simulation.
         provenance: who made the data, and how: version, seed, protocol.
         start: time of the first state.
+        axes: names of the space axes, such as ("latitude", "longitude"); x, y, z where nothing else is said.
+        units: of the fields by name, and of "time", where they are known.
     """
 
     dt: float
@@ -64,6 +66,11 @@ class Description:
     parameters: dict[str, float | str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     start: float = 0.0
+    axes: tuple[str, ...] = ()
+    units: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(self.axes) or AXES[: len(self.coordinates)])
 
 
 def describe(
@@ -201,7 +208,7 @@ def _given(
         steps = np.diff(axis)
         if not np.isfinite(axis).all() or not ((steps > 0).all() or (steps < 0).all()):
             raise DataError(f"coordinates: the points of axis {name} have to be finite and in order")
-    return points, tuple(equal_step(axis) for axis in points)
+    return points, tuple(None if (step := equal_step(axis)) is None else abs(step) for axis in points)
 
 
 def _names(fields: Sequence[str] | str | None, channels: int) -> tuple[str, ...]:

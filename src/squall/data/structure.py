@@ -2,15 +2,20 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
+from torch import Tensor
 
+from squall.data.arrays import Variable
+from squall.data.conditions import as_mask, as_measure, as_valid
 from squall.data.description import AXES, Description, equal_step
 from squall.data.errors import DataError
+from squall.data.measure import areas
 
 FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 """Scalar, vector and matrix fields; the tensor order is the place in this list."""
@@ -57,13 +62,17 @@ class Structure:
     dtype: torch.dtype
     stored: tuple[StoredField, ...]
     constant_fields: tuple[str, ...]
+    conditions: tuple[Variable, ...]
+    mask: Tensor | None
+    valid: Tensor | None
+    measure: Tensor | None
     description: Description
     attributes: dict[str, Any]
     cache_bytes: int
 
 
-def read_structure(file: Any) -> Structure:
-    """Read and check an open `h5py.File`, without its states.
+def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
+    """Read and check an open `h5py.File`, without its states; `chosen` fields make the state, the others forcings.
 
     Raises:
         DataError: a group missing, no field, one time only, times unequally spaced, shapes that do not fit.
@@ -79,15 +88,26 @@ def read_structure(file: Any) -> Structure:
     batch = _trajectories(stored, file.attrs)
     for field in stored:
         _check_shape(field, batch, times.shape[1], space)
+    varying = {field.key.rpartition("/")[2]: field for field in stored}
+    if chosen is not None and not set(chosen) <= set(varying):
+        raise DataError(f"fields: got {', '.join(chosen)}; the file has {', '.join(varying)}")
+    names = [n for n, field in varying.items() if not _role(file[field.key])] if chosen is None else list(chosen)
+    stored = tuple(varying[name] for name in names)
+    forcings = tuple(field for name, field in varying.items() if name not in names)
     start, dt = _clock(times, dimensions["time"].attrs)
     lattice = [_axis(dimensions[axis]) for axis in axes]
     fields = tuple(itertools.chain.from_iterable(field.channels for field in stored))
     number = np.result_type(np.float32, *(field.dtype for field in stored))
+    shape = (batch, times.shape[1], len(fields), *space)
     return Structure(
-        shape=(batch, times.shape[1], len(fields), *space),
+        shape=shape,
         dtype=torch.float64 if number == np.float64 else torch.float32,
         stored=stored,
-        constant_fields=constant,
+        constant_fields=tuple(key.rpartition("/")[2] for key in constant if not _role(file[key])),
+        conditions=_conditions(file, axes, constant, forcings),
+        mask=as_mask(_mask(file, constant, fields, shape), shape),
+        valid=as_valid(_valid(file), shape),
+        measure=_measure(file, constant, axes, [points for points, _ in lattice]),
         description=Description(
             dt=dt,
             fields=fields,
@@ -98,6 +118,8 @@ def read_structure(file: Any) -> Structure:
             parameters=_parameters(file.attrs),
             provenance=_provenance(file.attrs),
             start=start,
+            axes=axes,
+            units=json.loads(str(file.attrs.get("units", "{}"))),
         ),
         attributes={name: _plain(value) for name, value in file.attrs.items()},
         cache_bytes=_cache_bytes(file, stored),
@@ -127,7 +149,7 @@ def _space_axes(dimensions: Any) -> tuple[str, ...]:
 
 
 def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], tuple[str, ...]]:
-    """The fields that vary in time, and the names of the others."""
+    """The fields that vary in time, and the keys of the others."""
     stored: list[StoredField] = []
     constant: list[str] = []
     for order, group in enumerate(FIELD_GROUPS):
@@ -137,9 +159,9 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
             if file[group][name].attrs.get("time_varying", True):
                 stored.append(_stored_field(file, f"{group}/{name}", order, axes))
             else:
-                constant.append(name)
+                constant.append(f"{group}/{name}")
     if not stored:
-        only = f" (constant ones: {', '.join(constant)})" if constant else ""
+        only = f" (constant ones: {', '.join(key.rpartition('/')[2] for key in constant)})" if constant else ""
         raise DataError(
             f"there is no field that varies in time in {', '.join(FIELD_GROUPS)}{only}; a trajectory needs "
             "at least one: `squall.data.write` writes a file from an array"
@@ -166,6 +188,62 @@ def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> Sto
         offset=dataset.id.get_offset() if _in_one_piece(dataset) else None,
         channels=tuple(f"{name}_{part}" if part else name for part in parts),
     )
+
+
+def _role(dataset: Any) -> str:
+    """What squall wrote the array for: "mask", "valid", "measure" or "forcing"; nothing in files of others."""
+    return str(_plain(dataset.attrs.get("role", "")))
+
+
+def _conditions(
+    file: Any, axes: tuple[str, ...], constant: tuple[str, ...], forcings: tuple[StoredField, ...]
+) -> tuple[Variable, ...]:
+    """Fields that do not change in time, scalars, and fields that are not part of the state."""
+    found = []
+    roles = ("mask", "valid", "measure")
+    fields = [_stored_field(file, key, FIELD_GROUPS.index(key.partition("/")[0]), axes) for key in constant]
+    for field in (*fields, *forcings):
+        dataset = file[field.key]
+        if _role(dataset) in roles:
+            continue
+        leading = ("batch",) * field.sample_varying + ("time",) * bool(dataset.attrs.get("time_varying", True))
+        kept = dataset.ndim - len(leading) - field.order == len(axes)  # an axis that does not vary may have length 1
+        space = [axis if vary else "" for axis, vary in zip(axes, field.dim_varying, strict=True) if vary or kept]
+        name = field.key.rpartition("/")[2]
+        found.append(
+            Variable(name, field.key, (*leading, *space, *("channel",) * field.order), field.channels, field.dtype)
+        )
+    for name in map(str, _plain(file["scalars"].attrs.get("field_names", list(file["scalars"])))):
+        scalar = file["scalars"].get(name)
+        if scalar is None or scalar.dtype.kind not in "iuf" or _role(scalar) in roles:
+            continue
+        varying = {"batch": "sample_varying", "time": "time_varying"}
+        leading = tuple(axis for axis, attribute in varying.items() if scalar.attrs.get(attribute, False))
+        found.append(Variable(name, f"scalars/{name}", leading, (name,), scalar.dtype))
+    return tuple(found)
+
+
+def _mask(file: Any, constant: tuple[str, ...], fields: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+    """Valid points (channel, *space): one array for all fields, or one for each."""
+    masks = {_plain(file[key].attrs.get("of", "")): file[key][()] > 0 for key in constant if _role(file[key]) == "mask"}
+    if not masks:
+        return None
+    return np.stack([masks.get(name, masks.get("", np.ones(shape[3:], bool))) for name in fields])
+
+
+def _valid(file: Any) -> Any:
+    return next((scalar[()] > 0 for scalar in file["scalars"].values() if _role(scalar) == "valid"), None)
+
+
+def _measure(
+    file: Any, constant: tuple[str, ...], axes: tuple[str, ...], coordinates: list[np.ndarray]
+) -> Tensor | None:
+    stored = next((file[key][()] for key in constant if _role(file[key]) == "measure"), None)
+    if stored is not None:
+        return as_measure(stored, stored.shape)
+    spherical = _plain(file.attrs.get("grid_type", "")) == "spherical"
+    roles = {"theta": "colatitude", "latitude": "latitude", "lat": "latitude"} if spherical else {}
+    return areas(coordinates, [roles.get(axis, axis) for axis in axes]) if spherical else None
 
 
 def _in_one_piece(dataset: Any) -> bool:
@@ -230,8 +308,9 @@ def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
     if "step" in dataset.attrs and "start" in dataset.attrs:
         start, step = float(dataset.attrs["start"]), float(dataset.attrs["step"])
         if _explains(points, start, step):
-            return start + step * np.arange(len(points)), step
-    return points.astype(np.float64), equal_step(points)
+            return start + step * np.arange(len(points)), abs(step)
+    step = equal_step(points)
+    return points.astype(np.float64), None if step is None else abs(step)
 
 
 def _explains(points: np.ndarray, start: float, step: float) -> bool:

@@ -1,0 +1,281 @@
+"""NetCDF and Zarr files: axes by their names or CF attributes, areas from latitudes, declared fill values."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from squall.data.arrays import Handle, Variable, open_hdf5
+from squall.data.conditions import as_measure
+from squall.data.errors import DataError
+from squall.data.formats.bag import parse_axes, read_bag
+from squall.data.formats.layout import Layout, Reading, finish, require
+from squall.data.measure import areas
+
+NAMES = {
+    "time": ("time", "t", "valid_time", "timestep", "time_step", "step", "date", "datetime", "time_counter"),
+    "batch": (
+        "batch",
+        "sample",
+        "trajectory",
+        "member",
+        "ensemble",
+        "number",
+        "realization",
+        "run",
+        "sim",
+        "simulation",
+    ),
+    "channel": ("channel", "channels", "variable", "component", "feature", "field", "fields"),
+    "latitude": ("lat", "latitude", "nav_lat", "rlat"),
+    "longitude": ("lon", "longitude", "long", "nav_lon", "rlon"),
+    "level": ("level", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "height", "deptht", "model_level"),
+}
+AREAS = ("cell_area", "area", "areacella", "areacello")
+
+
+def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
+    """The layout of a file that xarray opens.
+
+    Args:
+        path: for messages.
+        place: the file or folder.
+        options: of `open`.
+        kind: "NetCDF-3", "NetCDF-4" or "Zarr".
+
+    Raises:
+        DataError: no time axis, no field with time and space, times not equally spaced, a package missing.
+    """
+    xarray = require("xarray", kind)
+    if kind == "Zarr" and not _named(place):
+        arrays = open_zarr(place)
+        shapes = {name: (array.shape, array.dtype) for name, array in dict(arrays).items()}
+        return read_bag(f"{_said(kind, place)} without names of axes", Handle(place, open_zarr, path), shapes, options)
+    require("zarr" if kind == "Zarr" else "h5netcdf" if kind == "NetCDF-4" else "scipy", kind)
+    engine = {"NetCDF-3": "scipy", "NetCDF-4": "h5netcdf", "Zarr": "zarr"}[kind]
+    more: dict[str, Any] = {"consolidated": False} if kind == "Zarr" else {}
+    try:
+        # decode_times=False: a calendar that pandas lacks must not fail here; chunks=None: no dask.
+        with xarray.open_dataset(
+            place, engine=engine, mask_and_scale=False, decode_times=False, chunks=None, **more
+        ) as data:
+            return _read(path, place, options, kind, data)
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise DataError(f"{path}: not read as {kind} ({error}); make or fetch it again") from error
+
+
+def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> Layout:
+    roles = {dim: role_of(dim, data.variables.get(dim)) for dim in data.sizes}
+    bounds = {v.attrs[key] for v in data.variables.values() for key in ("bounds", "climatology") if key in v.attrs}
+    notes, series, fixed = [], {}, {}
+    for name, variable in data.variables.items():
+        if name in data.sizes or name in bounds:
+            continue
+        if variable.dtype.kind not in "iuf" or "grid_mapping_name" in variable.attrs:
+            notes.append(f"left out '{name}': it holds {variable.dtype}, on {variable.dims}")
+            continue
+        space = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel")]
+        timed = any(roles[dim] == "time" for dim in variable.dims)
+        (series if timed and space else fixed)[str(name)] = variable
+    if not series:
+        listed = ", ".join(f"{name} {variable.dims}" for name, variable in {**fixed}.items()) or "no number at all"
+        raise DataError(
+            f"{path}: no variable with a time and a space axis; found: {listed}. A time axis is called "
+            f"{', '.join(NAMES['time'][:4])} or has units such as 'hours since 2000-01-01': rename it"
+        )
+    chosen = list(options.get("fields") or _most_common(series, roles))
+    missing = [name for name in chosen if name not in series]
+    if missing:
+        raise DataError(
+            f"{path}: fields: no {', '.join(missing)}; the fields in time and space are {', '.join(series)}"
+        )
+    if options.get("axes"):
+        widest = max((series[name] for name in chosen), key=lambda v: len(v.dims))
+        words = parse_axes(str(options.get("axes")), widest.shape, chosen[0])
+        roles |= {
+            dim: word for dim, word in zip(widest.dims, words, strict=True) if word in ("time", "batch", "channel")
+        }
+        roles |= {
+            dim: str(dim)
+            for dim, word in zip(widest.dims, words, strict=True)
+            if word not in ("time", "batch", "channel")
+        }
+    roles = {dim: "channel" if role == "level" else role for dim, role in roles.items()}
+    space = _common_space(path, {name: series[name] for name in chosen}, roles)
+    if not 1 <= len(space) <= 3:
+        raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
+    states = tuple(_variable(name, series[name], roles, space, data, place) for name in chosen)
+    conditions, measure = [], None
+    for name, variable in {**fixed, **series}.items():
+        if name in chosen:
+            continue
+        if name in AREAS or variable.attrs.get("standard_name") == "cell_area":
+            measure = variable if variable.dims == space else measure
+        others = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel") and dim not in space]
+        if others:
+            notes.append(f"left out '{name}': its axes {variable.dims} are not those of the fields {space}")
+        elif measure is not variable:
+            conditions.append(_variable(name, variable, roles, space, data, place))
+    sizes = {role: n for dim, n in data.sizes.items() if (role := roles[dim]) in ("time", "batch")}
+    channels = sum(len(variable.channels) for variable in states)
+    times, start, unit = _times(next(dim for dim in series[chosen[0]].dims if roles[dim] == "time"), data)
+    points = [np.asarray(data.variables[dim].values) if dim in data.variables else None for dim in space]
+    kinds = [role_of(dim, data.variables.get(dim)) for dim in space]
+    if measure is None:
+        areas_of_cells = _areas(points, kinds)
+    else:
+        areas_of_cells = as_measure(torch.from_numpy(measure.values.astype(np.float64)), measure.shape)
+    units = {c: u for v in states if (u := data.variables[v.name].attrs.get("units")) for c in v.channels}
+    sphere = {"latitude", "longitude"} & set(kinds)
+    return finish(
+        _said(kind, place),
+        Handle(place, OPENERS[kind], path),
+        states,
+        conditions,
+        (sizes.get("batch", 1), sizes["time"], channels, *(data.sizes[dim] for dim in space)),
+        options,
+        times=times,
+        coordinates=points,
+        notes=notes,
+        measure=areas_of_cells,
+        axes=space,
+        boundary=[_end(*pair) for pair in zip(points, kinds, strict=True)] if sphere else None,
+        name=str(data.attrs.get("title") or path.name),
+        units=units | ({"time": unit} if unit else {}),
+        provenance={"first_time": start} if start else {},
+    )
+
+
+def role_of(dim: Any, variable: Any) -> str:
+    """What a dimension is: by CF attributes, else by name; its own name for any other space axis."""
+    attributes: Mapping[str, Any] = {} if variable is None else variable.attrs
+    units, name = str(attributes.get("units", "")), str(dim).lower()
+    if " since " in units or attributes.get("axis") == "T":
+        return "time"
+    for role, unit in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
+        if attributes.get("standard_name") == role or units in (unit, unit.replace("degrees", "degree")):
+            return role
+    if attributes.get("axis") == "Z" or "positive" in attributes:
+        return "level"
+    return next((role for role, names in NAMES.items() if name in names), str(dim))
+
+
+def _most_common(series: Mapping[str, Any], roles: Mapping[Any, str]) -> list[str]:
+    """The fields on the space axes that most fields have."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, variable in series.items():
+        space = tuple(dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel", "level"))
+        groups.setdefault(space, []).append(name)
+    return max(groups.values(), key=len)
+
+
+def _common_space(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str]) -> tuple[str, ...]:
+    found = {n: tuple(d for d in v.dims if roles[d] not in ("time", "batch", "channel")) for n, v in fields.items()}
+    if len(set(found.values())) > 1:
+        raise DataError(f"{path}: the fields lie on different space axes: {found}; choose some by fields=[...]")
+    return tuple(map(str, next(iter(found.values()))))
+
+
+def _variable(
+    name: str, variable: Any, roles: Mapping[Any, str], space: tuple[str, ...], data: Any, place: Path
+) -> Variable:
+    axes = tuple(str(dim) if dim in space else roles[dim] for dim in variable.dims)
+    channels = [name]
+    for dim in variable.dims:
+        if roles[dim] == "channel":
+            labels = data.variables[dim].values.tolist() if dim in data.variables else range(data.sizes[dim])
+            channels = [f"{stem}_{f'{x:g}' if isinstance(x, float) else x}" for stem in channels for x in labels]
+    attributes = {**variable.encoding, **variable.attrs}
+    fills = [np.ravel(attributes[key]) for key in ("_FillValue", "missing_value") if attributes.get(key) is not None]
+    values = {float(fill) for fill in (np.concatenate(fills) if fills else [])}
+    if (place / ".zgroup").exists():
+        values -= {0.0}  # Zarr v2 gives every array a fill value for chunks that were never written: 0 by default
+    return Variable(
+        name,
+        name,
+        axes,
+        tuple(channels),
+        variable.dtype,
+        tuple(sorted(fill for fill in values if fill == fill)),
+        float(attributes.get("scale_factor", 1.0)),
+        float(attributes.get("add_offset", 0.0)),
+    )
+
+
+def _times(dim: str, data: Any) -> tuple[np.ndarray | None, str, str]:
+    """Times in the unit of the file or, for dates, in hours; the first date; the unit."""
+    if dim not in data.variables:
+        return None, "", ""
+    variable = data.variables[dim]
+    units = str(variable.attrs.get("units", ""))
+    unit, _, first = units.partition(" since ")
+    values = np.asarray(variable.values)
+    if not first:
+        return (values if values.dtype.kind in "iuf" else None), "", units
+    hours = {
+        "day": 24.0,
+        "hour": 1.0,
+        "hr": 1.0,
+        "h": 1.0,
+        "minute": 1 / 60,
+        "min": 1 / 60,
+        "second": 1 / 3600,
+        "sec": 1 / 3600,
+    }
+    factor = hours.get(unit.strip().lower().removesuffix("s"), 1 / 3600 if unit.strip() == "s" else None)
+    if factor is None:
+        return values, first, unit
+    return (values - values[0]) * factor, f"{values[0]:g} {units}", "hours"
+
+
+def _areas(points: list[Any], kinds: list[str]) -> torch.Tensor | None:
+    known = [p is not None and len(p) > 1 for p in points]
+    return areas(points, kinds) if all(known) else None
+
+
+def _end(points: np.ndarray | None, kind: str) -> str:
+    """A circle of longitude closes; all other edges of a map are open."""
+    if kind != "longitude" or points is None or len(points) < 2:
+        return "open"
+    turn = abs(float(points[1]) - float(points[0])) * len(points)
+    return "periodic" if abs(turn - 360) < 0.1 * abs(float(points[1]) - float(points[0])) else "open"
+
+
+def _named(place: Path) -> bool:
+    """Whether the arrays of a Zarr group have named axes, as xarray needs them."""
+    arrays = open_zarr(place)
+    if isinstance(arrays, dict):
+        return False
+    return any(
+        (a.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in a.attrs) or getattr(a.metadata, "dimension_names", None)
+        for _, a in arrays.arrays()
+    )
+
+
+def _said(kind: str, place: Path) -> str:
+    return f"Zarr v{2 if (place / '.zgroup').exists() else 3}" if kind == "Zarr" else kind
+
+
+# Reading goes past xarray, whose indexing takes longer than a small state.
+
+
+def open_zarr(place: Path) -> Any:
+    """The arrays of a group by name; an array alone is called "array"."""
+    opened = require("zarr", "Zarr").open(place, mode="r")
+    return {"array": opened} if hasattr(opened, "shape") else opened
+
+
+def open_netcdf3(place: Path) -> dict[str, np.ndarray]:
+    """The variables, mapped into memory; SciPy finds where they are."""
+    from scipy.io import netcdf_file
+
+    with place.open("rb") as raw:  # closed by us: SciPy would warn that its map is still in use
+        file = netcdf_file(raw, "r", mmap=True)
+        return {name: variable.data for name, variable in file.variables.items()}
+
+
+OPENERS = {"NetCDF-3": open_netcdf3, "NetCDF-4": open_hdf5, "Zarr": open_zarr}
