@@ -109,22 +109,29 @@ def describe(
     """
     shape = tuple(shape)
     _check_shape(shape)
+    channels, *space = shape[2:]
     if not (math.isfinite(dt) and dt > 0):
         raise DataError(f"dt: got {dt}; it has to be a positive number, the time between two states")
-    space = shape[3:]
+    if fields is None and len(space) > 1 and space[-1] <= 4 and channels >= 16:
+        raise DataError(
+            f"states: the shape {shape} looks like channels last, (batch, time, *space, channel); expected (batch, "
+            f"time, channel, *space): np.moveaxis(states, -1, 2). If there are {channels} channels, name them by fields"
+        )
     ends = _per_axis(boundary, len(space), "boundary")
     for end in ends:
         if end not in BOUNDARIES:
             raise DataError(f"boundary: got {end!r}; allowed: {', '.join(BOUNDARIES)}, for all axes or one per axis")
     if coordinates is None:
-        points, spacing = _lattice(space, _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends)
+        points, spacing = _lattice(
+            tuple(space), _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends
+        )
     elif lengths is None:
-        points, spacing = _given(space, coordinates)
+        points, spacing = _given(tuple(space), coordinates)
     else:
         raise DataError("lengths and coordinates: both were given; give one of them")
     return Description(
         dt=float(dt),
-        fields=_names(fields, shape[2]),
+        fields=_names(fields, channels),
         coordinates=points,
         spacing=spacing,
         boundary=ends,

@@ -86,12 +86,17 @@ def refuse_unexpected(
     Raises:
         DataError: how many there are, and where the first is.
     """
-    if valid is not None and not all_finite(states):
-        whole = valid[trajectories[:, None], starts[:, None] + torch.arange(states.shape[1])]
-        states = torch.where(whole.reshape(*whole.shape, *(1,) * (states.ndim - 2)), states, 0.0)
     errors = NonFinite(source.fields)
-    errors.look(states, trajectories, starts)
+    errors.look(whole_only(states, valid, trajectories, starts), trajectories, starts)
     errors.refuse(f"{getattr(source, 'path', source.name)}, in what was read now", source.advice)
+
+
+def whole_only(states: Tensor, valid: Tensor | None, trajectories: Tensor, starts: Tensor) -> Tensor:
+    """The states of windows with 0 for those that have a gap."""
+    if valid is None or all_finite(states):
+        return states
+    whole = valid[trajectories[:, None], starts[:, None] + torch.arange(states.shape[1])]
+    return torch.where(whole.reshape(*whole.shape, *(1,) * (states.ndim - 2)), states, 0.0)
 
 
 def find_missing(source: Screened) -> Missing:
@@ -103,8 +108,10 @@ def find_missing(source: Screened) -> Missing:
         trajectories = torch.tensor(chosen)
         values = source._raw(trajectories, torch.full_like(trajectories, start), stop - start)
         axes = (0, 1, *range(3, values.ndim))
-        total += values.nansum(axes, dtype=torch.float64)
-        if all_finite(values):
+        finite = all_finite(values)
+        known = values if finite else values.nan_to_num(0.0, 0.0, 0.0)
+        total += known.sum(axes, dtype=torch.float64)
+        if finite:
             seen[:] = True
             count += values.numel() // source.channels
             continue

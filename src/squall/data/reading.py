@@ -15,7 +15,7 @@ from squall.data.arrays import Handle, open_hdf5
 from squall.data.conditions import Condition
 from squall.data.description import Description
 from squall.data.errors import DataError, MissingFileError, NonFinite
-from squall.data.missing import Screened, refuse_unexpected
+from squall.data.missing import Screened, refuse_unexpected, whole_only
 from squall.data.source import Source
 from squall.data.structure import StoredField, read_structure
 
@@ -135,7 +135,8 @@ class TrajectoryFile(Source):
         for chosen, start, stop in self.chunks():
             trajectories = torch.tensor(chosen)
             starts = torch.full_like(trajectories, start)
-            found.look(self._states(trajectories, starts, stop - start), chosen, [start] * len(chosen))
+            states = whole_only(self._states(trajectories, starts, stop - start), self.valid, trajectories, starts)
+            found.look(states, chosen, [start] * len(chosen))
         found.refuse(str(self.path), super().advice)
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ class Source(abc.ABC):
     `TrajectoryFile` and `InMemory` are sources, and so is every `subset` of one. Whoever reads cannot tell
     them apart.
     """
+
+    _statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    _own_parts: Mapping[str, range] = {}
 
     @property
     @abc.abstractmethod
@@ -68,12 +71,16 @@ class Source(abc.ABC):
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Means and standard deviations of the channels, where the data bring them along."""
-        return None
+        return self._statistics
 
     @property
     def parts(self) -> "Split | None":
         """Train, validation and test, where the data bring them along."""
-        return None
+        if not self._own_parts:
+            return None
+        train, validation, test = (subset(self, self._own_parts[part]) for part in ("train", "valid", "test"))
+        train._statistics = self._statistics
+        return Split(train, validation, test)
 
     @property
     def advice(self) -> str:
@@ -272,7 +279,7 @@ class InMemory(Source):
         every, zeros = torch.arange(like.trajectories), torch.zeros(like.trajectories, dtype=torch.int64)
         conditions = {c.name: like._condition(c.name, every, zeros, like.shape[1]) for c in like.conditions}
         source._hold(as_states(states), description, like.mask, like.valid, like.measure, conditions)
-        source._statistics = like.statistics
+        source._statistics, source._own_parts = like._statistics, like._own_parts
         return source
 
     def _hold(
@@ -290,7 +297,6 @@ class InMemory(Source):
         self._mask, self._valid = as_mask(mask, self.shape), as_valid(valid, self.shape)
         self._measure = as_measure(measure, self.space)
         self._held = as_conditions(conditions, self.shape, states.dtype)
-        self._statistics = None
         if gaps:
             from squall.data.missing import fill_missing
 
@@ -318,10 +324,6 @@ class InMemory(Source):
     @property
     def conditions(self) -> tuple[Condition, ...]:
         return tuple(Condition.of(name, values.shape) for name, values in self._held.items())
-
-    @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        return self._statistics
 
     @property
     def advice(self) -> str:
@@ -423,7 +425,7 @@ def split(
     validation: int | float = 0,
     test: int | float = 0,
     gap: int = 0,
-    by: Literal["trajectory", "time", "parts"] | None = None,
+    by: str | None = None,
 ) -> Split:
     """Cut into train, validation and test: the last ones test, the last of the rest validate.
 
@@ -435,8 +437,8 @@ def split(
             many states.
         test: the same.
         gap: states left out between the parts in time: as many as the steps that are unrolled.
-        by: whole trajectories; "time", every trajectory cut in time, as one long trajectory is if nothing is said; or
-            "parts", those of a folder with train, valid and test, which are taken if nothing is said.
+        by: "trajectory", whole ones; "time", each cut in time, as a single trajectory is if nothing is said; "parts",
+            those of a folder with train, valid and test, which are taken if nothing is said.
 
     Raises:
         DataError: where a number is negative or nothing is left to train on.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from squall._types import State, Trajectories
+from squall._types import Trajectories
 from squall.data.errors import DataError
 from squall.data.periods import whole_windows
 from squall.data.source import Indices, Source, as_indices, check_range
@@ -85,7 +85,7 @@ class Transitions(Dataset[tuple[Tensor, Tensor]]):
         """A condition at the times of `windows`: (batch or 1, history + unroll or 1, channel, *space or 1)."""
         return self.source.condition(name, *self.locate(indices), self.length)
 
-    def fetch(self, indices: Indices) -> tuple[State, State]:
+    def fetch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """The present state u (batch, channel, *space) and the next one, in the order asked for.
 
         They have the type of the data: a trainer casts. With more than one state of history or next state, the

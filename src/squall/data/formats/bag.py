@@ -13,6 +13,8 @@ from squall.data.formats.layout import Layout, Reading, finish
 TIMES = ("t", "time", "times", "t-coordinate")
 SPACE = ("x", "y", "z")
 REAL = "biuf"
+GENERIC = ("array", "arr_0", "tensor", "data", "states", "x, y", "a, u")
+"""Names that say nothing: such a field is called u."""
 
 
 def looks_like(shape: Sequence[int]) -> str:
@@ -155,8 +157,7 @@ def _variables(
         raise DataError(f"fields: got {len(rename)} names {tuple(rename)} for {total} channels of {', '.join(states)}")
     names = list(rename or ())
     if not names:
-        single = "u" if len(states) == 1 else None
-        stems = [single or name for name in states]
+        stems = ["u" if name in GENERIC else name for name in states]
         names = [stem if channels == 1 else f"{stem}{i}" for stem in stems for i in range(channels)]
     return tuple(
         Variable(name, name, words, tuple(names[i * channels : (i + 1) * channels]), shapes[name][1])

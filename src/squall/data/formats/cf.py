@@ -72,7 +72,8 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     roles = {dim: role_of(dim, data.variables.get(dim)) for dim in data.sizes}
     bounds = {v.attrs[key] for v in data.variables.values() for key in ("bounds", "climatology") if key in v.attrs}
     notes, series, fixed = [], {}, {}
-    for name, variable in data.variables.items():
+    # Zarr lists its arrays in the order of the disk, which is no order: channels must not depend on it.
+    for name, variable in sorted(data.variables.items()) if kind == "Zarr" else data.variables.items():
         if name in data.sizes or name in bounds:
             continue
         if variable.dtype.kind not in "iuf" or "grid_mapping_name" in variable.attrs:
@@ -93,18 +94,12 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
         raise DataError(
             f"{path}: fields: no {', '.join(missing)}; the fields in time and space are {', '.join(series)}"
         )
+    roles = {dim: "channel" if role == "level" else role for dim, role in roles.items()}
     if options.get("axes"):
         widest = max((series[name] for name in chosen), key=lambda v: len(v.dims))
         words = parse_axes(str(options.get("axes")), widest.shape, chosen[0])
-        roles |= {
-            dim: word for dim, word in zip(widest.dims, words, strict=True) if word in ("time", "batch", "channel")
-        }
-        roles |= {
-            dim: str(dim)
-            for dim, word in zip(widest.dims, words, strict=True)
-            if word not in ("time", "batch", "channel")
-        }
-    roles = {dim: "channel" if role == "level" else role for dim, role in roles.items()}
+        known = ("time", "batch", "channel")
+        roles |= {d: w if w in known else str(d) for d, w in zip(widest.dims, words, strict=True)}
     space = _common_space(path, {name: series[name] for name in chosen}, roles)
     if not 1 <= len(space) <= 3:
         raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")

@@ -1,6 +1,7 @@
 """Several files as one source: a folder of The Well with train, valid and test, or files of one kind."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from squall.data.conditions import Condition
 from squall.data.description import Description
 from squall.data.errors import DataError
-from squall.data.source import Source, Split, subset
+from squall.data.missing import Screened
+from squall.data.source import Source
 
 SUFFIXES = (".hdf5", ".h5", ".nc", ".cdf", ".npy", ".npz", ".pt", ".mat")
 PARTS = ("train", "valid", "test")
@@ -27,7 +29,6 @@ class Joint(Source):
 
     def __init__(self, path: Path, sources: Sequence[Source], statistics: dict | None = None) -> None:
         self.path, self.sources = path, list(sources)
-        self.own_parts: dict[str, range] = {}
         self._statistics = _statistics(statistics, self.sources[0].fields)
         self._ends = torch.tensor([source.trajectories for source in self.sources]).cumsum(0)
         self._mask: Tensor | None = None
@@ -66,10 +67,6 @@ class Joint(Source):
         return self.sources[0].measure
 
     @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        return self._statistics
-
-    @property
     def mask(self) -> Tensor | None:
         """The mask that all files share.
 
@@ -88,6 +85,11 @@ class Joint(Source):
                         "apart"
                     )
             self._mask, self._checked_masks = first, True
+            screened = [source for source in self.sources if isinstance(source, Screened)]
+            if first is not None and screened:  # one number at a masked point, in whichever file
+                fill = torch.stack([source.missing.fill for source in screened]).mean(0)
+                for source in screened:
+                    source._missing = source.missing._replace(fill=fill)
         return self._mask
 
     @property
@@ -97,14 +99,6 @@ class Joint(Source):
 
     def _known_valid(self) -> Tensor | None:
         return _stacked([source._known_valid() for source in self.sources], self.sources)
-
-    @property
-    def parts(self) -> Split | None:
-        """The folders train, valid and test."""
-        if not self.own_parts:
-            return None
-        train, validation, test = (subset(self, self.own_parts.get(part, range(0))) for part in PARTS)
-        return Split(train, validation, test)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -119,6 +113,9 @@ class Joint(Source):
         states = torch.empty((len(trajectories), length, *self.shape[2:]), dtype=self.dtype)
         for source, rows, within in self._by_file(trajectories):
             states[rows] = source._gather(within, starts[rows], length)
+        if not self._checked_masks and any(isinstance(s, Screened) and s._missing is not None for s in self.sources):
+            _ = self.mask  # a first NaN was met: from now on, all files fill masked points alike
+            return self._gather(trajectories, starts, length)
         return states
 
     def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
@@ -161,11 +158,10 @@ def read_folder(path: Path, place: Path, open_file: Callable[[Path], Source]) ->
     sources = [open_file(file) for _, file in files]
     joint = Joint(path, sources, yaml.safe_load(written.read_text()) if written else None)
     if set(groups) & set(PARTS):
-        first = 0
-        for (part, _), source in zip(files, sources, strict=True):
-            rows = joint.own_parts.get(part, range(first, first))
-            joint.own_parts[part] = range(rows.start, first + source.trajectories)
-            first += source.trajectories
+        names, counts = [part for part, _ in files], [source.trajectories for source in sources]
+        sizes = [sum(n for name, n in zip(names, counts, strict=True) if name == part) for part in PARTS]
+        ends = np.cumsum([0, *sizes]).tolist()
+        joint._own_parts = {part: range(*pair) for part, pair in zip(PARTS, itertools.pairwise(ends), strict=True)}
     return joint
 
 
