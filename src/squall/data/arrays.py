@@ -86,9 +86,9 @@ class Variable:
                 index[batch] = trajectory
             if time is not None:
                 index[time] = slice(start, start + length)
-            block = np.asarray(array(self.key if isinstance(self.key, str) else self.key[trajectory])[tuple(index)])
+            block = array(self.key if isinstance(self.key, str) else self.key[trajectory])[tuple(index)]
             if values is None:
-                values = np.empty((len(rows), *block.shape), block.dtype)
+                values = np.empty((len(rows), *np.shape(block)), self.dtype)
             values[row] = block
         kept = [axis for axis in self.axes if axis not in ("", "batch")]
         if values is None:
@@ -138,7 +138,10 @@ class Handle:
             self._file = self._opener(self.place)
             self._process = os.getpid()
         if key not in self._arrays:  # a look-up in HDF5 or Zarr takes longer than the reading of a small state
-            self._arrays[key] = self._file[key]
+            array = self._file[key]
+            if isinstance(array, h5py.Dataset) and array.size and array.dtype.kind in "iuf" and in_one_piece(array):
+                array = np.memmap(self.place, array.dtype, "r", array.id.get_offset(), array.shape)  # 5 × faster
+            self._arrays[key] = array
         return self._arrays[key]
 
     def close(self) -> None:
@@ -176,6 +179,12 @@ class Joined:
             piece = np.asarray(part[rest])
             pieces.append(piece if count else np.expand_dims(piece, place))
         return np.concatenate(pieces, axis=place)
+
+
+def in_one_piece(dataset: Any) -> bool:
+    """Whether the numbers lie in an HDF5 file one after the other, neither packed nor elsewhere."""
+    elsewhere = dataset.is_virtual or dataset.external is not None or dataset.file.userblock_size > 0
+    return dataset.chunks is None and not elsewhere and dataset.id.get_storage_size() > 0
 
 
 def open_hdf5(place: Path) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from squall.data.arrays import Variable
+from squall.data.arrays import Variable, in_one_piece
 from squall.data.conditions import as_mask, as_measure, as_valid
 from squall.data.description import AXES, Description, equal_step
 from squall.data.errors import DataError
@@ -185,7 +185,7 @@ def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> Sto
         order=order,
         sample_varying=bool(dataset.attrs.get("sample_varying", True)),
         dim_varying=varying,
-        offset=dataset.id.get_offset() if _in_one_piece(dataset) else None,
+        offset=dataset.id.get_offset() if in_one_piece(dataset) else None,
         channels=tuple(f"{name}_{part}" if part else name for part in parts),
     )
 
@@ -244,12 +244,6 @@ def _measure(
     spherical = _plain(file.attrs.get("grid_type", "")) == "spherical"
     roles = {"theta": "colatitude", "latitude": "latitude", "lat": "latitude"} if spherical else {}
     return areas(coordinates, [roles.get(axis, axis) for axis in axes]) if spherical else None
-
-
-def _in_one_piece(dataset: Any) -> bool:
-    """Whether the numbers lie in the file one after the other, neither packed nor elsewhere."""
-    elsewhere = dataset.is_virtual or dataset.external is not None or dataset.file.userblock_size > 0
-    return dataset.chunks is None and not elsewhere and dataset.id.get_storage_size() > 0
 
 
 def _trajectories(stored: tuple[StoredField, ...], attributes: Any) -> int:
