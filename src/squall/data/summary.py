@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,10 +51,9 @@ def next_command(path: Path, source: Source, options: str) -> str:
     return f"squall train --data.path {path}{held} --out runs/{path.stem}"
 
 
-def _axis(name: str, points: object, spacing: float | None) -> str:
-    ends = torch.as_tensor(points)
+def _axis(name: str, points: np.ndarray, spacing: float | None) -> str:
     step = f"spacing {spacing:g}" if spacing is not None else "unequally spaced"
-    return f"{name} {float(ends[0]):g} ... {float(ends[-1]):g} ({len(ends)} points, {step})"
+    return f"{name} {points[0]:g} ... {points[-1]:g} ({len(points)} points, {step})"
 
 
 def _areas(measure: Tensor | None) -> str:

@@ -84,6 +84,12 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
         (series if timed and space else fixed)[str(name)] = variable
     if not series:
         listed = ", ".join(f"{name} {variable.dims}" for name, variable in {**fixed}.items()) or "no number at all"
+        groups = [name for name, item in OPENERS[kind](place).items() if hasattr(item, "keys")]
+        if groups:
+            raise DataError(
+                f"{path}: the fields lie in groups ({', '.join(groups)}), which are not read: save one of "
+                "them by xarray's open_dataset(path, group=...).to_netcdf(...), or give the folder of the group in Zarr"
+            )
         raise DataError(
             f"{path}: no variable with a time and a space axis; found: {listed}. A time axis is called "
             f"{', '.join(NAMES['time'][:4])} or has units such as 'hours since 2000-01-01': rename it"
@@ -118,7 +124,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     sizes = {role: n for dim, n in data.sizes.items() if (role := roles[dim]) in ("time", "batch")}
     channels = sum(len(variable.channels) for variable in states)
     times, start, unit = _times(next(dim for dim in series[chosen[0]].dims if roles[dim] == "time"), data)
-    points = [np.asarray(data.variables[dim].values) if dim in data.variables else None for dim in space]
+    points = [np.array(data.variables[dim].values) if dim in data.variables else None for dim in space]
     kinds = [role_of(dim, data.variables.get(dim)) for dim in space]
     if measure is None:
         areas_of_cells = _areas(points, kinds)
