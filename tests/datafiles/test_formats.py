@@ -155,6 +155,23 @@ def test_packed_numbers_and_fill_values_are_decoded_as_xarray_does(tmp_path):
     assert np.allclose(source.read([0], 3, 6)[0, :, 0, 1:], seen[3:, 1:], atol=1e-6)
 
 
+def test_two_time_axes_are_asked_about_and_flags_are_forcings(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("netCDF4")
+    names, values = ("time", "step", "y", "x"), trajectories(3, T, X, Y)
+    data = xarray.Dataset(
+        {"t": (names, values), "flag": (names, np.ones(values.shape, int))}, {"step": np.arange(T) * 6.0}
+    )
+    data.to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match=r"two axes look like time: time and step; say what the axes time step y x"):
+        squall.data.open(tmp_path / "a.nc")
+    source = squall.data.open(tmp_path / "a.nc", axes="batch time y x")
+    assert source.fields == ("t",)
+    assert source.dt == 6
+    assert np.array_equal(source.read()[:, :, 0], values)
+    assert [(c.name, c.kind) for c in source.conditions] == [("flag", "forcing")]
+
+
 def test_areas_of_the_file_come_before_those_of_the_coordinates(tmp_path):
     pytest.importorskip("netCDF4")
     area = np.random.default_rng(0).uniform(1, 2, (X, Y))
@@ -364,6 +381,18 @@ def test_neuraloperator_pairs_are_trajectories_of_one_step(tmp_path, zipped):
         squall.data.open(tmp_path / "ns_train_64.pt")
 
 
+@pytest.mark.parametrize(("shape", "guess"), [((B, 2, 12, 12), "channel x y"), ((B, 12, 12, 2), "x y channel")])
+def test_pairs_with_channels_are_asked_about(tmp_path, shape, guess):
+    x, y = (torch.from_numpy(trajectories(*shape, seed=seed)) for seed in (0, 1))
+    torch.save({"x": x, "y": y}, tmp_path / "a.pt")
+    with pytest.raises(DataError, match=f"looks like axes='batch time {guess}'"):
+        squall.data.open(tmp_path / "a.pt", dt=1.0)
+    source = squall.data.open(tmp_path / "a.pt", dt=1.0, axes=f"batch time {guess}")
+    assert source.shape == (B, 2, 2, 12, 12)
+    last = y if shape[1] == 2 else y.movedim(-1, 1)
+    assert torch.equal(source.read()[:, 1], last)
+
+
 def test_tensors_with_a_time_axis(tmp_path):
     u = torch.arange(float(B * T * X)).reshape(B, T, X)
     torch.save({"u": u, "t": torch.arange(T) * 0.1}, tmp_path / "a.pt")
@@ -423,7 +452,7 @@ def test_hdf5_of_no_known_layout_is_read_if_its_axes_are_said(tmp_path):
 def test_an_unknown_argument_is_refused(path):
     with pytest.raises(DataError, match="got step; allowed are dt, axes"):
         squall.data.open(path, step=3)
-    with pytest.raises(DataError, match="says dt itself"):
+    with pytest.raises(DataError, match="describes itself: got dt; allowed are fields and gaps"):
         squall.data.open(path, dt=0.1)
 
 

@@ -35,6 +35,7 @@ def summary(source: Source) -> str:
         "boundary": ", ".join(f"{axis} {end}" for axis, end in zip(about.axes, source.boundary, strict=True)),
         "areas": _areas(source.measure),
         **_missing(source),
+        **_storage(source),
         "conditions": "; ".join(map(_condition, source.conditions)) or "none",
     }
     if source.parts is not None:
@@ -64,6 +65,15 @@ def _areas(measure: Tensor | None) -> str:
 
 def _condition(condition: Condition) -> str:
     return f"{condition.name} ({condition.kind}, {' × '.join(map(str, condition.shape))})"
+
+
+def _storage(source: Source) -> dict[str, str]:
+    together = (
+        source.piece_bytes * source.shape[0] * source.shape[1] // source.nbytes if isinstance(source, Screened) else 1
+    )
+    if together < 8:
+        return {}
+    return {"storage": f"{together} states are unpacked for each that is read: convert the file before training"}
 
 
 def _missing(source: Source) -> dict[str, str]:
@@ -96,10 +106,14 @@ def _points(source: Source, mask: Tensor | None) -> str:
 def _sampled(source: Screened) -> dict[str, str]:
     """Masks and gaps of a few states, spread over the file."""
     total = source.shape[0] * source.shape[1]
-    count = max(2, min(SAMPLE_STATES, SAMPLE_BYTES // source.piece_bytes, total))
-    places = torch.linspace(0, total - 1, count).long()
-    rows, starts = places // source.shape[1], places % source.shape[1]
-    absent = torch.isnan(source._raw(rows, starts, 1)[:, 0])
+    count = min(SAMPLE_STATES, SAMPLE_BYTES // source.piece_bytes, total)
+    if count < 2:  # large chunks: the first states are unpacked together
+        count = 2
+        states = source._raw(torch.tensor([0]), torch.tensor([0]), count)[0]
+    else:
+        places = torch.linspace(0, total - 1, count).long()
+        states = source._raw(places // source.shape[1], places % source.shape[1], 1)[:, 0]
+    absent = torch.isnan(states)
     masked = absent.all(0)
     lacking = int((absent & ~masked).flatten(1).any(1).sum())
     if masked.flatten(1).all(1).any():

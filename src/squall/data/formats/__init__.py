@@ -60,6 +60,8 @@ def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> Trajectory
         ...     source.read([3, 0], start=5, stop=7).shape
         torch.Size([2, 2, 1, 8])
     """
+    if isinstance(fields := options.get("fields"), str):
+        options["fields"] = [fields]
     shown, place = Path(path), Path(os.path.abspath(path))
     check_exists(shown, place)
     kind = recognise(place)
@@ -113,7 +115,8 @@ def _open_file(shown: Path, place: Path, kind: str, options: Reading) -> Traject
     if kind == "The Well":
         if extra := told - {"fields", "gaps"}:
             raise DataError(
-                f"{shown}: a file in The Well's layout says {', '.join(sorted(extra))} itself; leave it out"
+                f"{shown}: a file in The Well's layout describes itself: got {', '.join(sorted(extra))}; allowed are "
+                "fields and gaps"
             )
         return (ScreenedTrajectoryFile if options.get("gaps") else TrajectoryFile)(shown, options.get("fields"))
     try:

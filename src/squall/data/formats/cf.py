@@ -106,6 +106,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
         words = parse_axes(str(options.get("axes")), widest.shape, chosen[0])
         known = ("time", "batch", "channel")
         roles |= {d: w if w in known else str(d) for d, w in zip(widest.dims, words, strict=True)}
+    frame = _frame(path, {name: series[name] for name in chosen}, roles)
     space = _common_space(path, {name: series[name] for name in chosen}, roles)
     if not 1 <= len(space) <= 3:
         raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
@@ -116,14 +117,14 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
             continue
         if name in AREAS or variable.attrs.get("standard_name") == "cell_area":
             measure = variable if variable.dims == space else measure
-        others = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel") and dim not in space]
+        others = [dim for dim in variable.dims if dim not in (*frame, *space) and roles[dim] != "channel"]
         if others:
             notes.append(f"left out '{name}': its axes {variable.dims} are not those of the fields {space}")
         elif measure is not variable:
             conditions.append(_variable(name, variable, roles, space, data, place))
-    sizes = {role: n for dim, n in data.sizes.items() if (role := roles[dim]) in ("time", "batch")}
+    sizes = {roles[dim]: data.sizes[dim] for dim in frame}
     channels = sum(len(variable.channels) for variable in states)
-    times, start, unit = _times(next(dim for dim in series[chosen[0]].dims if roles[dim] == "time"), data)
+    times, start, unit = _times(next(dim for dim in frame if roles[dim] == "time"), data)
     points = [np.array(data.variables[dim].values) if dim in data.variables else None for dim in space]
     kinds = [role_of(dim, data.variables.get(dim)) for dim in space]
     if measure is None:
@@ -168,10 +169,26 @@ def role_of(dim: Any, variable: Any) -> str:
 def _most_common(series: Mapping[str, Any], roles: Mapping[Any, str]) -> list[str]:
     """The fields on the space axes that most fields have."""
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for name, variable in series.items():
+    real = {name: v for name, v in series.items() if v.dtype.kind == "f" or "scale_factor" in v.attrs}
+    for name, variable in (real or series).items():  # whole numbers are flags rather than states
         space = tuple(dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel", "level"))
         groups.setdefault(space, []).append(name)
     return max(groups.values(), key=len)
+
+
+def _frame(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str]) -> tuple[str, ...]:
+    """The time axis of the fields, and the axis of trajectories if there is one."""
+    frame = []
+    for role in ("time", "batch"):
+        same = list(dict.fromkeys(str(d) for field in fields.values() for d in field.dims if roles[d] == role))
+        if len(same) > 1:
+            dims = " ".join(map(str, max((field.dims for field in fields.values()), key=len)))
+            raise DataError(
+                f"{path}: two axes look like {role}: {' and '.join(same)}; say what the axes {dims} are by axes=..., "
+                "as 'batch time y x', or choose fields=[...]"
+            )
+        frame += same
+    return tuple(frame)
 
 
 def _common_space(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A file of any other layout as a source, once it is known which of its arrays is what."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,6 +15,7 @@ from squall.data.conditions import Condition
 from squall.data.description import Description, describe, equal_step
 from squall.data.errors import DataError
 from squall.data.missing import Screened
+from squall.data.source import CHUNK_BYTES
 
 
 class Reading(TypedDict, total=False):
@@ -114,6 +115,10 @@ class ArrayFile(Screened):
             along = [n for n, axis in zip(chunks or (), variable.axes, strict=False) if axis in ("batch", "time")]
             states = max(states, int(np.prod(along)))
         return states * (self.nbytes // (self.shape[0] * self.shape[1]))
+
+    def chunks(self, limit_bytes: int = CHUNK_BYTES) -> Iterator[tuple[range, int, int]]:
+        """At least what is unpacked together, so that it is unpacked once."""
+        return super().chunks(max(limit_bytes, min(self.piece_bytes, 2**30)))
 
     def close(self) -> None:
         """Close the file; it opens again when it is read."""

@@ -49,8 +49,6 @@ def read_torch(path: Path, place: Path, options: Reading) -> Layout:
     if PAIR not in arrays:
         return read_bag("PyTorch tensors", handle, shapes, options)
     ndim = arrays[PAIR].ndim
-    if ndim > 5:
-        raise DataError(f"{path}: x and y have {ndim - 1} axes; expected (sample, *space) with one to three of them")
-    axes = ("batch", "time", *"xyz"[: ndim - 2])
+    axes = ("batch", "time", *"xyz"[: ndim - 2]) if ndim < 5 else None  # (sample, channel, x, y), or 3-D: to be asked
     format = "neuraloperator's pairs, each a trajectory of one step from x to y"
     return read_bag(format, handle, shapes, options, axes=axes, coordinates={})
