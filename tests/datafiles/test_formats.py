@@ -252,6 +252,19 @@ def test_pdebench_tensor(tmp_path):
     assert np.array_equal(before[0, 0], values[1, 0])
 
 
+def test_a_steady_problem_is_no_trajectory(tmp_path):
+    write_tensor(tmp_path / "darcy.hdf5", trajectories(B, 1, X))
+    with pytest.raises(DataError, match="it has one time; at least two"):
+        squall.data.open(tmp_path / "darcy.hdf5")
+
+
+def test_pdebench_with_an_axis_more_than_points_is_asked_about(tmp_path):
+    write_tensor(tmp_path / "a.hdf5", trajectories(B, T, X, 2))
+    with pytest.raises(DataError, match=r"this is PDEBench, one array a field. 'tensor' has the shape"):
+        squall.data.open(tmp_path / "a.hdf5")
+    assert squall.data.open(tmp_path / "a.hdf5", axes="batch time x channel").channels == 2
+
+
 def test_pdebench_one_array_a_field(tmp_path):
     fields = {name: trajectories(B, T, X, Y, dtype=np.float32, seed=i) for i, name in enumerate(["Vx", "density"])}
     with h5py.File(tmp_path / "flow.hdf5", "w") as file:
@@ -309,6 +322,9 @@ def test_an_archive_with_axes_fields_and_conditions(tmp_path, order):
         u=np.asarray(u, order=order), v=v, t=np.arange(T) * 0.5, x=np.arange(X) * 2.0, y=np.arange(Y) ** 2.0,
         viscosity=viscosity, forcing=forcing, depth=depth, words=np.array(["a", "b"]),
     )  # fmt: skip
+    np.savez(tmp_path / "step.npz", u=u, dt=0.25)
+    assert squall.data.open(tmp_path / "step.npz", axes="batch time x y").dt == 0.25
+    assert squall.data.open(tmp_path / "step.npz", axes="batch time x y", dt=2.0).dt == 2.0
     source = squall.data.open(tmp_path / "a.npz", axes="batch time x y")
     assert source.fields == ("u", "v")
     assert (source.dt, source.spacing) == (0.5, (2.0, None))

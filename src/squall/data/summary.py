@@ -13,7 +13,7 @@ from squall.data.missing import Screened
 from squall.data.periods import whole_windows
 from squall.data.source import Source
 
-SAMPLE_BYTES = 64 * 2**20
+SAMPLE_BYTES = 192 * 2**20
 SAMPLE_STATES = 16
 
 

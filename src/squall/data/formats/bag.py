@@ -80,8 +80,11 @@ def read_bag(
     notes = [f"left out '{name}': it holds {shapes[name][1]}" for name in shapes if name not in usable]
     states = _states(usable, options.get("fields"), handle)
     shape = usable[states[0]]
+    if usable.get("dt") == ():
+        options = {"dt": float(handle.array("dt")[()]), **{k: v for k, v in options.items() if v is not None}}  # type: ignore[assignment]
+        del usable["dt"]
     given = options.get("axes")
-    if given is None and axes is None:
+    if given is None and (axes is None or len(axes) != len(shape)):
         raise DataError(f"{handle.shown}: this is {format}. {ask(states[0], shape)}")
     words = parse_axes(given, shape, states[0]) if given is not None else axes or ()
     lengths = dict(zip(words, shape, strict=True))
@@ -92,7 +95,7 @@ def read_bag(
     rename = options.get("fields") if set(options.get("fields") or ()).isdisjoint(usable) else None
     variables = _variables(states, shapes, words, lengths.get("channel", 1), rename)
     conditions = []
-    for name in usable.keys() - {*states, *places.values()}:
+    for name in sorted(usable.keys() - {*states, *places.values()}):
         role = _condition_axes(usable[name], lengths, words)
         if role is None:
             notes.append(f"left out '{name}': its shape {usable[name]} fits none of the axes {' '.join(words)}")
@@ -105,7 +108,7 @@ def read_bag(
         format,
         handle,
         variables,
-        sorted(conditions, key=lambda variable: variable.name),
+        conditions,
         (lengths.get("batch", 1), lengths["time"], channels, *sizes),
         options,
         times=times[: lengths["time"]] if times is not None else None,  # PDEBench has one time more than states

@@ -182,6 +182,9 @@ def finish(
         DataError: where the time step is not known, or times are not equally spaced.
     """
     path = handle.shown
+    if shape[1] < 2:
+        raise DataError(f"{path}: it has one time; at least two are needed to learn a step from")
+    about.setdefault("name", path.stem)
     dt = options.get("dt") or time_step(path, times)
     boundary = options.get("boundary") or about.pop("boundary", None)
     about.pop("boundary", None)
