@@ -65,16 +65,17 @@ class Normalization:
         low, high = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
         for chosen, start, stop in source.chunks(8 * 2**20):
             rows = torch.tensor(chosen)
-            states = source._gather(rows, torch.full_like(rows, start), stop - start)
-            values = states.movedim(2, 0).flatten(1).double().cpu()
+            shape = (len(chosen), stop - start, *source.shape[2:])
+            values = source._gather(rows, torch.full_like(rows, start), stop - start)
+            values = values.movedim(2, 0).flatten(1).double().cpu()
             if mask is None and valid is None:
                 size, piece = values.shape[1], values.mean(1)
                 deviations = (values - piece[:, None]).square().sum(1)
                 least, most = values.amin(1), values.amax(1)
             else:
-                counts = torch.ones(states.shape, dtype=torch.bool) if mask is None else mask.expand(states.shape)
+                counts = torch.ones(shape, dtype=torch.bool) if mask is None else mask.expand(shape)
                 if valid is not None:
-                    counts = counts & valid[rows, start:stop].reshape(*states.shape[:2], *(1,) * (states.ndim - 2))
+                    counts = counts & valid[rows, start:stop].reshape(*shape[:2], *(1,) * (len(shape) - 2))
                 counts = counts.movedim(2, 0).flatten(1)
                 size = counts.sum(1)
                 piece = values.where(counts, 0.0).sum(1) / size.clamp(min=1)
