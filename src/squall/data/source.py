@@ -482,7 +482,9 @@ def load(source: Source, limit_bytes: int = 2 * 2**30) -> Source:
     Raises:
         DataError: where the states are not finite or the file is damaged.
     """
-    if isinstance(source, InMemory) or source.nbytes > limit_bytes or source.trajectories == 0:
+    beside = sum(int(np.prod(condition.shape, dtype=np.int64)) for condition in source.conditions)
+    size = source.nbytes + beside * source.dtype.itemsize
+    if isinstance(source, InMemory) or size > limit_bytes or source.trajectories == 0:
         return source
     states = torch.empty(source.shape, dtype=source.dtype)
     for chosen, start, stop in source.chunks():
