@@ -35,7 +35,7 @@ from squall.data import InMemory, Transitions
 from squall.losses import MeanSquaredError
 from squall.models import HNN, NODE
 from squall.models.fast.density_gradient import fast_density_gradient
-from squall.models.point_network import fast_point_network
+from squall.models.fast.point_network import fast_point_network
 from squall.systems import CahnHilliard
 from squall.training.batched import Member, train_together
 from squall.training.loop import TrainingSettings, train

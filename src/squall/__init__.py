@@ -3,26 +3,28 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from squall.losses import (
-    Accumulation,
-    EffectiveFraction,
-    ErrorSketch,
-    Huber,
-    ImbalanceAwareLoss,
-    KLBudget,
-    LaggedAccumulation,
-    MeanSquaredError,
-    Relative,
-    Schedule,
-    imbalance_aware_loss,
-    imbalance_weights,
-    weight_shares,
-)
+import squall._process.startup  # noqa: F401
+from squall._process.extras import explain_missing_extra
 
 if TYPE_CHECKING:  # imported on first use, by `__getattr__`
     from squall import data
     from squall.evaluation import RolloutValidation, evaluate
     from squall.integrators import INTEGRATORS, euler, increment, midpoint, next_state, rk4, rollout, substeps
+    from squall.losses import (
+        Accumulation,
+        EffectiveFraction,
+        ErrorSketch,
+        Huber,
+        ImbalanceAwareLoss,
+        KLBudget,
+        LaggedAccumulation,
+        MeanSquaredError,
+        Relative,
+        Schedule,
+        imbalance_aware_loss,
+        imbalance_weights,
+        weight_shares,
+    )
     from squall.models import HNN, NODE, energy_rate
     from squall.runs.trained import open_run
     from squall.systems import SYSTEMS, CahnHilliard, ConvergenceError, KortewegDeVries, System
@@ -70,27 +72,29 @@ __all__ = [
     "weight_shares",
 ]
 
-_HEAVY_ROOMS = {
-    "squall.systems": ("SYSTEMS", "CahnHilliard", "ConvergenceError", "KortewegDeVries", "System"),
-    "squall.models": ("HNN", "NODE", "energy_rate"),
-    "squall.integrators": (
-        *("INTEGRATORS", "euler", "increment", "midpoint", "next_state", "rk4", "rollout", "substeps"),
-    ),
-    "squall.training": ("TrainingSettings", "train"),
-    "squall.evaluation": ("RolloutValidation", "evaluate"),
-    "squall.runs.trained": ("open_run",),
+_ROOMS = {
+    "data": "",
+    "losses": "Accumulation EffectiveFraction ErrorSketch Huber ImbalanceAwareLoss KLBudget LaggedAccumulation "
+    "MeanSquaredError Relative Schedule imbalance_aware_loss imbalance_weights weight_shares",
+    "systems": "SYSTEMS CahnHilliard ConvergenceError KortewegDeVries System",
+    "models": "HNN NODE energy_rate",
+    "integrators": "INTEGRATORS euler increment midpoint next_state rk4 rollout substeps",
+    "training": "TrainingSettings train",
+    "evaluation": "RolloutValidation evaluate",
+    "runs": "open_run",
 }
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a room on first use: the core needs torch, numpy and jaxtyping alone."""
-    if name == "data":
-        return importlib.import_module("squall.data")
-    for room, names in _HEAVY_ROOMS.items():
-        if name in names:
-            return getattr(importlib.import_module(room), name)
+    """Import a room on first use: `squall --help` needs no PyTorch, and the loss needs no extra."""
+    with explain_missing_extra():
+        if name in _ROOMS:
+            return importlib.import_module(f"squall.{name}")
+        if name in _ROOM_OF:
+            return getattr(importlib.import_module(f"squall.{_ROOM_OF[name]}"), name)
     raise AttributeError(f"module 'squall' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_ROOMS, *__all__})

@@ -479,7 +479,7 @@ def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
 
     def without(name, *arguments, **options):
         if name.partition(".")[0] == "xarray":
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
         return real(name, *arguments, **options)
 
     path = tmp_path / "a.nc"
@@ -487,7 +487,7 @@ def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
     write_netcdf3(path, data)
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setitem(__import__("sys").modules, "xarray", None)
-    with pytest.raises(DataError, match=r"NetCDF-3 needs xarray: pip install 'squall\[formats\]'"):
+    with pytest.raises(ImportError, match=r"xarray is not installed; run: pip install 'squall\[formats\]'"):
         squall.data.open(path)
 
 

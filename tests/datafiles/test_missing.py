@@ -139,7 +139,7 @@ def test_a_copy_in_a_file_keeps_mask_and_gaps(source, tmp_path):
 
 
 def test_simulated_states_with_nan_are_refused_with_both_advices():
-    with pytest.raises(DataError, match=r"Remove these trajectories.*gaps=True"):
+    with pytest.raises(DataError, match=r"leave them out.*gaps=True|the mask.*gaps=True"):
         InMemory(ocean(), dt=1.0)
 
 

@@ -6,7 +6,8 @@ import torch
 
 import squall.evaluation.rollouts
 from squall.data import InMemory
-from squall.evaluation.rollouts import RolloutValidation, evaluate
+from squall.evaluation.growth import growth_factor
+from squall.evaluation.rollouts import Keep, RolloutValidation, evaluate
 from squall.integrators import euler, rk4, rollout, substeps
 
 DT = 0.1
@@ -90,7 +91,7 @@ def test_a_diverged_rollout_is_counted_and_is_no_number():
     assert found.to_dict()["rollout"]["diverged"] == 3
 
 
-def test_what_costs_nothing():
+def test_the_baselines_are_persistence_and_the_climatology():
     source = truth()
     u = source.read()
     baselines = evaluate(rate, source, system=Quadratic()).baselines
@@ -110,7 +111,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 def test_another_integrator_is_used_where_asked_for():
     source = truth()
     by_euler = evaluate(rate, source).rollout["states"]
-    by_rk4 = evaluate(rate, source, step=substeps(rk4, 4)).rollout["states"]
+    by_rk4 = evaluate(rate, source, integrator=substeps(rk4, 4)).rollout["states"]
     assert by_euler < 1e-28 < by_rk4
 
 
@@ -120,6 +121,40 @@ def test_growth_of_the_learned_step():
     assert found.rollouts.truth.shape == found.rollouts.prediction.shape
     assert len(found.rollouts.truth) == 1
     assert len(found.rollouts.time) == found.rollouts.truth.shape[1]
+
+
+def test_what_is_kept_is_every_so_many_times_in_the_type_asked_for():
+    source = truth(4, steps=40)
+    whole = evaluate(lambda u: -0.9 * u, source, system=Quadratic(), keep=2)
+    thin = evaluate(
+        lambda u: -0.9 * u,
+        source,
+        system=Quadratic(),
+        keep=Keep(2, times=5, fields=("prediction", "regime"), dtype="f2"),
+    )
+    assert set(whole.rollouts.arrays()) == {"time", "truth", "prediction", "step_error", "regime"}
+    assert set(thin.rollouts.arrays()) == {"time", "prediction", "regime"}
+    np.testing.assert_array_equal(thin.rollouts.time, whole.rollouts.time[::10])
+    np.testing.assert_array_equal(thin.rollouts.prediction, whole.rollouts.prediction[:, ::10].astype("f2"))
+    np.testing.assert_array_equal(thin.rollouts.regime, whole.rollouts.regime[:, ::10])
+    for name in ("time", "states", "energy"):
+        expected = whole.curves[name][9::10]
+        assert thin.curves[name] == pytest.approx(expected, rel=1e-5)
+        assert all(x == float(f"{x:.6g}") for x in thin.curves[name])
+    assert [len(row) for row in thin.curves["energy_truth"]] == [4, 4]
+    assert thin.rollout == whole.rollout
+
+
+def test_the_old_name_of_the_integrator_still_works_and_warns():
+    source = truth(2)
+    with pytest.warns(DeprecationWarning, match="`step` is now named `integrator`"):
+        old = evaluate(rate, source, step=rk4)
+    assert old.to_dict() == evaluate(rate, source, integrator=rk4).to_dict()
+    with pytest.warns(DeprecationWarning, match="`step` is now named `integrator`"):
+        assert RolloutValidation(source, step=rk4) == RolloutValidation(source, integrator=rk4)
+    with pytest.warns(DeprecationWarning, match="`step` is now named `integrator`"):
+        growth_factor(step=euler, rate=rate, u=source.read()[:1, 0], dt=DT)
+    assert RolloutValidation(source, rk4) == RolloutValidation(source, integrator=rk4)
 
 
 def test_validation_prefers_fewer_divergences_then_the_smaller_error():

@@ -1,6 +1,8 @@
 """The passes written by hand against their formulas, and the formulas against PyTorch's own derivatives."""
 
 import dataclasses
+import importlib.util
+import runpy
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from squall.models import HNN, NODE, fast
 from squall.models.fast import by_hand
 from squall.models.fast import rows as fast_rows
 from squall.models.fast.by_hand import ByHand
-from squall.models.fast.density_gradient import density_gradient, fast_density_gradient
-from squall.models.point_network import fast_point_network, point_network
+from squall.models.fast.density_gradient import fast_density_gradient
+from squall.models.fast.point_network import fast_point_network
+from squall.models.formulas import density_gradient, point_network
 
 # PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -204,3 +208,37 @@ def test_transforms_see_the_formula(case: Case) -> None:
     ours, formula = (dict(transforms(f, inputs)) for f in (case.function, case.function.formula))
     for name, a in ours.items():
         torch.testing.assert_close(a, formula[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["node", "hnn"])
+def test_the_switch_turns_the_passes_by_hand_off(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = (
+        NODE(2, 8, generator=generator) if kind == "node" else HNN(lambda v: v.roll(1, -1) - v, 8, generator=generator)
+    )
+    model, calls = model.double(), []
+    original = by_hand._ByHand.apply
+    monkeypatch.setattr(by_hand._ByHand, "apply", lambda *inputs: calls.append(1) or original(*inputs))
+    u = torch.randn(3, model.channels, 10, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def rate_and_gradients() -> list[Tensor]:
+        rate = model(u)
+        return [rate, *torch.autograd.grad(rate.square().sum(), [u, *model.parameters()], allow_unused=True)]
+
+    by_passes = rate_and_gradients()
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(fast, "enabled", False)
+    for ours, plain in zip(by_passes, rate_and_gradients(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    assert not calls
+
+
+@pytest.mark.parametrize(("value", "enabled"), [("0", False), ("1", True), (None, True)])
+def test_the_switch_is_read_from_the_environment(value, enabled, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv("SQUALL_FAST", raising=False)
+    else:
+        monkeypatch.setenv("SQUALL_FAST", value)
+    source = importlib.util.find_spec("squall.models.fast").origin
+    assert runpy.run_path(source)["enabled"] is enabled

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from problems import SYSTEM, separating
+from problems import model as network
 
 from squall._process.replay import Replayed
 from squall.data import InMemory
@@ -10,26 +12,16 @@ from squall.evaluation.rollouts import RolloutValidation, evaluate, evaluate_eac
 from squall.integrators import euler, midpoint, rollout, substeps
 from squall.models import HNN, NODE
 from squall.models.stacked import Stacked
-from squall.systems import CahnHilliard
-
-SYSTEM = CahnHilliard()
-
-
-def made(kind: str, seed: int) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    model = HNN(SYSTEM.structure, 6, generator=generator) if kind == "hnn" else NODE(1, 6, generator=generator)
-    return model.double()
 
 
 @pytest.fixture(params=["hnn", "node"])
 def models(request) -> list[torch.nn.Module]:
-    return [made(request.param, seed) for seed in range(3)]
+    return [network(seed, request.param) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
 def source() -> InMemory:
-    states = SYSTEM.simulate(SYSTEM.initial_states(3, torch.Generator().manual_seed(0)), 40)
-    return InMemory(states[:, 20:], dt=SYSTEM.dt)
+    return separating(3, 40, 20)
 
 
 def test_rates_are_those_of_the_members(models):

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from squall.report import compare, comparison_figure, comparison_table, evaluation_table, markdown, write_figures
+from squall.report import (
+    compare,
+    comparison_figure,
+    comparison_note,
+    comparison_table,
+    evaluation_table,
+    markdown,
+    terminal,
+    write_figures,
+)
+from squall.report.tables import Cell, Line, Table
 from squall.runs.config import from_dict, to_dict
 from squall.runs.folder import RunFolder, RunFolderError
 
@@ -58,30 +68,56 @@ def printed(table) -> str:
     return console.export_text()
 
 
-def test_runs_that_differ_by_seed_are_one_column_with_their_median_and_range(tmp_path):
+STATES = ("rollout", "states")
+
+
+def table(paths):
+    return comparison_table(compare(paths))
+
+
+def test_runs_that_differ_by_seed_are_one_column_with_their_median_and_interval(tmp_path):
     errors = [0.5, 0.1, 0.3]
     paths = [run(tmp_path / f"mse-{i}", error, i, name="mse") for i, error in enumerate(errors)]
     paths += [run(tmp_path / f"kl-{i}", error / 2, i) for i, error in enumerate(errors)]
     comparison = compare(paths)
-    assert [group.label for group in comparison.groups] == ["mse", "imbalance-aware"]
-    assert [group.seeds for group in comparison.groups] == [(0, 1, 2)] * 2
-    spread = comparison.groups[0].spread("rollout: states")
-    assert spread is not None
-    assert spread.median == statistics.median(errors)
-    assert spread.range == (0.1, 0.5)
-    assert "0.3 [0.1, 0.5]" in printed(comparison_table(comparison))
-    assert "| **0.15** [0.05, 0.25] |" in markdown(comparison)
+    assert [row.name for row in comparison.rows] == ["mse", "imbalance-aware"]
+    assert [[outcome.seed for outcome in row.outcomes] for row in comparison.rows] == [[0, 1, 2]] * 2
+    summary = comparison.rows[0].summary(STATES, "best")
+    assert summary is not None
+    assert summary.median == statistics.median(errors)
+    assert (summary.low, summary.high) == (0.1, 0.5)
+    assert "0.3 [0.1, 0.5]" in printed(terminal(comparison_table(comparison)))
+    assert "| **0.15** [0.05, 0.25] |" in markdown(comparison_table(comparison))
 
 
-def test_a_diverged_run_counts_as_infinite_and_is_said(tmp_path):
+def test_a_diverged_run_counts_as_infinite_and_is_shown(tmp_path):
     comparison = compare([run(tmp_path / str(i), error, i) for i, error in enumerate([0.1, None, 0.2])])
-    spread = comparison.groups[0].spread("rollout: states")
-    assert spread is not None
-    assert spread.median == 0.2
-    assert spread.range == (0.1, None)
-    assert "0.2 [0.1, diverged]" in printed(comparison_table(comparison))
+    assert "0.2 [0.1, diverged]" in printed(terminal(comparison_table(comparison)))
     worse = compare([run(tmp_path / f"w{i}", error, i) for i, error in enumerate([None, None, 0.2])])
-    assert worse.groups[0].spread("rollout: states").median is None
+    assert worse.rows[0].summary(STATES, "best").median == float("inf")
+    assert "| diverged [0.2, diverged] |" in markdown(comparison_table(worse))
+
+
+def test_persistence_and_the_mean_state_are_columns_of_a_comparison(tmp_path):
+    text = markdown(table([run(tmp_path / "a", 0.1)]))
+    assert "| imbalance-aware (1 seed) | persistence | mean state |" in text
+    assert "| rollout: states | 0.1 | 3 | 2 |" in text
+
+
+def test_one_step_errors_of_standardized_data_name_their_unit(tmp_path):
+    path = run(tmp_path / "a", 0.1)
+    assert "standard deviation" not in comparison_note(compare([path]))
+    RunFolder(path).write_json("evaluation.json", evaluation(0.1) | {"standardized": True})
+    assert "standard deviation" in comparison_note(compare([path]))
+
+
+def test_text_from_data_is_text_in_every_writer():
+    words = "a|b <i>*x* [bold]c[/bold] [d](e)\n&f"
+    line = Line(words, (Cell(words), Cell("0.1", "[0.05, 0.2]", strong=True)))
+    written = Table("", (words, "n"), (line,))
+    text = "a\\|b &lt;i>\\*x\\* [bold]c[/bold] [d\\](e) &amp;f"
+    assert markdown(written).splitlines()[2] == f"| {text} | {text} | **0.1** [0.05, 0.2] |"
+    assert "a|b <i>*x* [bold]c[/bold] [d](e)" in printed(terminal(written))
 
 
 @pytest.mark.parametrize("errors", [[0.1, 0.2], [0.1, None], [None, None]])
@@ -118,12 +154,20 @@ def test_runs_on_other_data_are_not_compared(tmp_path):
         compare(paths)
 
 
-def test_a_run_that_is_not_evaluated_is_said(tmp_path):
+def test_a_run_that_is_not_evaluated_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.write_config(to_dict(from_dict({})))
     with pytest.raises(RunFolderError, match="squall evaluate"):
         compare([tmp_path / "run"])
+
+
+@pytest.mark.parametrize("missing", ["steps", "checkpoints"])
+def test_an_evaluation_that_lacks_a_part_is_refused(tmp_path, missing):
+    path = run(tmp_path / "a", 0.1)
+    RunFolder(path).write_json("evaluation.json", {k: v for k, v in evaluation(0.1).items() if k != missing})
+    with pytest.raises(RunFolderError, match=f"lacks '{missing}'.*squall evaluate"):
+        compare([path])
 
 
 def test_the_same_seed_twice_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def test_no_readable_checkpoint_is_an_error_that_says_what_to_do(folder):
     (folder.path / "checkpoints" / "last-00000001" / "state.pt").write_bytes(b"")
     with (
         pytest.warns(UserWarning, match="damaged"),
-        pytest.raises(CheckpointError, match=r"Remove .* to go on without them"),
+        pytest.raises(CheckpointError, match=r"Move .* to go on without them"),
     ):
         folder.load("last")
 

@@ -21,26 +21,19 @@ from scipy import stats
 
 from squall._process.progress import told
 from squall.cli import main
-from squall.report.study_figures import training_figure
-from squall.report.study_report import write_report
+from squall.report import write_report
+from squall.report.figures import training_figure
 from squall.report.tables import number
-from squall.runs.config import ConfigError
+from squall.runs.config import ConfigError, to_dict
 from squall.runs.evaluate import evaluate_runs
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.runs.train import run, run_together
 from squall.study.definition import PRESETS, read_study
 from squall.study.folder import StudyFolder
-from squall.study.results import (
-    Outcome,
-    Row,
-    compare_paired,
-    corrected,
-    least_median,
-    published,
-    read_results,
-    summarize,
-)
+from squall.study.outcome import Outcome
+from squall.study.results import Row, pack_study, published, read_results
 from squall.study.runner import part_of, run_study
+from squall.study.statistics import compare_paired, corrected, least_median, summarize
 from squall.training.loop import Recorder
 
 TINY = {
@@ -253,6 +246,20 @@ def test_a_grown_study_evaluates_what_it_kept(tmp_path):
     assert (out / "runs" / "ch-original-seed-0" / "rollouts.npz").exists()
 
 
+def test_a_packed_study_runs_only_what_its_pack_lacks(tmp_path, finished):
+    out = tmp_path / "out"
+    out.mkdir()
+    for path in (finished / "study.yaml", *pack_study(finished)):
+        shutil.copy(path, out)
+    steps = []
+    assert (
+        run_study(read_study(written(tmp_path, TINY)), out, workers=1, progress=lambda *done: steps.append(done)) == []
+    )
+    assert not list(out.glob("runs/*"))
+    assert not list(out.glob("data/*")), "nothing is simulated for runs that are done"
+    assert steps[-1] == (4 * 60, 4 * 60)
+
+
 def test_nothing_of_another_folder_is_touched(tmp_path):
     (tmp_path / "thesis" / ".big.part").mkdir(parents=True)
     (tmp_path / "thesis" / ".thesis.tex.part").write_text("half of it")
@@ -321,7 +328,7 @@ def test_a_training_that_diverges_is_a_result(tmp_path):
     assert {trial.labels for trial in failed} == {("CH", "original"), ("CH", "sharp")}
     row = read_results(tmp_path / "out").grids["all"].rows[0]
     assert row.diverged == row.finished == 1
-    assert "diverged at step" in json.loads((row.outcomes[0].folder.path / "failed.json").read_text())["message"]
+    assert "diverged at step" in row.outcomes[0].failure["message"]
     write_report(tmp_path / "out")
     assert "| original | 1 | 1 | diverged | diverged |" in (tmp_path / "out" / "report" / "tables.md").read_text()
 
@@ -383,14 +390,12 @@ def test_holms_correction_by_hand():
 
 def test_a_training_that_diverged_stays_in_the_course_of_many(tmp_path, finished):
     """Five seeds, of which three are lost after the first validation: the median then left the figure."""
-    trial = read_study(written(tmp_path, TINY)).trials[0]
+    config = to_dict(read_study(written(tmp_path, TINY)).trials[0].config)
     outcomes = []
     for seed in range(5):
-        folder = RunFolder(tmp_path / str(seed))
-        folder.create()
-        for step in (1, 2) if seed < 2 else (1,):
-            folder.append_metrics({"step": step, "validation": {"rollout_states": 1.0, "growth_factor": 1.0}})
-        outcomes.append(Outcome(trial, "done" if seed < 2 else "failed", folder, {}))
+        steps = [1.0, 2.0] if seed < 2 else [1.0]
+        history = {"step": steps, "rollout_states": [1.0] * len(steps), "growth_factor": [1.0] * len(steps)}
+        outcomes.append(Outcome(str(seed), seed, "done" if seed < 2 else "failed", config, history=history))
     grid = next(iter(read_results(finished).grids.values()))
     figure = training_figure(dataclasses.replace(grid, rows=(Row(("a", "b"), tuple(outcomes)),)))
     (middle,) = (line for line in figure.axes[0].lines if line.get_label() == "b")
@@ -413,17 +418,19 @@ def test_the_report_of_a_finished_study(finished):
     values = row.values(("rollout", "states"))
     assert number(float(np.median(list(values.values())))) in text
     lines = (finished / "report" / "results.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 2 * 5  # two integrators, both kinds of weights, four trials, one of them in two grids
+    evaluated = [item for found in results_of(finished).values() for item in found["checkpoints"]]
+    assert len(lines) == 1 + 2 * len(evaluated)  # two integrators
 
 
 def test_weights_are_rolled_out_by_the_other_integrators_of_a_study(finished):
     found = read_results(finished).grids["all"]
-    (name,) = found.others
+    ((name, label),) = found.others.items()
+    assert label == "RK4 of dt/2"
     for row in found.rows:
-        own, other = row.values(("rollout", "states")), row.values(("rollout", "states"), by=name)
+        own, other = row.values(("rollout", "states")), row.values(("rollout", "states"), "last", name)
         assert own.keys() == other.keys() == {0, 1}
         assert all(own[seed] != other[seed] for seed in own)
-        assert all(outcome.others[name]["integrator"] == "2 × rk4" for outcome in row.outcomes)
+        assert all(outcome.evaluations[name]["integrator"] == "2 × rk4" for outcome in row.outcomes)
     write_report(finished)
     text = (finished / "report" / "tables.md").read_text()
     assert "| states, RK4 of dt/2 | states, best, RK4 of dt/2 |" in text
@@ -516,6 +523,6 @@ def test_progress_is_told_in_lines_where_nobody_watches():
         for done in (0, 1, 4, 100, 400):
             progress(done, 400)
     lines = text.getvalue().splitlines()
-    assert len(lines) == 4  # 0, 1, 25 and 100 percent
+    assert len(lines) == 3  # 0, 25 and 100 percent: one for every tenth
     assert lines[0] == "study x: 0 of 400 steps"
-    assert lines[-1] == "study x: 400 of 400 steps, 0 minutes left"
+    assert lines[-1] == "study x: 400 of 400 steps"

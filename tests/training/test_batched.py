@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from problems import LOSSES, model, separating
 
 import squall.training.batched
 from squall._types import Score, Validation
@@ -13,33 +14,17 @@ from squall.data import InMemory, Transitions
 from squall.evaluation.rollouts import RolloutValidation
 from squall.integrators import euler, midpoint
 from squall.losses import ImbalanceAwareLoss, KLBudget, MeanSquaredError, Schedule
-from squall.models import HNN, NODE
-from squall.systems import CahnHilliard
+from squall.models import NODE
 from squall.training.batched import Member, train_together
 from squall.training.loop import Recorder, TrainingDiverged, TrainingSettings, train
 from squall.training.sampling import UniformSampler
 
 SETTINGS = TrainingSettings(steps=30, batch=16, log_every=10, validate_every=10, checkpoint_every=10)
-LOSSES = {
-    "mean": MeanSquaredError,
-    "max": lambda: ImbalanceAwareLoss(0.0),
-    "temperature": lambda: ImbalanceAwareLoss(50.0),
-    "budget": lambda: ImbalanceAwareLoss(KLBudget(0.3)),
-    "differentiated": lambda: ImbalanceAwareLoss(50.0, differentiate_weights=True),
-}
 
 
 @pytest.fixture(scope="module")
 def source() -> InMemory:
-    system = CahnHilliard()
-    states = system.simulate(system.initial_states(4, torch.Generator().manual_seed(0)), 100)
-    return InMemory(states[:, 60:], dt=system.dt)
-
-
-def model(seed: int, kind: str = "hnn", dtype: torch.dtype = torch.float64) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    made = HNN(CahnHilliard().structure, 6, generator=generator) if kind == "hnn" else NODE(1, 6, generator=generator)
-    return made.to(dtype)
+    return separating()
 
 
 def member(seed: int, loss, source, recorder: Recorder | None = None, **options) -> Member:
@@ -54,10 +39,10 @@ def test_an_ensemble_equals_its_members_alone(source, kind, step, at_once, monke
     monkeypatch.setitem(squall.training.batched.STEPS_AT_ONCE, "cpu", at_once)
     combinations = [(0, name) for name in LOSSES] + [(1, "temperature")]
     members = [member(seed, LOSSES[name](), source, kind=kind, step=step) for seed, name in combinations]
-    together = train_together(members, Transitions(source), SETTINGS, step=step)
+    together = train_together(members, Transitions(source), SETTINGS, integrator=step)
     for (seed, name), result, one in zip(combinations, together, members, strict=True):
         alone = train(
-            model(seed, kind), Transitions(source), SETTINGS, loss=LOSSES[name](), step=step,
+            model(seed, kind), Transitions(source), SETTINGS, loss=LOSSES[name](), integrator=step,
             sampler=one.sampler, validate=one.validate,
         )  # fmt: skip
         for ours, theirs in zip(result.model.parameters(), alone.model.parameters(), strict=True):

@@ -6,7 +6,8 @@ from squall._types import Score, Validation
 from squall.data import InMemory, Transitions
 from squall.integrators import euler, midpoint, next_state, rollout
 from squall.losses import ImbalanceAwareLoss, MeanSquaredError
-from squall.training.loop import Recorder, TrainingDiverged, TrainingSettings, adam, load_optimizer, train
+from squall.training.loop import Recorder, TrainingDiverged, TrainingSettings, train
+from squall.training.state import adam, load_optimizer
 
 DT = 0.05
 
@@ -59,10 +60,10 @@ def test_training_learns_the_rate(residual, loss):
 
 def test_an_interrupted_training_ends_with_the_same_bits():
     settings = TrainingSettings(30, 16, log_every=3, validate_every=10, checkpoint_every=5)
-    whole = train(linear(dropout=0.3), decay(), settings, step=midpoint)
+    whole = train(linear(dropout=0.3), decay(), settings, integrator=midpoint)
     recorder = Interruption(4, 11, 12)
     for seed in (0, 9, 9, 9):  # what is resumed brings its own weights
-        part = train(linear(seed, dropout=0.3), decay(), settings, step=midpoint, recorder=recorder)
+        part = train(linear(seed, dropout=0.3), decay(), settings, integrator=midpoint, recorder=recorder)
     assert part.finished
     assert [checkpoint.step for checkpoint in recorder.saves if checkpoint.step % 5][:3] == [4, 11, 12]
     for name, weight in whole.model.state_dict().items():
@@ -100,7 +101,7 @@ def test_the_rate_is_the_difference_of_the_data_before_it_is_rounded():
 
 def test_a_model_of_the_next_state_is_trained_as_it_is():
     settings = TrainingSettings(1000, 32, 1e-2, "state")
-    result = train(nn.Linear(8, 8), decay(), settings, step=next_state, loss=MeanSquaredError())
+    result = train(nn.Linear(8, 8), decay(), settings, integrator=next_state, loss=MeanSquaredError())
     torch.testing.assert_close(result.model.weight, (1 - DT) * torch.eye(8), atol=0.02, rtol=0)
 
 
@@ -181,7 +182,16 @@ def test_settings_that_cannot_be_are_refused(name, value, message):
 
 def test_a_model_that_changes_the_shape_is_refused():
     with pytest.raises(ValueError, match=r"shape \(4, 1, 8\) to \(4, 1, 3\), but must keep the shape"):
-        train(nn.Linear(8, 3), decay(), TrainingSettings(1, 4), step=next_state)
+        train(nn.Linear(8, 3), decay(), TrainingSettings(1, 4), integrator=next_state)
+
+
+def test_the_old_name_of_the_integrator_still_works_and_warns():
+    settings = TrainingSettings(2, 4)
+    with pytest.warns(DeprecationWarning, match="`step` is now named `integrator`"):
+        old = train(linear(), decay(), settings, step=midpoint)
+    new = train(linear(), decay(), settings, integrator=midpoint)
+    for name, weight in new.model.state_dict().items():
+        assert torch.equal(weight, old.model.state_dict()[name]), name
 
 
 def steps_of_adam(weight: nn.Parameter, states: list | None = None, steps: int = 3) -> torch.Tensor:

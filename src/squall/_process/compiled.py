@@ -4,12 +4,17 @@ Optional (`pip install squall[fast]`): whoever imports this has plain PyTorch or
 """
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numba
 from numba import types
+from numba.core import config
 from numba.extending import intrinsic
+
+if getattr(config, "DISABLE_JIT", False):  # the loops would run uncompiled, and some of their parts not at all
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 __all__ = ["bits_of", "compiled", "real_of"]
 
@@ -24,9 +29,27 @@ def compiled(function: Callable[..., Any], *, fastmath: frozenset[str] = frozens
     function = inspect.unwrap(function)  # from what a type checker of the tests may have put around it
     options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
     try:
-        return numba.njit(function, cache=True, **options)
+        dispatcher: Any = numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder that can be written
         return numba.njit(function, **options)
+    cache = dispatcher._cache
+    for name in ("load_overload", "save_overload"):
+        setattr(cache, name, _without_errors(getattr(cache, name), cache))
+    return dispatcher
+
+
+def _without_errors(access: Callable[..., Any], cache: Any) -> Callable[..., Any]:
+    """Access to a cache that may be damaged, or on a disk that is full: without it the loops are compiled again."""
+
+    def attempt(*arguments: Any) -> Any:
+        try:
+            return access(*arguments)
+        except Exception as error:
+            cache.disable()
+            warnings.warn(f"numba's cache in {cache.cache_path} cannot be used: {error!r}", stacklevel=2)
+            return None
+
+    return attempt
 
 
 @intrinsic

@@ -8,9 +8,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Int64, Shaped
 
 from squall.data.conditions import Condition
 from squall.data.errors import DataError
+from squall.data.hdf5 import in_one_piece
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class Variable:
     def read(
         self,
         array: Callable[[str], Any],
-        trajectories: np.ndarray,
-        starts: np.ndarray,
+        trajectories: Int64[np.ndarray, " n"],
+        starts: Int64[np.ndarray, " n"],
         length: int,
         space: Mapping[str, int],
-    ) -> np.ndarray:
+    ) -> Shaped[np.ndarray, "window length part *space"]:
         """Windows (window, length, channel, *space), missing values as NaN; length 1 along what does not vary.
 
         Args:
@@ -97,7 +99,7 @@ class Variable:
         shape = (length if self.by_time else 1, len(self.channels), *(n if a in kept else 1 for a, n in space.items()))
         return self._decode(values.transpose(0, *order).reshape(len(rows), *shape))
 
-    def _decode(self, stored: np.ndarray) -> np.ndarray:
+    def _decode(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "*axes"]:
         values = stored.astype(self.number, copy=False)
         if self.scale != 1 or self.offset != 0:
             values = values * self.number.type(self.scale) + self.number.type(self.offset)
@@ -166,7 +168,7 @@ class Joined:
         self.shape, self.ndim = (*first[:axis], sum(max(1, count) for count in self.counts), *rest), ndim
         self.dtype = np.result_type(*(part.dtype for part in parts))
 
-    def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
+    def __getitem__(self, index: tuple[Any, ...]) -> Shaped[np.ndarray, "..."]:
         start, stop, _ = index[self.axis].indices(self.shape[self.axis])
         place = sum(not isinstance(i, int) for i in index[: self.axis])
         pieces, first = [], 0
@@ -179,17 +181,6 @@ class Joined:
             piece = np.asarray(part[rest])
             pieces.append(piece if count else np.expand_dims(piece, place))
         return np.concatenate(pieces, axis=place)
-
-
-def in_one_piece(dataset: Any) -> bool:
-    """Whether the numbers lie in an HDF5 file one after the other, neither packed nor elsewhere."""
-    elsewhere = dataset.is_virtual or dataset.external is not None or dataset.file.userblock_size > 0
-    return dataset.chunks is None and not elsewhere and dataset.id.get_storage_size() > 0
-
-
-def open_hdf5(place: Path) -> Any:
-    """An HDF5 file with room for large chunks: one that does not fit is unpacked anew at every read."""
-    return h5py.File(place, "r", rdcc_nbytes=32 * 2**20)
 
 
 def _stamp(place: Path) -> tuple[int, int]:

@@ -5,9 +5,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from squall.data.errors import DataError
+
+Mask = Bool[Tensor, "channel *space"]
+"""Points that count."""
+
+Valid = Bool[Tensor, "batch time"]
+"""States without a gap."""
+
+Areas = Float64[Tensor, "*space"]
+"""Relative areas of cells, with mean 1."""
+
+ConditionValues = Float[Tensor, "batch time part *space"]
+"""Values of a condition; an axis along which it does not vary has length 1."""
 
 
 class Condition(NamedTuple):
@@ -45,7 +58,9 @@ def known(name: str, conditions: Iterable[Condition]) -> Condition:
     return by_name[name]
 
 
-def pick(values: Tensor, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+def pick(
+    values: ConditionValues, trajectories: Int64[Tensor, " n"], starts: Int64[Tensor, " n"], length: int
+) -> Float[Tensor, "window length part *space"]:
     """Windows of a condition held whole (trajectories or 1, times or 1, channel, *space or 1)."""
     times = starts[:, None] + torch.arange(length) if values.shape[1] > 1 else torch.zeros(1, 1, dtype=torch.int64)
     rows = trajectories[:, None] if values.shape[0] > 1 else torch.zeros(1, 1, dtype=torch.int64)
@@ -54,7 +69,7 @@ def pick(values: Tensor, trajectories: Tensor, starts: Tensor, length: int) -> T
 
 def as_conditions(
     conditions: Mapping[str, Any] | None, shape: tuple[int, ...], dtype: torch.dtype
-) -> dict[str, Tensor]:
+) -> dict[str, ConditionValues]:
     """Conditions by name, each (trajectories or 1, times or 1, channel, *space or 1).
 
     Short forms: (trajectories,) a parameter, (trajectories, time) a forcing, (*space) a static field.
@@ -85,7 +100,7 @@ def as_conditions(
     return checked
 
 
-def as_mask(mask: Any, shape: tuple[int, ...]) -> Tensor | None:
+def as_mask(mask: Any, shape: tuple[int, ...]) -> Mask | None:
     """Valid points (channel, *space), bool; a mask (*space) holds for all channels. `None` where all are valid."""
     if mask is None:
         return None
@@ -101,7 +116,7 @@ def as_mask(mask: Any, shape: tuple[int, ...]) -> Tensor | None:
     return None if value.all() else value
 
 
-def as_valid(valid: Any, shape: tuple[int, ...]) -> Tensor | None:
+def as_valid(valid: Any, shape: tuple[int, ...]) -> Valid | None:
     """Whole states (trajectory, time), bool; `None` where all are."""
     if valid is None:
         return None
@@ -113,7 +128,7 @@ def as_valid(valid: Any, shape: tuple[int, ...]) -> Tensor | None:
     return None if value.all() else value.clone()
 
 
-def as_measure(measure: Any, space: tuple[int, ...]) -> Tensor | None:
+def as_measure(measure: Any, space: tuple[int, ...]) -> Areas | None:
     """Relative areas of cells (*space), float64, with mean 1; `None` where all are equal."""
     if measure is None:
         return None

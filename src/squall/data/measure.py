@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float, Shaped
 
-from squall.data.conditions import as_measure
+from squall.data.conditions import Areas, as_measure
 
 
-def edges(points: np.ndarray) -> np.ndarray:
+def edges(points: Float[np.ndarray, " points"]) -> Float[np.ndarray, " ends"]:
     """The ends (N + 1) of cells around N points: halfway to the neighbours, the same beyond the last."""
     if len(points) == 1:
         return np.array([points[0] - 0.5, points[0] + 0.5])
@@ -17,7 +17,7 @@ def edges(points: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
 
 
-def areas(coordinates: Sequence[np.ndarray], roles: Sequence[str]) -> Tensor | None:
+def areas(coordinates: Sequence[Shaped[np.ndarray, " _"]], roles: Sequence[str]) -> Areas | None:
     """Relative areas of cells (*space), mean 1; `None` where all are equal.
 
     A cell between latitudes φ₁ and φ₂ has the area (sin φ₂ − sin φ₁)·Δλ, exactly; cells end at the poles.

@@ -5,11 +5,14 @@ import warnings
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from squall._types import Trajectories
+from squall.data.conditions import Mask, Valid
 from squall.data.description import Description
-from squall.data.errors import DataError, NonFinite, all_finite
-from squall.data.source import Source
+from squall.data.errors import GAPS, DataError, NonFinite, all_finite
+from squall.data.source import Numbers, Source
 
 
 class Missing(NamedTuple):
@@ -21,9 +24,9 @@ class Missing(NamedTuple):
         fill: (channel,), the mean of each field over what is there: it stands at masked points.
     """
 
-    mask: Tensor | None
-    valid: Tensor | None
-    fill: Tensor
+    mask: Mask | None
+    valid: Valid | None
+    fill: Float64[Tensor, " channel"]
 
 
 class Screened(Source):
@@ -41,7 +44,7 @@ class Screened(Source):
         return self.nbytes // (self.shape[0] * self.shape[1])
 
     @abc.abstractmethod
-    def _raw(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         """Windows as they stand, NaN where a value is missing."""
 
     @property
@@ -56,17 +59,17 @@ class Screened(Source):
         return self._missing
 
     @property
-    def mask(self) -> Tensor | None:
+    def mask(self) -> Mask | None:
         return self.missing.mask
 
     @property
-    def valid(self) -> Tensor | None:
+    def valid(self) -> Valid | None:
         return self.missing.valid
 
-    def _known_valid(self) -> Tensor | None:
+    def _known_valid(self) -> Valid | None:
         return None if self._missing is None else self._missing.valid
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         states = self._raw(trajectories, starts, length)
         if all_finite(states):
             return states
@@ -79,19 +82,27 @@ class Screened(Source):
 
 
 def refuse_unexpected(
-    source: Source, states: Tensor, valid: Tensor | None, trajectories: Tensor, starts: Tensor
+    source: Source,
+    states: Trajectories,
+    valid: Bool[Tensor, "trajectories times"] | None,
+    trajectories: Numbers,
+    starts: Numbers,
 ) -> None:
     """Refuse NaN and infinity in states that are not said to be gaps.
 
     Raises:
         DataError: how many there are, and where the first is.
     """
+    opened = "; `squall.data.open(path).check()` looks at all" + GAPS.format("squall.data.open(path, gaps=True)")
+    more = opened if hasattr(source, "path") else ""
     errors = NonFinite(source.fields)
     errors.look(whole_only(states, valid, trajectories, starts), trajectories, starts)
-    errors.refuse(f"{getattr(source, 'path', source.name)}, in what was read now", source.advice)
+    errors.refuse(f"{getattr(source, 'path', source.name)}, in what was read now", more)
 
 
-def whole_only(states: Tensor, valid: Tensor | None, trajectories: Tensor, starts: Tensor) -> Tensor:
+def whole_only(
+    states: Trajectories, valid: Bool[Tensor, "trajectories times"] | None, trajectories: Numbers, starts: Numbers
+) -> Trajectories:
     """The states of windows with 0 for those that have a gap."""
     if valid is None or all_finite(states):
         return states
@@ -122,7 +133,12 @@ def find_missing(source: Screened) -> Missing:
     return judge(source, seen, lacking, total / count)
 
 
-def judge(source: Source, seen: Tensor, lacking: Tensor, mean: Tensor) -> Missing:
+def judge(
+    source: Source,
+    seen: Mask,
+    lacking: Int64[Tensor, "trajectory time"],
+    mean: Float64[Tensor, " channel"],
+) -> Missing:
     """Masks and gaps from the points ever seen (channel, *space) and the values each state lacks (trajectory, time)."""
     empty = [name for name, points in zip(source.fields, seen.flatten(1), strict=True) if not points.any()]
     if empty:
@@ -146,7 +162,7 @@ def judge(source: Source, seen: Tensor, lacking: Tensor, mean: Tensor) -> Missin
     return Missing(None if seen.all() else seen, None if valid.all() else valid, mean)
 
 
-def fill_missing(source: Source) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def fill_missing(source: Source) -> tuple[Trajectories, Mask | None, Valid | None]:
     """States of a source in memory with masked points filled, the mask and the whole states."""
     whole = Whole(source)
     chosen = torch.arange(source.trajectories)
@@ -172,5 +188,5 @@ class Whole(Screened):
     def description(self) -> Description:
         return self.source.description
 
-    def _raw(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         return self.source._gather(trajectories, starts, length)

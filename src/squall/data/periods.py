@@ -3,12 +3,14 @@
 import dataclasses
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from squall.data.conditions import Condition
+from squall._types import Trajectories
+from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
 from squall.data.errors import DataError
-from squall.data.source import Indices, Source, as_indices, check_range, share
+from squall.data.source import Indices, Numbers, Source, as_indices, check_range, share
 
 
 class Windows(Source):
@@ -46,15 +48,15 @@ class Windows(Source):
         return dataclasses.replace(about, start=about.start + about.dt * int(common[0])) if len(common) == 1 else about
 
     @property
-    def mask(self) -> Tensor | None:
+    def mask(self) -> Mask | None:
         return self.source.mask
 
     @property
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Areas | None:
         return self.source.measure
 
     @property
-    def valid(self) -> Tensor | None:
+    def valid(self) -> Valid | None:
         return self._cut(self.source.valid)
 
     @property
@@ -67,20 +69,20 @@ class Windows(Source):
             for c in self.source.conditions
         )
 
-    def _cut(self, valid: Tensor | None) -> Tensor | None:
+    def _cut(self, valid: Bool[Tensor, "trajectories times"] | None) -> Valid | None:
         return None if valid is None else valid[self.rows[:, None], self.starts[:, None] + torch.arange(self.length)]
 
-    def _known_valid(self) -> Tensor | None:
+    def _known_valid(self) -> Valid | None:
         return self._cut(self.source._known_valid())
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         return self.source._gather(self.rows[trajectories], self.starts[trajectories] + starts, length)
 
-    def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         return self.source._condition(name, self.rows[trajectories], self.starts[trajectories] + starts, length)
 
 
-def whole_windows(source: Source, length: int) -> Tensor | None:
+def whole_windows(source: Source, length: int) -> Bool[Tensor, "trajectory start"] | None:
     """Which windows of `length` states have no gap: bool (trajectory, start); `None` where all have none."""
     valid = source.valid
     return None if valid is None else valid.unfold(1, length, 1).all(-1)

@@ -9,14 +9,18 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Int64, Shaped
 
-from squall.data.arrays import Handle, open_hdf5
-from squall.data.conditions import Condition
+from squall._process.documents import special_file
+from squall._process.limits import too_large
+from squall._types import Trajectories
+from squall.data.arrays import Handle
+from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
-from squall.data.errors import DataError, MissingFileError, NonFinite
+from squall.data.errors import GAPS, DataError, MissingFileError, NonFinite
+from squall.data.hdf5 import open_file, open_hdf5
 from squall.data.missing import Screened, refuse_unexpected, whole_only
-from squall.data.source import Source
+from squall.data.source import Numbers, Source
 from squall.data.structure import StoredField, read_structure
 
 DAMAGE = (
@@ -60,10 +64,11 @@ class TrajectoryFile(Source):
         self._stamp = _stamp(self._place)
         self._values = Handle(self._place, open_hdf5, self.path)
         try:
-            with h5py.File(self._place, "r") as file:
+            with open_file(self.path, self._place) as file:
                 self._structure = read_structure(file, fields)
         except DataError as error:
-            raise DataError(f"{self.path}: {error}") from None
+            prefix = f"{self.path}: "
+            raise DataError(prefix + str(error).removeprefix(prefix)) from None
         except DAMAGE as error:
             raise DataError(damaged(self.path, error)) from error
 
@@ -90,15 +95,15 @@ class TrajectoryFile(Source):
         return self._structure.constant_fields
 
     @property
-    def mask(self) -> Tensor | None:
+    def mask(self) -> Mask | None:
         return self._structure.mask
 
     @property
-    def valid(self) -> Tensor | None:
+    def valid(self) -> Valid | None:
         return self._structure.valid
 
     @property
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Areas | None:
         return self._structure.measure
 
     @property
@@ -109,7 +114,7 @@ class TrajectoryFile(Source):
         numbers = [n for n, value in self.parameters.items() if not isinstance(value, str) and n not in names]
         return (*read, *(Condition(name, "parameter", (1, 1, 1, *ones)) for name in numbers))
 
-    def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         variable = next((v for v in self._structure.conditions if v.name == name), None)
         if variable is None:
             value = float(self.parameters[name])
@@ -117,13 +122,6 @@ class TrajectoryFile(Source):
         space = dict(zip(self.description.axes, self.space, strict=True))
         values = variable.read(self._values.array, trajectories.numpy(), starts.numpy(), length, space)
         return torch.from_numpy(values).to(self.dtype)
-
-    @property
-    def advice(self) -> str:
-        return (
-            "`squall.data.open(path).check()` looks at all; `squall.data.open(path, gaps=True)` takes NaN for land or "
-            "missing times."
-        )
 
     def check(self) -> None:
         """Read the whole file once, piece by piece.
@@ -137,7 +135,7 @@ class TrajectoryFile(Source):
             starts = torch.full_like(trajectories, start)
             states = whole_only(self._states(trajectories, starts, stop - start), self.valid, trajectories, starts)
             found.look(states, chosen, [start] * len(chosen))
-        found.refuse(str(self.path), super().advice)
+        found.refuse(str(self.path), GAPS.format("squall.data.open(path, gaps=True)"))
 
     def close(self) -> None:
         """Close the file; it opens again when it is read."""
@@ -163,12 +161,12 @@ class TrajectoryFile(Source):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_process": -1, "_descriptor": None, "_hdf5": None}
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         states = self._states(trajectories, starts, length)
         refuse_unexpected(self, states, self.valid, trajectories, starts)
         return states
 
-    def _states(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _states(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         self._open()
         number = np.dtype(str(self.dtype).removeprefix("torch."))
         stored = self._structure.stored
@@ -180,7 +178,9 @@ class TrajectoryFile(Source):
             return torch.from_numpy(np.require(parts[0], number, ["C", "W"]))
         return torch.from_numpy(np.concatenate(parts, axis=2, dtype=number, casting="same_kind"))
 
-    def _read(self, field: StoredField, trajectories: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    def _read(
+        self, field: StoredField, trajectories: Int64[np.ndarray, " n"], starts: Int64[np.ndarray, " n"], length: int
+    ) -> Shaped[np.ndarray, "n time component *space"]:
         """Windows of one field (window, length, component, *space)."""
         values = np.empty((len(trajectories), length, *field.block), dtype=field.dtype)
         if not field.sample_varying:
@@ -207,14 +207,14 @@ class TrajectoryFile(Source):
         if in_place:
             self._descriptor = os.open(self._place, os.O_RDONLY)
         if not in_place or any(field.offset is None for field in self._structure.stored):
-            self._hdf5 = h5py.File(self._place, "r", rdcc_nbytes=self._structure.cache_bytes)
+            self._hdf5 = open_file(self.path, self._place, rdcc_nbytes=self._structure.cache_bytes)
         self._process = os.getpid()
 
 
 class ScreenedTrajectoryFile(Screened, TrajectoryFile):
     """A file in The Well's layout whose NaN stand for missing values."""
 
-    def _raw(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         return self._states(trajectories, starts, length)
 
 
@@ -239,7 +239,11 @@ def _read_in_place(descriptor: int, offset: int, values: Any, rows: list[int], o
 
 
 def _read_through_hdf5(
-    dataset: Any, sample_varying: bool, values: np.ndarray, places: list[tuple[int, int]], order: list[int]
+    dataset: Any,
+    sample_varying: bool,
+    values: Shaped[np.ndarray, "window time *block"],
+    places: list[tuple[int, int]],
+    order: list[int],
 ) -> None:
     """The same for what is packed in chunks or lies elsewhere."""
     for window in order:
@@ -248,7 +252,9 @@ def _read_through_hdf5(
         values[window] = dataset[(trajectory, times) if sample_varying else times]
 
 
-def _spread(values: np.ndarray, field: StoredField, space: tuple[int, ...]) -> np.ndarray:
+def _spread(
+    values: Shaped[np.ndarray, "window time *block"], field: StoredField, space: tuple[int, ...]
+) -> Shaped[np.ndarray, "window time component *space"]:
     """Repeat along the space axes that do not vary, and put the components where channels are."""
     stored = (points if varying else 1 for points, varying in zip(space, field.dim_varying, strict=True))
     components = len(field.channels)
@@ -262,6 +268,10 @@ def check_exists(path: Path, place: Path) -> None:
     """Refuse a path at which there is nothing, with the names that come near."""
     if not place.exists():
         raise MissingFileError(_missing(path, place))
+    if not place.is_dir() and (special := special_file(place)):
+        raise DataError(f"{path}: this is {special}; name a file or a folder of data")
+    if place.is_file() and place.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty (0 bytes). Let its writer finish, or make or fetch it again")
 
 
 def _missing(path: Path, place: Path) -> str:
@@ -277,9 +287,12 @@ def _missing(path: Path, place: Path) -> str:
 def damaged(path: Path, error: Exception) -> str:
     """What to say about a file that cannot be read."""
     reason = str(error).strip("'\"")
+    if too_large(error):
+        return f"{path}: the memory does not suffice to read it ({reason})"
+    advice = "Compare its checksum with that of its source; make or fetch it again if they differ"
     if "truncated" in reason or "ends before" in reason:
-        return f"{path}: the file is truncated ({reason}); make or fetch it again"
-    return f"{path}: the file cannot be read and may be damaged ({reason}); make or fetch it again"
+        return f"{path}: the file is truncated ({reason}). Let its writer finish, or make or fetch it again"
+    return f"{path}: the file cannot be read and may be damaged ({reason}). {advice}"
 
 
 def _stamp(place: Path) -> tuple[int, int]:

@@ -6,14 +6,33 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from squall._types import Trajectories
-from squall.data.conditions import Condition, as_conditions, as_mask, as_measure, as_valid, known, pick
+from squall.data.conditions import (
+    Areas,
+    Condition,
+    ConditionValues,
+    Mask,
+    Valid,
+    as_conditions,
+    as_mask,
+    as_measure,
+    as_valid,
+    known,
+    pick,
+)
 from squall.data.description import About, Description, describe
-from squall.data.errors import DataError, NonFinite
+from squall.data.errors import GAPS, DataError, NonFinite
 
-Indices = Tensor | np.ndarray | Sequence[int]
+AnyArray = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
+"""What a user gives, before it is checked."""
+
+AnyFloats = Float[Tensor, "..."]
+Numbers = Int64[Tensor, " n"]
+
+Indices = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | Sequence[int]
 """Whole numbers that choose trajectories or times: a list, a range, an array or a tensor."""
 
 CHUNK_BYTES = 16 * 2**20
@@ -45,21 +64,21 @@ class Source(abc.ABC):
         """Names, axes, parameters and provenance."""
 
     @abc.abstractmethod
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         """`windows` after its arguments were checked; refuses what is not finite, except NaN in gaps."""
 
     @property
-    def mask(self) -> Tensor | None:
+    def mask(self) -> Mask | None:
         """Points that count, bool (channel, *space); `None` where all do. Masked points hold finite numbers."""
         return None
 
     @property
-    def valid(self) -> Tensor | None:
+    def valid(self) -> Valid | None:
         """States without a gap, bool (trajectory, time); `None` where all are."""
         return None
 
     @property
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Areas | None:
         """Relative areas of the cells, float64 (*space), mean 1; `None` where all are equal."""
         return None
 
@@ -82,12 +101,7 @@ class Source(abc.ABC):
         train._statistics = self._statistics
         return Split(train, validation, test)
 
-    @property
-    def advice(self) -> str:
-        """What to do about values that are not finite."""
-        return "Remove these trajectories, or stop them earlier."
-
-    def condition(self, name: str, trajectories: Indices, starts: Indices, length: int) -> Tensor:
+    def condition(self, name: str, trajectories: Indices, starts: Indices, length: int) -> ConditionValues:
         """A condition at the times of `windows`: (window or 1, length or 1, channel, *space or 1).
 
         Raises:
@@ -97,11 +111,11 @@ class Source(abc.ABC):
         known(name, self.conditions)
         return self._condition(name, *self._checked(trajectories, starts, length), length)
 
-    def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         """`condition` after its arguments were checked."""
         raise NotImplementedError
 
-    def _known_valid(self) -> Tensor | None:
+    def _known_valid(self) -> Valid | None:
         """`valid` as far as it is known without reading."""
         return self.valid
 
@@ -201,12 +215,12 @@ class Source(abc.ABC):
         return self.description.dt
 
     @property
-    def times(self) -> np.ndarray:
+    def times(self) -> Float[np.ndarray, " time"]:
         """The times of the states (time,), float64."""
         return self.description.start + self.dt * np.arange(self.shape[1])
 
     @property
-    def coordinates(self) -> tuple[np.ndarray, ...]:
+    def coordinates(self) -> tuple[Float[np.ndarray, " points"], ...]:
         """The points of each space axis, float64."""
         return self.description.coordinates
 
@@ -257,12 +271,12 @@ class InMemory(Source):
 
     def __init__(
         self,
-        states: Tensor | np.ndarray,
+        states: AnyArray,
         *,
         gaps: bool = False,
-        mask: Tensor | np.ndarray | None = None,
-        valid: Tensor | np.ndarray | None = None,
-        measure: Tensor | np.ndarray | None = None,
+        mask: AnyArray | None = None,
+        valid: AnyArray | None = None,
+        measure: AnyArray | None = None,
         conditions: Mapping[str, Any] | None = None,
         **about: Unpack[About],
     ) -> None:
@@ -284,7 +298,7 @@ class InMemory(Source):
 
     def _hold(
         self,
-        states: Tensor,
+        states: Trajectories,
         description: Description,
         mask: Any = None,
         valid: Any = None,
@@ -307,29 +321,25 @@ class InMemory(Source):
             if self._valid is not None:
                 piece = piece[self._valid[chosen.start : chosen.stop, start:stop]][None]
             found.look(piece, chosen, [start] * len(chosen))
-        found.refuse("states", self.advice)
+        found.refuse("states", GAPS.format("gaps=True"))
 
     @property
-    def mask(self) -> Tensor | None:
+    def mask(self) -> Mask | None:
         return self._mask
 
     @property
-    def valid(self) -> Tensor | None:
+    def valid(self) -> Valid | None:
         return self._valid
 
     @property
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Areas | None:
         return self._measure
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
         return tuple(Condition.of(name, values.shape) for name, values in self._held.items())
 
-    @property
-    def advice(self) -> str:
-        return f"{super().advice} Or say gaps=True where NaN stands for land or for missing times."
-
-    def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         return pick(self._held[name], trajectories, starts, length)
 
     @property
@@ -344,7 +354,7 @@ class InMemory(Source):
     def description(self) -> Description:
         return self._description
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         # Time first in memory: all first and all second states of pairs are then contiguous, and not copied again.
         rows = trajectories * self.shape[1] + starts + torch.arange(length)[:, None]
         flat = self._states.flatten(0, 1)
@@ -373,15 +383,15 @@ class Subset(Source):
         return self.source.description
 
     @property
-    def mask(self) -> Tensor | None:
+    def mask(self) -> Mask | None:
         return self.source.mask
 
     @property
-    def valid(self) -> Tensor | None:
+    def valid(self) -> Valid | None:
         return None if self.source.valid is None else self.source.valid[self.indices]
 
     @property
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Areas | None:
         return self.source.measure
 
     @property
@@ -391,14 +401,14 @@ class Subset(Source):
             Condition(c.name, c.kind, (rows if c.shape[0] > 1 else 1, *c.shape[1:])) for c in self.source.conditions
         )
 
-    def _known_valid(self) -> Tensor | None:
+    def _known_valid(self) -> Valid | None:
         valid = self.source._known_valid()
         return None if valid is None else valid[self.indices]
 
-    def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         return self.source._condition(name, self.indices[trajectories], starts, length)
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         return self.source._gather(self.indices[trajectories], starts, length)
 
 
@@ -494,7 +504,7 @@ def load(source: Source, limit_bytes: int = 2 * 2**30) -> Source:
     return InMemory.described(states, source.description, source)
 
 
-def as_states(states: Tensor | np.ndarray) -> Tensor:
+def as_states(states: AnyArray) -> AnyFloats:
     """The states as a tensor outside the graph of gradients.
 
     Raises:
@@ -510,7 +520,7 @@ def as_states(states: Tensor | np.ndarray) -> Tensor:
     return states.detach()
 
 
-def as_indices(indices: Indices, argument: str) -> Tensor:
+def as_indices(indices: Indices, argument: str) -> Numbers:
     """Whole numbers as an int64 tensor (n,) on the CPU."""
     tensor = torch.as_tensor(indices).cpu()
     if tensor.numel() == 0:
@@ -520,7 +530,7 @@ def as_indices(indices: Indices, argument: str) -> Tensor:
     return tensor.to(torch.int64)
 
 
-def check_range(indices: Tensor, size: int, argument: str) -> None:
+def check_range(indices: Numbers, size: int, argument: str) -> None:
     """Refuse what is not in 0 ... size − 1."""
     if len(indices) == 0:
         return
@@ -539,4 +549,7 @@ def share(size: int | float, total: int, argument: str) -> int:
 
 
 def _wrong_type(found: object) -> str:
-    return f"states: got {found}; float32 and float64 are kept as they are, convert others first"
+    return (
+        f"states: got {found}; float32 and float64 are kept as they are. Give half precision as float32, whole numbers "
+        "as float64, and complex numbers as two channels, the real and the imaginary parts"
+    )

@@ -1,7 +1,6 @@
 """Everything in a file of The Well's layout but the states: what fields lie where, axes, origin."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +8,14 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Bool, Shaped
 
-from squall.data.arrays import Variable, in_one_piece
-from squall.data.conditions import as_mask, as_measure, as_valid
+from squall._process.documents import DocumentError, read_json
+from squall.data.arrays import Variable
+from squall.data.conditions import Areas, Mask, Valid, as_mask, as_measure, as_valid
 from squall.data.description import AXES, Description, equal_step
 from squall.data.errors import DataError
+from squall.data.hdf5 import dataset_of, in_one_piece, member, members, small_values
 from squall.data.measure import areas
 
 FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
@@ -63,9 +64,9 @@ class Structure:
     stored: tuple[StoredField, ...]
     constant_fields: tuple[str, ...]
     conditions: tuple[Variable, ...]
-    mask: Tensor | None
-    valid: Tensor | None
-    measure: Tensor | None
+    mask: Mask | None
+    valid: Valid | None
+    measure: Areas | None
     description: Description
     attributes: dict[str, Any]
     cache_bytes: int
@@ -80,8 +81,9 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
     _check_groups(file)
     dimensions = file["dimensions"]
     axes = _space_axes(dimensions)
-    space = tuple(int(dimensions[axis].shape[-1]) for axis in axes)
-    times = np.atleast_2d(dimensions["time"][()])
+    clock, *lines = (dataset_of(dimensions, name, f"dimensions/{name}") for name in ("time", *axes))
+    space = tuple(int(line.shape[-1]) for line in lines)
+    times = np.atleast_2d(small_values(clock, "dimensions/time"))
     if times.shape[1] < 2:
         raise DataError("it has one time; at least two are needed to learn a step from")
     stored, constant = _fields(file, axes)
@@ -94,8 +96,8 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
     names = [n for n, field in varying.items() if not _role(file[field.key])] if chosen is None else list(chosen)
     stored = tuple(varying[name] for name in names)
     forcings = tuple(field for name, field in varying.items() if name not in names)
-    start, dt = _clock(times, dimensions["time"].attrs)
-    lattice = [_axis(dimensions[axis]) for axis in axes]
+    start, dt = _clock(times, clock.attrs)
+    lattice = [_axis(line) for line in lines]
     fields = tuple(itertools.chain.from_iterable(field.channels for field in stored))
     number = np.result_type(np.float32, *(field.dtype for field in stored))
     shape = (batch, times.shape[1], len(fields), *space)
@@ -119,7 +121,7 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
             provenance=_provenance(file.attrs),
             start=start,
             axes=axes,
-            units=json.loads(str(file.attrs.get("units", "{}"))),
+            units=_units(file.attrs),
         ),
         attributes={name: _plain(value) for name, value in file.attrs.items()},
         cache_bytes=_cache_bytes(file, stored),
@@ -128,7 +130,7 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
 
 def _check_groups(file: Any) -> None:
     wanted = ("dimensions", *GROUPS)
-    missing = [group for group in wanted if not isinstance(file.get(group), h5py.Group)]
+    missing = [group for group in wanted if not isinstance(member(file, group), h5py.Group)]
     if missing:
         found = ", ".join(list(file)[:8]) or "nothing"
         raise DataError(
@@ -139,10 +141,14 @@ def _check_groups(file: Any) -> None:
 
 def _space_axes(dimensions: Any) -> tuple[str, ...]:
     named = dimensions.attrs.get("spatial_dims")
-    axes = tuple(filter(dimensions.__contains__, AXES)) if named is None else tuple(map(str, _plain(named)))
+    axes = (
+        tuple(axis for axis in AXES if member(dimensions, axis) is not None)
+        if named is None
+        else tuple(map(str, _plain(named)))
+    )
     if not 1 <= len(axes) <= 3:
         raise DataError(f"dimensions@spatial_dims names {len(axes)} space axes {axes}; expected one to three")
-    missing = [name for name in ("time", *axes) if name not in dimensions]
+    missing = [name for name in ("time", *axes) if member(dimensions, name) is None]
     if missing:
         raise DataError(f"the axes {', '.join(missing)} are missing in the group dimensions; found: {list(dimensions)}")
     return axes
@@ -154,9 +160,11 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
     constant: list[str] = []
     for order, group in enumerate(FIELD_GROUPS):
         for name in map(str, _plain(file[group].attrs.get("field_names", list(file[group])))):
-            if name not in file[group]:
+            if member(file[group], name) is None:
                 raise DataError(f"the field '{name}' is named in {group}@field_names but is not there")
-            if file[group][name].attrs.get("time_varying", True):
+            if "/" in name:
+                raise DataError(f"the field '{name}' of {group}@field_names has a '/' in its name")
+            if member(file[group], name).attrs.get("time_varying", True):
                 stored.append(_stored_field(file, f"{group}/{name}", order, axes))
             else:
                 constant.append(f"{group}/{name}")
@@ -170,9 +178,12 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
 
 
 def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> StoredField:
-    dataset = file[key]
+    dataset = dataset_of(file, key, key)
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8:
-        raise DataError(f"the field '{key}' holds {dataset.dtype}; expected floats of up to 64 bits")
+        raise DataError(
+            f"the field '{key}' holds {dataset.dtype}; expected floats of up to 64 bits. In a copy, write complex "
+            "numbers as two fields, of the real and the imaginary parts, and whole numbers as float64"
+        )
     varying = tuple(map(bool, dataset.attrs.get("dim_varying", [True] * len(axes))))
     if len(varying) != len(axes):
         raise DataError(f"the field '{key}' has {len(varying)} dim_varying for {len(axes)} space axes {axes}")
@@ -201,7 +212,8 @@ def _conditions(
     """Fields that do not change in time, scalars, and fields that are not part of the state."""
     found = []
     roles = ("mask", "valid", "measure")
-    fields = [_stored_field(file, key, FIELD_GROUPS.index(key.partition("/")[0]), axes) for key in constant]
+    keys = [key for key in constant if dataset_of(file, key, key).dtype.kind == "f"]
+    fields = [_stored_field(file, key, FIELD_GROUPS.index(key.partition("/")[0]), axes) for key in keys]
     for field in (*fields, *forcings):
         dataset = file[field.key]
         if _role(dataset) in roles:
@@ -213,9 +225,11 @@ def _conditions(
         found.append(
             Variable(name, field.key, (*leading, *space, *("channel",) * field.order), field.channels, field.dtype)
         )
-    for name in map(str, _plain(file["scalars"].attrs.get("field_names", list(file["scalars"])))):
-        scalar = file["scalars"].get(name)
-        if scalar is None or scalar.dtype.kind not in "iuf" or _role(scalar) in roles:
+    scalars = members(file["scalars"])
+    first = [name for name in map(str, _plain(file["scalars"].attrs.get("field_names", []))) if name in scalars]
+    for name in dict.fromkeys([*first, *scalars]):
+        scalar = scalars[name]
+        if not isinstance(scalar, h5py.Dataset) or scalar.dtype.kind not in "iuf" or _role(scalar) in roles:
             continue
         varying = {"batch": "sample_varying", "time": "time_varying"}
         leading = tuple(axis for axis, attribute in varying.items() if scalar.attrs.get(attribute, False))
@@ -223,23 +237,28 @@ def _conditions(
     return tuple(found)
 
 
-def _mask(file: Any, constant: tuple[str, ...], fields: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+def _mask(
+    file: Any, constant: tuple[str, ...], fields: tuple[str, ...], shape: tuple[int, ...]
+) -> Bool[np.ndarray, "channel *space"] | None:
     """Valid points (channel, *space): one array for all fields, or one for each."""
-    masks = {_plain(file[key].attrs.get("of", "")): file[key][()] > 0 for key in constant if _role(file[key]) == "mask"}
+    stored = [dataset_of(file, key, key) for key in constant if _role(file[key]) == "mask"]
+    masks = {_plain(mask.attrs.get("of", "")): small_values(mask, mask.name) > 0 for mask in stored}
     if not masks:
         return None
     return np.stack([masks.get(name, masks.get("", np.ones(shape[3:], bool))) for name in fields])
 
 
-def _valid(file: Any) -> Any:
-    return next((scalar[()] > 0 for scalar in file["scalars"].values() if _role(scalar) == "valid"), None)
+def _valid(file: Any) -> Bool[np.ndarray, "trajectory time"] | None:
+    names = [name for name, scalar in members(file["scalars"]).items() if _role(scalar) == "valid"]
+    return small_values(dataset_of(file["scalars"], names[0], f"scalars/{names[0]}"), names[0]) > 0 if names else None
 
 
 def _measure(
     file: Any, constant: tuple[str, ...], axes: tuple[str, ...], coordinates: list[np.ndarray]
-) -> Tensor | None:
-    stored = next((file[key][()] for key in constant if _role(file[key]) == "measure"), None)
-    if stored is not None:
+) -> Areas | None:
+    key = next((key for key in constant if _role(file[key]) == "measure"), None)
+    if key is not None:
+        stored = small_values(dataset_of(file, key, key), key)
         return as_measure(stored, stored.shape)
     spherical = _plain(file.attrs.get("grid_type", "")) == "spherical"
     roles = {"theta": "colatitude", "latitude": "latitude", "lat": "latitude"} if spherical else {}
@@ -275,7 +294,7 @@ def _check_shape(field: StoredField, batch: int, times: int, space: tuple[int, .
         )
 
 
-def _clock(times: np.ndarray, attributes: Any) -> tuple[float, float]:
+def _clock(times: Shaped[np.ndarray, "row time"], attributes: Any) -> tuple[float, float]:
     """Time of the first state and the step; `times` has one row, or one per trajectory."""
     if "step" in attributes:
         step = float(attributes["step"])
@@ -296,9 +315,9 @@ def _clock(times: np.ndarray, attributes: Any) -> tuple[float, float]:
     return float(times[0, 0]), steps[0]
 
 
-def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
+def _axis(dataset: Any) -> tuple[Shaped[np.ndarray, " points"], float | None]:
     """Points and spacing of a space axis; of the first trajectory where each has its own."""
-    points = np.atleast_2d(dataset[()])[0]
+    points = np.atleast_2d(small_values(dataset, dataset.name))[0]
     if "step" in dataset.attrs and "start" in dataset.attrs:
         start, step = float(dataset.attrs["start"]), float(dataset.attrs["step"])
         if _explains(points, start, step):
@@ -307,7 +326,7 @@ def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
     return points.astype(np.float64), None if step is None else abs(step)
 
 
-def _explains(points: np.ndarray, start: float, step: float) -> bool:
+def _explains(points: Shaped[np.ndarray, " points"], start: float, step: float) -> bool:
     """Whether the points are start + i·step, to the rounding of float32."""
     line = start + step * np.arange(len(points))
     tolerance = 4 * float(np.finfo(np.float32).eps) * max(abs(line[0]), abs(line[-1]))
@@ -317,11 +336,15 @@ def _explains(points: np.ndarray, start: float, step: float) -> bool:
 def _boundary(conditions: Any, axis: str) -> str:
     """As The Well reads it: an end of which nothing is said is open."""
     ends = ["open", "open"]
-    for condition in conditions.values():
-        touched = [str(name) for name in _plain(condition.attrs.get("associated_dims", []))]
-        if axis not in touched or "bc_type" not in condition.attrs or "mask" not in condition:
+    for name in conditions:
+        condition = member(conditions, name)
+        if condition is None:
             continue
-        mask = np.moveaxis(condition["mask"][()], touched.index(axis), 0)
+        touched = [str(name) for name in _plain(condition.attrs.get("associated_dims", []))]
+        if axis not in touched or "bc_type" not in condition.attrs or member(condition, "mask") is None:
+            continue
+        key = f"boundary_conditions/{name}/mask"
+        mask = np.moveaxis(small_values(dataset_of(condition, "mask", key), key), touched.index(axis), 0)
         for end, place in enumerate((0, -1)):
             if mask[place].any():
                 ends[end] = str(_plain(condition.attrs["bc_type"])).lower()
@@ -334,11 +357,19 @@ def _parameters(attributes: Any) -> dict[str, float | str]:
     return {name: float(v) if isinstance(v, int | float) else str(v) for name, v in values.items()}
 
 
+def _units(attributes: Any) -> dict[str, str]:
+    try:
+        found = read_json(str(_plain(attributes.get("units", "{}"))))
+    except DocumentError:
+        found = None
+    return {str(name): str(unit) for name, unit in found.items()} if isinstance(found, dict) else {}
+
+
 def _provenance(attributes: Any) -> dict[str, Any]:
     text = _plain(attributes.get("provenance", "{}"))
     try:
-        found = json.loads(text)
-    except (TypeError, ValueError):
+        found = read_json(text) if isinstance(text, str) else text
+    except DocumentError:
         found = text
     return found if isinstance(found, dict) else {"provenance": found}
 

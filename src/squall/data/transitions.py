@@ -5,9 +5,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from squall._types import Trajectories
+from squall.data.conditions import ConditionValues
 from squall.data.errors import DataError
 from squall.data.periods import whole_windows
-from squall.data.source import Indices, Source, as_indices, check_range
+from squall.data.source import AnyFloats, Indices, Numbers, Source, as_indices, check_range
 
 
 class Transitions(Dataset[tuple[Tensor, Tensor]]):
@@ -65,7 +66,7 @@ class Transitions(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.source.trajectories * self._starts if self._whole is None else len(self._whole)
 
-    def locate(self, indices: Indices) -> tuple[Tensor, Tensor]:
+    def locate(self, indices: Indices) -> tuple[Numbers, Numbers]:
         """Trajectory and time index of the first state of each window.
 
         Raises:
@@ -81,11 +82,11 @@ class Transitions(Dataset[tuple[Tensor, Tensor]]):
         """The windows with these numbers (batch, history + unroll, channel, *space), in the order asked for."""
         return self.source.windows(*self.locate(indices), self.length)
 
-    def condition(self, name: str, indices: Indices) -> Tensor:
+    def condition(self, name: str, indices: Indices) -> ConditionValues:
         """A condition at the times of `windows`: (batch or 1, history + unroll or 1, channel, *space or 1)."""
         return self.source.condition(name, *self.locate(indices), self.length)
 
-    def fetch(self, indices: Indices) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Indices) -> tuple[AnyFloats, AnyFloats]:
         """The present state u (batch, channel, *space) and the next one, in the order asked for.
 
         They have the type of the data: a trainer casts. With more than one state of history or next state, the

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,24 @@ from typing import Any, BinaryIO, NamedTuple, Unpack
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float, Shaped
 
-from squall.data.conditions import Condition, as_conditions, as_mask, as_measure, as_valid
+from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name
+from squall._types import Trajectories
+from squall.data.conditions import (
+    Areas,
+    Condition,
+    ConditionValues,
+    Mask,
+    Valid,
+    as_conditions,
+    as_mask,
+    as_measure,
+    as_valid,
+)
 from squall.data.description import About, Description, describe
 from squall.data.errors import DataError, NonFinite
-from squall.data.source import InMemory, Source, as_states
+from squall.data.source import AnyArray, InMemory, Source, as_states
 
 STRUCTURE_BYTES = 2**20
 """Room reserved for everything in a file that is not states."""
@@ -26,20 +37,20 @@ STRUCTURE_BYTES = 2**20
 
 def write(
     path: str | os.PathLike[str],
-    states: Tensor | np.ndarray,
+    states: AnyArray,
     *,
     dt: float,
     fields: Sequence[str] | str | None = None,
     lengths: float | Sequence[float] | None = None,
-    coordinates: Sequence[Any] | np.ndarray | None = None,
+    coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None = None,
     boundary: str | Sequence[str] = "periodic",
     name: str = "trajectories",
     parameters: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     gaps: bool = False,
-    mask: Tensor | np.ndarray | None = None,
-    valid: Tensor | np.ndarray | None = None,
-    measure: Tensor | np.ndarray | None = None,
+    mask: AnyArray | None = None,
+    valid: AnyArray | None = None,
+    measure: AnyArray | None = None,
     conditions: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write trajectories u[batch, time, channel, *space] as an HDF5 file in the layout of The Well.
@@ -139,9 +150,9 @@ def create(
     shape: Sequence[int],
     *,
     dtype: torch.dtype = torch.float64,
-    mask: Tensor | np.ndarray | None = None,
-    valid: Tensor | np.ndarray | None = None,
-    measure: Tensor | np.ndarray | None = None,
+    mask: AnyArray | None = None,
+    valid: AnyArray | None = None,
+    measure: AnyArray | None = None,
     conditions: Mapping[str, Any] | None = None,
     **about: Unpack[About],
 ) -> "Iterator[Writer]":
@@ -192,9 +203,9 @@ def create(
 class Beside:
     """What is written beside the states."""
 
-    mask: Tensor | None = None
-    valid: Tensor | None = None
-    measure: Tensor | None = None
+    mask: Mask | None = None
+    valid: Valid | None = None
+    measure: Areas | None = None
     conditions: tuple[Condition, ...] = ()
 
 
@@ -217,7 +228,7 @@ class Writer:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         about: Description,
-        valid: Tensor | None,
+        valid: Valid | None,
         offsets: list[int],
         slots: list[Slot],
     ) -> None:
@@ -231,7 +242,7 @@ class Writer:
         self._offsets = offsets
         self._slots = slots
 
-    def append(self, states: Tensor | np.ndarray) -> None:
+    def append(self, states: AnyArray) -> None:
         """Write the next trajectories (batch, time, channel, *space).
 
         Raises:
@@ -255,23 +266,23 @@ class Writer:
             gap = ~self._valid[numbers.start : numbers.stop]
             looked = tensor.masked_fill(gap.reshape(*gap.shape, *(1,) * (tensor.ndim - 2)), 0)
         found.look(looked, numbers, [0] * len(tensor))
-        found.refuse("append", "Remove these trajectories, or stop them earlier.")
+        found.refuse("append")
         self._put(tensor, self.written, 0)
         self.written += len(tensor)
 
-    def _put(self, states: Tensor, first: int, start: int) -> None:
+    def _put(self, states: Trajectories, first: int, start: int) -> None:
         """Write whole trajectories from number `first` on, or some times of one from `start` on."""
         numbers = states.cpu().numpy()
         for channel, offset in enumerate(self._offsets):
             self._place(numbers[:, :, channel], offset, first * self.shape[1] + start)
 
-    def _put_condition(self, name: str, values: Tensor, first: int, start: int) -> None:
+    def _put_condition(self, name: str, values: ConditionValues, first: int, start: int) -> None:
         numbers = values.to(self._dtype).cpu().numpy()
         for _, channel, offset, shape in (slot for slot in self._slots if slot.name == name):
             part = np.moveaxis(numbers, 2, -1) if channel is None else numbers[:, :, channel]
             self._place(part, offset, first * (shape[0] > 1) * shape[1] + start * (shape[1] > 1))
 
-    def _place(self, numbers: np.ndarray, offset: int, states_before: int) -> None:
+    def _place(self, numbers: Shaped[np.ndarray, "..."], offset: int, states_before: int) -> None:
         with _explained(self.path):
             self._file.seek(offset + states_before * numbers[:1, :1].nbytes)
             _write_all(self._file, np.ascontiguousarray(numbers))
@@ -283,7 +294,7 @@ class Writer:
                 "append the rest before the block ends, or announce fewer. Nothing was kept"
             )
         with _explained(self.path):
-            os.fsync(self._file.fileno())
+            sync_descriptor(self._file.fileno())
 
 
 @contextlib.contextmanager
@@ -294,7 +305,7 @@ def _writer(
     _refuse_existing(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    temporary = temporary_name(path)
     numbers = [shape, *(condition.shape for condition in beside.conditions)]
     data_bytes = sum(int(np.prod(size, dtype=np.int64)) for size in numbers) * dtype.itemsize
     try:
@@ -325,7 +336,7 @@ def _lay_out(
     """Write everything but the states; returns where in the file the states and conditions begin."""
     batch, times, _, *space = shape
     axes = about.axes
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:  # nobody else knows its name
         file.attrs["dataset_name"] = about.name
         file.attrs["grid_type"] = "cartesian"
         file.attrs["n_spatial_dims"] = len(space)
@@ -399,7 +410,7 @@ def _beside(file: Any, beside: Beside, fields: Sequence[str], dtype: np.dtype) -
         file["scalars/valid"].attrs.update(sample_varying=True, time_varying=True, role="valid")
 
 
-def _axis(group: Any, name: str, points: np.ndarray, step: float | None) -> None:
+def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: float | None) -> None:
     """The layout keeps axes in float32, which blurs the step: it stands beside, exactly."""
     axis = group.create_dataset(name, data=points.astype(np.float32))
     axis.attrs["sample_varying"] = False
@@ -446,7 +457,7 @@ def _announce(file: Any, key: str) -> None:
     file[group].attrs["field_names"] = _words([*file[group].attrs["field_names"], name])
 
 
-def _words(words: Any) -> np.ndarray:
+def _words(words: Any) -> Shaped[np.ndarray, " word"]:
     """Words as HDF5 text; an empty list keeps its type."""
     return np.array(list(words), dtype=h5py.string_dtype())
 
@@ -460,7 +471,11 @@ def _write_all(file: BinaryIO, numbers: Any) -> None:
 def _reserve(file: BinaryIO, size: int) -> None:
     """Take the room on the disk now, so that a full disk is known before anything is computed."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -472,18 +487,13 @@ def _publish(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         _refuse_existing(path)
         temporary.replace(path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync(path.parent)
 
 
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise FileExistsError(
-            errno.EEXIST, "it exists and is never overwritten; choose another name or remove it", str(path)
+            errno.EEXIST, "it exists and is never overwritten; choose another name, or move it away", str(path)
         )
 
 

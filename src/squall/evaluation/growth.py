@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from squall._types import Rate
-from squall.integrators import Step
+from squall._process.extras import explain_missing_extra
+from squall._types import Rate, State
+from squall.integrators import Array, IntegratorLike, accepts_step
 from squall.models.stacked import Stacked
 
 __all__ = ["growth_factor", "growth_factors"]
@@ -21,26 +23,30 @@ DENSE_LIMIT = 512
 JACOBIAN_NUMBERS = 2**20
 """How many numbers of a stack's Jacobians are formed at a time: the hidden layers are hundreds of times larger."""
 
+Factors = Float[Tensor, " batch"]
+Jacobian = Float[np.ndarray, "*members size size"]
+
 ARNOLDI: Any = {"ncv": 24, "maxiter": 4, "tol": 1e-3}
-"""At most about 80 products; where they do not suffice the factor is not a number."""
+"""At most about 80 products; where they do not suffice the factor is NaN."""
 
 
-def growth_factor(step: Step, rate: Rate, u: Tensor, dt: float) -> Tensor:
+@accepts_step
+def growth_factor(integrator: IntegratorLike, rate: Rate, u: State, dt: float) -> Factors:
     """Largest modulus of the eigenvalues of the step's Jacobian ∂u'/∂u, at each state.
 
     A factor above one amplifies every small error of a rollout by that much a step: a model may fit one step
-    closely and still not be one that can be rolled out.
+    closely and its rollouts still diverge.
 
     Args:
-        step: the integrator.
+        integrator: makes the step.
         rate: a model or a system, state → rate.
         u: the states to linearise at, (batch, channel, *space).
         dt: length of the step, in units of time.
 
     Returns:
-        one factor per state, (batch,), dimensionless. Of a state with more than 512 numbers it is found by
-        Arnoldi's method on at most about 80 Jacobian-vector products, and not a number where these do not
-        suffice. A Jacobian that is not finite gives infinity.
+        one factor per state, dimensionless. For a state of more than 512 numbers it is computed by Arnoldi's method
+        with at most about 80 Jacobian-vector products, and NaN where these do not suffice. A Jacobian that is not
+        finite gives infinity.
 
     >>> from squall.integrators import euler
     >>> u = torch.zeros(1, 1, 4, dtype=torch.float64)
@@ -49,49 +55,54 @@ def growth_factor(step: Step, rate: Rate, u: Tensor, dt: float) -> Tensor:
     """
     size = u[0].numel()
     if size > DENSE_LIMIT:
-        factors = [_arnoldi_factor(step, rate, state[None], dt) for state in u]
+        factors = [_arnoldi_factor(integrator, rate, state[None], dt) for state in u]
     else:
-        factors = [_spectral_radius(_jacobian(step, rate, state, dt)) for state in u]
+        factors = [_spectral_radius(_jacobian(integrator, rate, state, dt)) for state in u]
     return torch.tensor(factors, dtype=torch.float64)
 
 
-def growth_factors(step: Step, stacked: Stacked, u: Tensor, dt: float) -> Tensor:
-    """The growth factors of every member of a stack at the same states, (member, batch); see `growth_factor`."""
-    if u[0].numel() > DENSE_LIMIT:
-        u = u.to(stacked.device, stacked.dtype)
-        return torch.stack([growth_factor(step, stacked.member(i), u, dt) for i in range(len(stacked))])
+@accepts_step
+def growth_factors(integrator: IntegratorLike, stacked: Stacked, u: State, dt: float) -> Float[Tensor, "member batch"]:
+    """The growth factors of every member of a stack at the same states; see `growth_factor`."""
     u = u.to(stacked.device, stacked.dtype)
+    if u[0].numel() > DENSE_LIMIT:
+        return torch.stack([growth_factor(integrator, stacked.member(i), u, dt) for i in range(len(stacked))])
     at_once = max(1, JACOBIAN_NUMBERS // u[0].numel() ** 2)
     parts = [stacked.part(slice(start, start + at_once)) for start in range(0, len(stacked), at_once)]
     # LAPACK works on one thread for each; where a device computes, the processor has nothing else to do.
     workers = torch.get_num_threads() if stacked.device.type == "cpu" else os.cpu_count()
     with ThreadPoolExecutor(workers) as pool:
         factors = [
-            [*itertools.chain(*(pool.map(_spectral_radius, _jacobian(step, p, state, dt, len(p))) for p in parts))]
+            [
+                *itertools.chain(
+                    *(pool.map(_spectral_radius, _jacobian(integrator, p, state, dt, len(p))) for p in parts)
+                )
+            ]
             for state in u
         ]
     return torch.tensor(factors, dtype=torch.float64).T
 
 
-def _jacobian(step: Step, rate: Rate, state: Tensor, dt: float, *members: int) -> np.ndarray:
-    """∂u'/∂u at a state (channel, *space), for a stack that of every member: all rows by one backward pass over as
-    many copies of the state."""
+def _jacobian(
+    integrator: IntegratorLike, rate: Rate, state: Float[Tensor, "channel *space"], dt: float, *members: int
+) -> Jacobian:
+    """∂u'/∂u at a state, for a stack that of every member: all rows by one backward pass over copies of the state."""
     size = state.numel()
     with torch.enable_grad():
         copies = state.detach().expand(*members, size, *state.shape).clone().requires_grad_()
-        following = step(rate, copies, dt)
+        following = integrator(rate, copies, dt)
         seeds = torch.eye(size).to(following).reshape(size, *state.shape).expand_as(following)
         rows = _product(following, copies, seeds)
     return rows.reshape(*members, size, size).double().cpu().numpy()
 
 
-def _spectral_radius(jacobian: np.ndarray) -> float:
+def _spectral_radius(jacobian: Jacobian) -> float:
     if not np.isfinite(jacobian).all():
         return float("inf")
     return float(np.abs(np.linalg.eigvals(jacobian)).max())
 
 
-def _product(following: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
+def _product(following: Array, leaf: Array, cotangent: Array) -> Array:
     """Jᵀv; zero where the step does not depend on the state."""
     if not following.requires_grad:
         return torch.zeros_like(leaf)
@@ -99,15 +110,16 @@ def _product(following: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if row is None else row
 
 
-def _arnoldi_factor(step: Step, rate: Rate, state: Tensor, dt: float) -> float:
+@explain_missing_extra()
+def _arnoldi_factor(integrator: IntegratorLike, rate: Rate, state: State, dt: float) -> float:
     """Arnoldi on the transposed Jacobian, which has the same eigenvalues and needs backward passes only."""
     from scipy.sparse import linalg  # slow to import, and most commands never come here
 
     with torch.enable_grad():
         leaf = state.detach().clone().requires_grad_()
-        following = step(rate, leaf, dt)
+        following = integrator(rate, leaf, dt)
 
-    def transposed(vector: np.ndarray) -> np.ndarray:
+    def transposed(vector: Shaped[np.ndarray, "*size"]) -> Float[np.ndarray, " size"]:
         cotangent = torch.from_numpy(np.asarray(vector).reshape(following.shape)).to(following)
         return _product(following, leaf, cotangent).double().flatten().cpu().numpy()
 

@@ -6,7 +6,10 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from squall._types import State
 
 __all__ = ["REGIMES", "RegimeThresholds", "regime_thresholds"]
 
@@ -21,16 +24,16 @@ class RegimeThresholds:
     active: Tensor
     extreme: Tensor
 
-    def label(self, speed: Tensor) -> Tensor:
-        """The regime of every point, as a key of `REGIMES`, from |du/dt| of shape (batch, channel, *space)."""
+    def label(self, speed: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """The regime of every point, as a key of `REGIMES`, from |du/dt|; channels and space come last."""
         return (speed > self.active).long() + (speed > self.extreme).long()
 
 
-def regime_thresholds(speed: Tensor) -> RegimeThresholds:
+def regime_thresholds(speed: State) -> RegimeThresholds:
     """The median and the 99th percentile of |du/dt|, per channel.
 
     Args:
-        speed: |du/dt| of the truth, (batch, channel, *space).
+        speed: |du/dt| of the truth.
 
     >>> thresholds = regime_thresholds(torch.arange(1000.0).reshape(1, 1, 1000))
     >>> labels = thresholds.label(torch.tensor([[[3.0, 700.0, 995.0]]]))

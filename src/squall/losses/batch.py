@@ -238,10 +238,13 @@ class CompiledBatch(Batch):
 
 @functools.cache
 def compiled_kernels() -> ModuleType | None:
-    """The compiled passes, None where numba is not installed."""
+    """The compiled passes, None where numba is not installed or cannot compile."""
     if importlib.util.find_spec("numba") is None:
         return None
-    return importlib.import_module("squall.losses.kernels")
+    try:
+        return importlib.import_module("squall.losses.kernels")
+    except ImportError:  # as where numba does not know the version of NumPy
+        return None
 
 
 def batch_of(a: Tensor, b: Tensor | None, mask: Tensor | None, measure: Tensor | None, over: Over) -> Batch:

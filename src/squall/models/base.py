@@ -3,7 +3,7 @@
 import abc
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from squall._types import State
 
@@ -39,7 +39,7 @@ class RateModel(nn.Module, abc.ABC):
     def extra_repr(self) -> str:
         return f"channels={self.channels}, hidden={self.hidden}, dimensions={self.dimensions}"
 
-    def _check(self, u: Tensor) -> None:
+    def _check(self, u: State) -> None:
         name = type(self).__name__
         if u.dim() != self.dimensions + 2 or u.shape[1] != self.channels:
             raise ValueError(

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall._types import Rate
@@ -10,7 +11,7 @@ from squall._types import Rate
 __all__ = ["evaluating", "like_model"]
 
 
-def like_model(model: Rate, u: Tensor) -> Tensor:
+def like_model(model: Rate, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The state on the device of the model and in its precision; as it is for a bare function.
 
     The precision is that of the model's first real floating-point tensor: a model may hold complex weights or

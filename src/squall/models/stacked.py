@@ -7,19 +7,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall._process.replay import Replayed
-from squall._types import Rate
-from squall.integrators import Step
+from squall._types import Rate, State
+from squall.integrators import IntegratorLike, accepts_step
 
 __all__ = ["Stacked"]
 
 
-class Stacked:
-    """Models of one class and of the same sizes as one rate, from states (member, batch, channel, *space) to rates.
+States = Float[Tensor, "member batch channel *space"]
 
-    Each member sees its own states. Any integrator takes it: `step(stacked, u, dt)`.
+
+class Stacked:
+    """Models of one class and of the same sizes as one rate, from states to rates of all members.
+
+    Each member sees its own states. Any integrator takes it: `integrator(stacked, u, dt)`.
 
     Args:
         models: the members; the stack holds copies of their numbers.
@@ -49,10 +53,10 @@ class Stacked:
     def __len__(self) -> int:
         return self._count
 
-    def __call__(self, u: Tensor) -> Tensor:
+    def __call__(self, u: States) -> States:
         return torch.vmap(self._one)(self.parameters, self.buffers, u)
 
-    def _one(self, parameters: Any, buffers: Any, u: Tensor) -> Tensor:
+    def _one(self, parameters: Any, buffers: Any, u: State) -> State:
         return torch.func.functional_call(self.skeleton, (parameters, buffers), (u,))
 
     def part(self, chosen: slice) -> "Stacked":
@@ -68,31 +72,24 @@ class Stacked:
         parts = ({name: x[i] for name, x in numbers.items()} for numbers in (self.parameters, self.buffers))
         return partial(self._one, *parts)
 
-    def shared(self, u: Tensor) -> Tensor:
-        """States for all members alike, on the device and in the precision of the stack: (member, ...) views."""
+    def shared(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "member *shape"]:
+        """States for all members alike, on the device and in the precision of the stack, as views."""
         return u.to(self.device, self.dtype).expand(len(self), *u.shape)
 
+    @accepts_step
     @torch.no_grad()
-    def rollout(self, step: Step, first: Tensor, dt: float, steps: int) -> Tensor:
-        """Every member's trajectories from the same first states.
-
-        Args:
-            step: the integrator.
-            first: (batch, channel, *space).
-            dt: step size, in the unit of time of the rates.
-            steps: how many.
-
-        Returns:
-            (member, batch, steps + 1, channel, *space), the first states first.
-        """
+    def rollout(
+        self, integrator: IntegratorLike, first: State, dt: float, steps: int
+    ) -> Float[Tensor, "member batch time channel *space"]:
+        """Every member's trajectories from the same first states, which come first; see `integrators.rollout`."""
         u = self.shared(first).clone()
-        found = u.new_empty((*u.shape[:2], steps + 1, *u.shape[2:]))
-        found[:, :, 0] = u
-        advance = Replayed(lambda: u.copy_(step(self, u, dt)), self.device)
+        trajectories = u.new_empty((*u.shape[:2], steps + 1, *u.shape[2:]))
+        trajectories[:, :, 0] = u
+        advance = Replayed(lambda: u.copy_(integrator(self, u, dt)), self.device)
         for n in range(steps):
             advance()
-            found[:, :, n + 1] = u
-        return found
+            trajectories[:, :, n + 1] = u
+        return trajectories
 
 
 def _shape(model: nn.Module) -> tuple[type, bool, list[tuple[str, torch.Size, torch.dtype]]]:

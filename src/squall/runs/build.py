@@ -1,4 +1,4 @@
-"""Names become objects, here and nowhere else: a configuration turns into data, model, integrator and loss."""
+"""Names become objects, here and nowhere else: a configuration turns into all that training and evaluation take."""
 
 import importlib
 import math
@@ -8,16 +8,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import squall.data
 from squall import grid
+from squall._types import State
 from squall.data import Normalization, Source, Split, Transitions
-from squall.integrators import INTEGRATORS, Step, next_state
+from squall.evaluation.rollouts import RolloutValidation
+from squall.integrators import INTEGRATORS, IntegratorLike, next_state
 from squall.losses import (
     DEFAULT_TEMPERATURE,
     EffectiveFraction,
@@ -33,7 +37,7 @@ from squall.runs.config import ConfigError, DataConfig, LossConfig, ModelConfig,
 from squall.systems import SYSTEMS, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
-__all__ = ["Experiment", "build", "integrator", "sampler_of", "system_of"]
+__all__ = ["Experiment", "build", "integrator", "system_of"]
 
 INDEX_BLOCK = 2**13
 """Transitions whose stiffness index is computed at a time."""
@@ -41,15 +45,39 @@ INDEX_BLOCK = 2**13
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a configuration names, as objects."""
+    """What a configuration names, as objects; the model is in the precision of the configuration."""
 
     config: RunConfig
     split: Split
     system: System | None
     normalization: Normalization
     model: nn.Module
-    step: Step
+    integrator: IntegratorLike
     loss: nn.Module
+
+    @cached_property
+    def transitions(self) -> Transitions:
+        return Transitions(self.split.train)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        config, training = self.config.sampling, self.config.training
+        if config.name == "uniform":
+            return UniformSampler(len(self.transitions), training.batch, training.seed)
+        index = _stiffness(self.transitions, self.normalization, config.floor)
+        return StiffnessAwareSampler(index, training.batch, config.fraction, config.share, training.seed)
+
+    @property
+    def substeps(self) -> Int[Tensor, " transition"] | None:
+        """How many steps cover dt, for every transition; None if one does."""
+        if not isinstance(self.sampler, StiffnessAwareSampler):
+            return None
+        return 1 + self.sampler.is_stiff * (self.config.sampling.substeps - 1)
+
+    @property
+    def validation(self) -> RolloutValidation | None:
+        source = self.split.validation
+        return RolloutValidation(source, self.integrator, self.normalization.std) if source.trajectories else None
 
 
 def build(config: RunConfig, normalization: Normalization | None = None, *, split: Split | None = None) -> Experiment:
@@ -57,7 +85,7 @@ def build(config: RunConfig, normalization: Normalization | None = None, *, spli
 
     Args:
         config: the configuration.
-        normalization: that of a run which was trained already; found from the training trajectories if left out.
+        normalization: that of a trained run; fitted to the training trajectories if left out.
         split: the data, where they are open already.
 
     Raises:
@@ -67,30 +95,24 @@ def build(config: RunConfig, normalization: Normalization | None = None, *, spli
     split = split or _open(config.data)
     source = split.train
     system = system_of(source)
-    normalization = normalization or _normalization(config.data, split.train, system)
+    normalization = normalization or _normalization(config.data, source, system)
     model = _model(config, source, system, normalization)
-    _try(model, split.train)
-    return Experiment(config, split, system, normalization, model, _step(config), _loss(config.loss))
+    if config.device.precision == "64-true":
+        model.double()
+    _try(model, source)
+    chosen = next_state if config.model.predicts == "state" else integrator(config.integrator)
+    return Experiment(config, split, system, normalization, model, chosen, _loss(config.loss))
 
 
 # Data
 
 
-def sampler_of(experiment: Experiment, transitions: Transitions) -> Sampler:
-    """The sampler that the configuration names, over the training transitions."""
-    config, training = experiment.config.sampling, experiment.config.training
-    if config.name == "uniform":
-        return UniformSampler(len(transitions), training.batch, training.seed)
-    index = _stiffness(transitions, experiment.normalization, config.floor)
-    return StiffnessAwareSampler(index, training.batch, config.fraction, config.share, training.seed)
-
-
-def _stiffness(transitions: Transitions, normalization: Normalization, floor: float) -> Tensor:
+def _stiffness(transitions: Transitions, normalization: Normalization, floor: float) -> Float[Tensor, " transition"]:
     """The stiffness-aware index of every transition, of fields in the units that the model sees."""
     std = torch.tensor(normalization.std, dtype=torch.float64).reshape(-1, *[1] * len(transitions.source.space))
     blocks = torch.arange(len(transitions)).split(INDEX_BLOCK)
 
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs() -> Iterator[tuple[State, State]]:
         for block in blocks:
             u, u_next = transitions.fetch(block)
             yield u.double() / std, u_next.double() / std
@@ -105,12 +127,30 @@ def _open(config: DataConfig) -> Split:
             "data.path is not set: name an HDF5 file in The Well's layout, such as one that "
             "`squall simulate cahn-hilliard --out ch.hdf5` writes"
         )
-    source = squall.data.load(squall.data.open(config.path), limit_bytes=int(config.memory_gib * 2**30))
+    file = squall.data.open(config.path)
+    _warn_of_what_is_left_out(file)
+    source = squall.data.load(file, limit_bytes=int(config.memory_gib * 2**30))
     return squall.data.split(source, validation=config.validation, test=config.test)
 
 
+def _warn_of_what_is_left_out(source: Source) -> None:
+    """Forcings and coefficients that the model does not see may decide what it can learn."""
+    parts = {
+        "fields that are constant in time": [c.name for c in source.conditions if c.kind == "static"],
+        "fields that are forcings": [c.name for c in source.conditions if c.kind == "forcing" and max(c.shape[3:]) > 1],
+        "scalars that vary in time or between trajectories": [
+            c.name for c in source.conditions if max(c.shape[3:]) == 1 and max(c.shape[:2]) > 1
+        ],
+    }
+    listed = [f"the {what}: {', '.join(names)}" for what, names in parts.items() if names]
+    if listed:
+        warnings.warn(
+            f"{getattr(source, 'path', source.name)}: the model sees none of {'; '.join(listed)}", stacklevel=2
+        )
+
+
 def system_of(source: Source) -> System | None:
-    """The system that a file of ours says it was simulated from; None for all other data."""
+    """The system that a file of squall was simulated from; None for all other data."""
     name = str(source.provenance.get("system"))
     return SYSTEMS[name].from_parameters(source.parameters) if name in SYSTEMS else None
 
@@ -190,13 +230,15 @@ def _imported(config: ModelConfig, seed: int) -> nn.Module:
         )
     try:
         with _working_folder_importable():
-            kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+            model_class = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a name such as '..x'
         raise ConfigError(f"model.name is '{config.name}', which cannot be imported: {error}") from error
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+        raise ConfigError(f"model.name is '{config.name}', which is not a class of torch.nn.Module")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            model = kind(**config.arguments)
+            model = model_class(**config.arguments)
         except TypeError as error:
             raise ConfigError(f"model.arguments do not fit {config.name}: {error}") from error
     if not isinstance(model, nn.Module):
@@ -223,7 +265,7 @@ def _warn_of_edges(name: str, source: Source) -> None:
 
 
 def _try(model: nn.Module, source: Source) -> None:
-    """One pass over two states, so that a model that cannot take the data is said before anything is written."""
+    """One pass over two states, so that an incompatible model is reported before anything is written."""
     u = source.windows([0, 0], [0, source.steps], 1)[:, 0]
     try:
         with torch.no_grad(), evaluating(model):
@@ -237,13 +279,7 @@ def _try(model: nn.Module, source: Source) -> None:
         )
 
 
-def _step(config: RunConfig) -> Step:
-    if config.model.predicts == "state":
-        return next_state
-    return integrator(config.integrator)
-
-
-def integrator(name: str) -> Step:
+def integrator(name: str) -> IntegratorLike:
     """An integrator by its name.
 
     Raises:

@@ -7,16 +7,17 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from squall.training.loop import TrainingSettings
 
 __all__ = [
+    "GROUPS",
     "ConfigError",
     "DataConfig",
     "DeviceConfig",
@@ -30,6 +31,8 @@ __all__ = [
     "flat",
     "from_dict",
     "keys",
+    "refuse_file_as_group",
+    "refuse_null",
     "to_dict",
 ]
 
@@ -61,6 +64,10 @@ class DataConfig:
     test: int | float = 10
     normalization: Literal["auto", "none", "standard"] = "auto"
     memory_gib: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.memory_gib) and self.memory_gib >= 0):
+            raise ValueError(f"data.memory_gib is {self.memory_gib}, but must be a number that is not negative")
 
 
 @dataclass(frozen=True)
@@ -236,9 +243,49 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     """
     parser = _parser()
     try:
-        return RunConfig(**vars(parser.instantiate(parser.parse_object(values))))
+        refuse_file_as_group(values)
+        parsed = parser.parse_object(values)
+        refuse_null(parsed)
+        return RunConfig(**vars(parser.instantiate(parsed)))
     except (ArgumentError, ValueError) as error:
         raise ConfigError(explain(str(error), keys(RunConfig))) from error
+
+
+GROUPS = frozenset(name for name, hint in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint))
+"""The keys that hold keys."""
+
+
+def refuse_file_as_group(values: dict[str, Any]) -> None:
+    """Refuse text where keys are expected: the parser would read a file of that name.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    for name in GROUPS:
+        if isinstance(values.get(name), str):
+            raise ConfigError(f"{name} is {values[name]!r}, but must hold keys and values")
+
+
+def refuse_null(values: Any, kind: type[Any] = RunConfig, prefix: str = "") -> None:
+    """Refuse a null, and a group that holds none of its keys, which the parser lets pass for every type.
+
+    Args:
+        values: by the names of the fields of `kind`, as the parser returns them.
+        kind: a dataclass of the configuration.
+        prefix: of the dotted keys.
+
+    Raises:
+        ConfigError: with the dotted key.
+    """
+    for name, hint in get_type_hints(kind).items():
+        value = values[name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict | Namespace):
+                example = f"{prefix}{name}.{next(iter(get_type_hints(hint)))}"
+                raise ConfigError(f"{prefix}{name} is {value!r}, but must hold keys such as '{example}'")
+            refuse_null(value, hint, f"{prefix}{name}.")
+        elif value is None and type(None) not in get_args(hint):
+            raise ConfigError(f"{prefix}{name} is null, but must have a value: leave the key out for its default")
 
 
 @functools.cache
@@ -250,11 +297,11 @@ def _parser() -> ArgumentParser:
 
 def keys(kind: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key of a configuration."""
-    found = []
+    names = []
     for name, hint in get_type_hints(kind).items():
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        found += keys(hint, f"{prefix}{name}.") if nested else [prefix + name]
-    return found
+        names += keys(hint, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
 
 
 def explain(message: str, known: list[str]) -> str:
@@ -281,10 +328,10 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> flat({"a": {"b": 1}, "c": 2})
     {'a.b': 1, 'c': 2}
     """
-    found = {}
+    dotted = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return found
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return dotted
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -313,5 +360,5 @@ def can_run_together(a: RunConfig, b: RunConfig) -> bool:
 
 def _shape(config: RunConfig) -> dict[str, Any]:
     own = ("training.seed", "loss.", "sampling.", "data.path")
-    same_data = {"data": Path(config.data.path).resolve()}
+    same_data = {"data": os.path.realpath(config.data.path)}
     return same_data | {key: x for key, x in flat(to_dict(config)).items() if not key.startswith(own)}

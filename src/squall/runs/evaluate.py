@@ -1,6 +1,7 @@
 """Runs evaluated on their test trajectories, one or several as one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,12 @@ from torch import nn
 
 from squall._process.threads import threads
 from squall.data import Normalization, Source
-from squall.evaluation.rollouts import Evaluation, Rollouts, evaluate, evaluate_each
-from squall.integrators import Step, substeps
+from squall.evaluation.rollouts import Evaluation, Keep, evaluate, evaluate_each
+from squall.integrators import IntegratorLike, substeps
 from squall.models.stacked import Stacked
 from squall.runs.build import Experiment, integrator
 from squall.runs.config import ConfigError, can_run_together
-from squall.runs.folder import (
-    CheckpointError,
-    Kind,
-    RunFolder,
-    evaluation_suffix,
-    fingerprint,
-)
+from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint
 from squall.runs.trained import TrainedRun, open_run
 
 __all__ = ["evaluate_runs"]
@@ -35,8 +30,9 @@ def evaluate_runs(
     device: str = "cpu",
     data: str | None = None,
     fields_of: Kind = "best",
+    keep: Keep | Sequence[Keep] = Keep(),  # noqa: B008
 ) -> list[dict[str, Any]]:
-    """Evaluate the best and the last checkpoint of runs on their test trajectories; write what was found.
+    """Evaluate the best and the last checkpoint of runs on their test trajectories, and write the results.
 
     One-step errors of data that squall did not simulate are in units of each field's standard deviation over the
     test trajectories, so that fields of different units can be added, and runs be compared.
@@ -50,6 +46,7 @@ def evaluate_runs(
         device: where to compute.
         data: where the data file is now, if it was moved.
         fields_of: which weights' rollouts are kept for figures, where there are both.
+        keep: what is kept for figures, of all runs or of each; without fields there is no `rollouts.npz`.
 
     Returns:
         for each run what its `evaluation.json` holds.
@@ -61,29 +58,33 @@ def evaluate_runs(
     """
     if not paths:
         return []
+    keeps = [keep] * len(paths) if isinstance(keep, Keep) else keep
     kinds = [_kinds(RunFolder(path)) for path in paths]
     runs = _open_alike(paths, data)
     experiment = runs[0].experiment
     test = experiment.split.test
     if test.trajectories == 0:
         raise ConfigError("data.test is 0: there are no test trajectories to evaluate on")
-    step, suffix = _evaluation_step(experiment, method, count), evaluation_suffix(method, count)
+    chosen, suffix = _integrator(experiment, method, count), evaluation_suffix(method, count)
     scale = None if experiment.system is not None else Normalization.fit(test).std
-    evaluation_of = partial(_evaluations, _device(device), test, step=step, system=experiment.system, scale=scale)
+    options = {"integrator": chosen, "system": experiment.system, "scale": scale}
+    evaluation_of = partial(_evaluations, _device(device), test, **options)
     checkpoints: list[dict[str, Any]] = [{} for _ in runs]
-    for asked in ("best", "last"):
-        chosen = [i for i in range(len(runs)) if asked in kinds[i]]
-        loaded = [runs[i].load(asked) for i in chosen]
+    for kind in ("best", "last"):
+        having = [i for i in range(len(runs)) if kind in kinds[i]]
+        steps = [runs[i].load(kind)[1] for i in having]
+        kept = [keeps[i] if kind == fields_of or len(kinds[i]) == 1 else replace(keeps[i], fields=()) for i in having]
         with threads(experiment.config.device.threads):
-            evaluations = evaluation_of([runs[i].experiment.model for i in chosen])
-        for i, (kind, trained_steps), evaluation in zip(chosen, loaded, evaluations, strict=True):
-            checkpoints[i][kind] = {"step": trained_steps, **evaluation.to_dict()}
-            if kind == fields_of or len(kinds[i]) == 1:
-                _write_rollouts(runs[i].folder, f"rollouts{suffix}.npz", evaluation.rollouts, test)
-    found = [{**_about(experiment, step, scale), "checkpoints": of_run} for of_run in checkpoints]
-    for run, one in zip(runs, found, strict=True):
-        run.folder.write_json(f"evaluation{suffix}.json", one)
-    return found
+            evaluations = evaluation_of([runs[i].experiment.model for i in having], kept)
+        for i, step, keep, evaluation in zip(having, steps, kept, evaluations, strict=True):
+            checkpoints[i][kind] = {"step": step, **evaluation.to_dict()}
+            if keep.fields:
+                coordinates = {f"axis_{axis}": x for axis, x in enumerate(test.coordinates)}
+                runs[i].folder.write_arrays(f"rollouts{suffix}.npz", **evaluation.rollouts.arrays(), **coordinates)
+    results = [{**_about(experiment, chosen, scale), "checkpoints": of_run} for of_run in checkpoints]
+    for run, result in zip(runs, results, strict=True):
+        run.folder.write_json(f"evaluation{suffix}.json", result)
+    return results
 
 
 def _open_alike(paths: Sequence[Path | str], data: str | None) -> list[TrainedRun]:
@@ -99,18 +100,20 @@ def _open_alike(paths: Sequence[Path | str], data: str | None) -> list[TrainedRu
     return runs
 
 
-def _evaluations(device: torch.device, test: Source, models: Sequence[nn.Module], **options: Any) -> list[Evaluation]:
+def _evaluations(
+    device: torch.device, test: Source, models: Sequence[nn.Module], keeps: Sequence[Keep], **options: Any
+) -> list[Evaluation]:
     """Of one model by itself, of several as one."""
     if len(models) > 1:
-        return evaluate_each(Stacked(models, device), test, **options)
-    return [evaluate(model.to(device), test, **options) for model in models]
+        return evaluate_each(Stacked(models, device), test, keep=keeps, **options)
+    return [evaluate(model.to(device), test, keep=keep, **options) for model, keep in zip(models, keeps, strict=True)]
 
 
-def _about(experiment: Experiment, step: Step, scale: Sequence[float] | None) -> dict[str, Any]:
+def _about(experiment: Experiment, chosen: IntegratorLike, scale: Sequence[float] | None) -> dict[str, Any]:
     """What an evaluation was made with."""
     test = experiment.split.test
     return {
-        "integrator": getattr(step, "name", "step"),
+        "integrator": getattr(chosen, "name", "step"),
         "dt": test.dt,
         "steps": test.steps,
         "trajectories": test.trajectories,
@@ -134,20 +137,17 @@ def _kinds(folder: RunFolder) -> list[Kind]:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.zeros(1, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.item()  # as a device without memory, such as meta, cannot
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device is '{name}', which cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def _write_rollouts(folder: RunFolder, name: str, rollouts: Rollouts, test: Source) -> None:
-    coordinates = {f"axis_{i}": x for i, x in enumerate(test.coordinates)}
-    folder.write_arrays(name, **vars(rollouts), **coordinates)
-
-
-def _evaluation_step(experiment: Experiment, method: str | None, count: int) -> Step:
+def _integrator(experiment: Experiment, method: str | None, count: int) -> IntegratorLike:
     if count < 1:
         raise ConfigError(f"substeps is {count}, but must be at least 1")
     if experiment.config.model.predicts == "state" and (method is not None or count > 1):
         raise ConfigError("the model predicts the next state: no other integrator and no substeps apply to it")
-    step = experiment.step if method is None else integrator(method)
-    return step if count == 1 else substeps(step, count)
+    chosen = experiment.integrator if method is None else integrator(method)
+    return chosen if count == 1 else substeps(chosen, count)

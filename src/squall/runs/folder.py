@@ -5,7 +5,7 @@
     sampling.npz        stiffness index of the training transitions, where they are not drawn uniformly
     metrics.jsonl       one line per logged step
     checkpoints/        last-<step>/ and best-<step>/, two of each, with their checksums
-    evaluation.json     what `evaluate` found, and rollouts.npz, the fields for its figures
+    evaluation.json     the errors, and rollouts.npz, the fields for its figures
     figures/
 
 Every file is written beside and renamed into place, so that a kill leaves the old one or the new one.
@@ -18,18 +18,20 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from safetensors.torch import load_file, save
 
+from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text, special_file
+from squall._process.files import LEFTOVER, sync, temporary_name, write_beside
 from squall.training.loop import Checkpoint
 
 __all__ = [
@@ -66,28 +68,6 @@ class DamagedCheckpointWarning(UserWarning):
 
 class CheckpointError(RunFolderError):
     """No checkpoint of a run can be read."""
-
-
-@contextlib.contextmanager
-def write_beside(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it if the block succeeds and removed if it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fingerprint(path: Path | str) -> dict[str, Any]:
@@ -143,22 +123,28 @@ class RunFolder:
         except ImportError:  # no advisory locks on this system
             yield
             return
-        with (self.path / ".lock").open("w") as file:
+        # Neither through a link nor waiting for a pipe, and never emptied: the folder may be a stranger's.
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        with os.fdopen(lock, "rb"):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                raise RunFolderError(f"another process is writing into {self.path}: wait for it, or stop it") from None
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    message = f"another process is writing into {self.path}: wait for it, or stop it"
+                    raise RunFolderError(message) from None
+                warnings.warn(
+                    f"the file system of {self.path} has no locks ({error.strerror}): nothing else may write there now",
+                    stacklevel=3,
+                )
             self._sweep()
             yield
 
     def _sweep(self) -> None:
         """Remove what a killed process left half-written."""
         for part in self.path.glob("checkpoints/.*.part"):
-            shutil.rmtree(part)
+            shutil.rmtree(part, ignore_errors=True)
         for part in self.path.glob(".*.part"):
-            if re.fullmatch(r"\..*\.\d+\.part", part.name):  # as `write_beside` names them
+            if LEFTOVER.fullmatch(part.name):
                 part.unlink()
 
     # Text files
@@ -169,7 +155,7 @@ class RunFolder:
 
     def write_config(self, config: dict[str, Any]) -> None:
         with write_beside(self.path / "config.yaml") as part:
-            part.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            part.write_text(dump_yaml(config), encoding="utf-8")
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration.
@@ -181,22 +167,22 @@ class RunFolder:
         if not path.exists():
             raise RunFolderError(f"{self.path} is not a run folder: it has no config.yaml. `squall train` makes one")
         try:
-            return _mapping(yaml.safe_load(path.read_text()), path)
-        except yaml.YAMLError as error:
-            raise RunFolderError(f"{path} is damaged: {error}") from error
+            return _mapping(load_yaml(path), path)
+        except DocumentError as error:
+            raise RunFolderError(f"{error}: it is damaged, or was edited") from error
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file; a number that is not finite becomes null."""
         with write_beside(self.path / name) as part:
-            part.write_text(json.dumps(_finite(values), indent=1, allow_nan=False) + "\n")
+            part.write_text(json.dumps(_finite(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            return _mapping(json.loads(path.read_text()), path)
+            return _Recorded.of(_mapping(read_json(read_text(path)), path), path)
         except FileNotFoundError:
             raise RunFolderError(f"{self.path} has no {name}") from None
-        except json.JSONDecodeError as error:
+        except DocumentError as error:
             raise RunFolderError(f"{path} is damaged: {error}") from error
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
@@ -204,40 +190,47 @@ class RunFolder:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        with np.load(self.path / name, allow_pickle=False) as file:
-            return dict(file)
+        path = self.path / name
+        if special := special_file(path):
+            raise RunFolderError(f"{path} is {special}, not a file")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise RunFolderError(f"{path} is damaged: {error}. Evaluate the run again") from error
 
     # Metrics
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl, flushed."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        """The lines of metrics.jsonl; what is no line of it, as a last one that a kill cut short, is left out."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         lines = []
-        for text in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
+        for text in read_text(path).splitlines():
+            with contextlib.suppress(DocumentError):
+                line = read_json(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
         return lines
 
     def rewind_metrics(self, step: int) -> None:
         """Take back the lines after `step`, which a resumed training writes again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         with write_beside(self.path / "metrics.jsonl") as part:
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     # Checkpoints
 
     def save(self, kind: Kind, checkpoint: Checkpoint) -> None:
         """Write a checkpoint beside, rename it into place, and drop those that are older than the one before."""
         target = self._checkpoint_path(kind, checkpoint.step)
-        temporary = target.with_name(f".{target.name}.part")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = temporary_name(target)
         temporary.mkdir(parents=True)
         # Turned into bytes first: a full disk is then an OSError, which torch.save and safetensors hide.
         contents = {WEIGHTS: save(checkpoint.weights), STATE: _state_bytes(checkpoint.state)}
@@ -246,10 +239,10 @@ class RunFolder:
         try:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
-                _sync(temporary / name)
+                sync(temporary / name)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for step in self.checkpoint_steps(kind)[KEPT:]:
@@ -257,8 +250,8 @@ class RunFolder:
 
     def checkpoint_steps(self, kind: Kind) -> list[int]:
         """The steps of the checkpoints of a kind, the newest first."""
-        found = (self.path / "checkpoints").glob(f"{kind}-*")
-        return sorted((int(path.name.removeprefix(f"{kind}-")) for path in found), reverse=True)
+        names = (path.name.removeprefix(f"{kind}-") for path in (self.path / "checkpoints").glob(f"{kind}-*"))
+        return sorted((int(step) for step in names if step.isdecimal()), reverse=True)
 
     def load(self, kind: Kind) -> Checkpoint | None:
         """The newest checkpoint that can be read, None if there is none yet.
@@ -277,8 +270,8 @@ class RunFolder:
                 warnings.warn(f"{error}: the checkpoint before it is used", DamagedCheckpointWarning, stacklevel=2)
         if steps:
             raise CheckpointError(
-                f"no '{kind}' checkpoint of {self.path} can be read: those of the steps {steps} are damaged. Remove "
-                f"{self.path / 'checkpoints'}/{kind}-* to go on without them"
+                f"no '{kind}' checkpoint of {self.path} can be read: those of the steps {steps} are damaged. Move "
+                f"{self.path / 'checkpoints'}/{kind}-* elsewhere to go on without them"
             )
         return None
 
@@ -286,15 +279,34 @@ class RunFolder:
         return self.path / "checkpoints" / f"{kind}-{step:08d}"
 
 
+class _Recorded(dict[str, Any]):
+    """What a JSON file of a run folder holds, which may be damaged: a key that is missing is an error that names it."""
+
+    path = Path()
+
+    @classmethod
+    def of(cls, value: Any, path: Path) -> Any:
+        if isinstance(value, list):
+            return [cls.of(x, path) for x in value] if any(isinstance(x, dict | list) for x in value) else value
+        if not isinstance(value, dict):
+            return value
+        recorded = cls((name, cls.of(x, path)) for name, x in value.items())
+        recorded.path = path
+        return recorded
+
+    def __missing__(self, name: str) -> Any:
+        raise RunFolderError(f"{self.path} is damaged: it has no '{name}'")
+
+
 def _mapping(values: Any, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise RunFolderError(f"{path} is damaged: it holds {values!r} instead of names and values")
+        raise RunFolderError(f"{path} is damaged: it holds a {type(values).__name__} instead of names and values")
     return values
 
 
 def _read_checkpoint(path: Path, step: int) -> Checkpoint:
     try:
-        checksums = json.loads((path / CHECKSUMS).read_text())
+        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         damaged = [name for name in (WEIGHTS, STATE) if _sha256(path / name) != checksums[name]]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error

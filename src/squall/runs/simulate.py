@@ -42,7 +42,7 @@ def simulate_to_file(
         squall.systems.ConvergenceError: if the implicit scheme does not converge.
     """
     if Path(path).exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or remove it")
+        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or move it away")
     if trajectories < 1 or steps < 1:
         raise ValueError(f"trajectories is {trajectories} and steps is {steps}, but both must be at least 1")
     seed = system.paper_seed if seed is None else seed

@@ -43,16 +43,16 @@ class TrainedRun:
         kinds: tuple[Kind, ...] = (kind,) if kind else ("best", "last")
         for candidate in kinds:
             try:
-                found = self.folder.load(candidate)
+                checkpoint = self.folder.load(candidate)
             except CheckpointError as error:
                 if candidate == kinds[-1]:
                     raise
                 warnings.warn(f"{error}; the last one is used", DamagedCheckpointWarning, stacklevel=2)
                 continue
-            if found is not None:
-                self.experiment.model.load_state_dict(found.weights)
+            if checkpoint is not None:
+                self.experiment.model.load_state_dict(checkpoint.weights)
                 self.experiment.model.eval()
-                return candidate, found.step
+                return candidate, checkpoint.step
         raise CheckpointError(f"{self.folder.path} has no '{kinds[0]}' checkpoint: train it with `squall train` first")
 
     def predict(self, initial: Tensor, steps: int) -> Tensor:
@@ -75,7 +75,7 @@ class TrainedRun:
             raise ConfigError(f"initial states have shape {tuple(initial.shape)}, but must have (batch, {shape})")
         with torch.no_grad():
             first = like_model(self.experiment.model, initial)
-            return rollout(self.experiment.step, self.experiment.model, first, training.dt, steps)
+            return rollout(self.experiment.integrator, self.experiment.model, first, training.dt, steps)
 
 
 def open_run(path: Path | str, data: str | None = None, *, split: Split | None = None) -> TrainedRun:
@@ -100,6 +100,4 @@ def open_run(path: Path | str, data: str | None = None, *, split: Split | None =
             f"{config.data.path} is not the file that {path} was trained on: it has changed since. If that file is "
             "elsewhere, name it by --data"
         )
-    if config.device.precision == "64-true":
-        experiment.model.double()
     return TrainedRun(folder, experiment)

@@ -18,11 +18,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from squall._process.documents import DocumentError, load_yaml
+from squall._process.names import file_name
 from squall.integrators import INTEGRATORS, next_state
 from squall.runs.build import MODELS, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
+from squall.runs.folder import evaluation_suffix
 from squall.systems import SYSTEMS
 
 __all__ = [
@@ -76,7 +77,7 @@ class Trial:
     @property
     def name(self) -> str:
         """The name of its run folder."""
-        return "-".join([*(slug(label) for label in self.labels), f"seed-{self.seed}"])
+        return file_name("-".join([*(slug(label) for label in self.labels), f"seed-{self.seed}"]))
 
     @cached_property
     def identity(self) -> str:
@@ -121,6 +122,11 @@ class OtherIntegrator:
 
     integrator: str
     substeps: int
+
+    @property
+    def suffix(self) -> str:
+        """What sets the files of its evaluations apart."""
+        return evaluation_suffix(self.integrator, self.substeps)
 
 
 @dataclass(frozen=True)
@@ -178,18 +184,13 @@ def read_study(path: Path | str) -> Study:
     True
     """
     if str(path) in PRESETS:
-        text = resources.files("squall.study").joinpath(f"presets/{path}.yaml").read_text()
-    elif Path(path).is_file():
-        try:
-            text = Path(path).read_text()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"the study {path} is not a text file: {error}") from error
-    else:
+        path = str(resources.files("squall.study").joinpath(f"presets/{path}.yaml"))
+    elif not Path(path).exists():
         raise ConfigError(f"there is no study {path}: give a YAML file, or one of the presets {', '.join(PRESETS)}")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the study {path} is not YAML: {error}") from error
+        values = load_yaml(path)
+    except DocumentError as error:
+        raise ConfigError(f"the study cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"the study {path} holds {values!r}, but must hold the keys {', '.join(sorted(KEYS))}")
     try:
@@ -267,7 +268,9 @@ def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str],
         return {}
     where = f"'published' of the grid '{grid}'"
     _known(f"key of {where}", about, ("table", "rows", "columns"))
-    tables: Any = tomllib.loads(resources.files("squall.study").joinpath("presets/published_results.toml").read_text())
+    tables: Any = tomllib.loads(
+        resources.files("squall.study").joinpath("presets/published_results.toml").read_text("utf-8")
+    )
     known = {f"{group}.{name}": table for group, part in tables.items() for name, table in part.items()}
     _known(f"table, as {where} has it", [about.get("table")], known)
     table = known[about["table"]]
@@ -363,7 +366,8 @@ def _data(system: Any) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SYSTEMS)}")
     parameters = {key: value for key, value in about.items() if key != "name"}
     for key in SIZES:
-        if not isinstance(parameters.pop(key, 1), int):
+        size = parameters.pop(key, 1)
+        if not isinstance(size, int) or isinstance(size, bool):
             raise ConfigError(f"system.{key} is {about[key]!r}, but must be a whole number")
     try:
         SYSTEMS[about["name"]](**parameters)

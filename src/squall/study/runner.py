@@ -19,13 +19,15 @@ from typing import Any, TypeVar
 import torch
 
 from squall._process.threads import keep_freed_memory
+from squall.evaluation.rollouts import Keep
 from squall.runs.config import RunConfig, can_run_together
 from squall.runs.evaluate import evaluate_runs
-from squall.runs.folder import SAMPLING, RunFolder, RunFolderError, evaluation_suffix
+from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
 from squall.runs.simulate import simulate_to_file
 from squall.runs.train import run_together
 from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial
 from squall.study.folder import TRIAL, StudyFolder
+from squall.study.outcome import FIELDS
 from squall.systems import SYSTEMS
 from squall.training.loop import Recorder, TrainingDiverged
 
@@ -35,9 +37,8 @@ PROGRESS_SECONDS = 2.0
 LOCK_SECONDS = 30
 """How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
 
-ROLLOUTS = "rollouts.npz"
 FRAMES_KEPT = 101
-"""Times at which the fields of a rollout are kept."""
+"""Times at which the fields and curves of a rollout are kept."""
 
 Progress = Callable[[int, int], None]
 """Told of the training steps that are done, and of all."""
@@ -86,8 +87,9 @@ def run_study(
     RunFolder(folder.path).create()
     with RunFolder(folder.path).locked():
         folder.create(study)
-        _simulate(folder, study, trials)
-        pending = _pending([_task(study, folder, trial) for trial in trials], folder)
+        to_run = [trial for trial in trials if not folder.only_packed(trial)]
+        _simulate(folder, study, to_run)
+        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
         _run_all(folder, trials, _batches(pending, together), workers, progress or (lambda done, total: None))
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
@@ -157,15 +159,21 @@ class _Task:
         """The files that the report needs of it."""
         names = [f"{name}.json" for name in ("evaluation", *self.others)]
         if self.shown & SHOWN_FROM_FIELDS:
-            names.append(ROLLOUTS)
+            names.append(FIELDS)
         if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
             names.append(SAMPLING)
         return names
 
     @property
+    def keep(self) -> Keep:
+        """What its evaluation keeps for the figures of the report."""
+        fields = ("truth", "prediction") + (("step_error", "regime") if "one-step" in self.shown else ())
+        return Keep(times=FRAMES_KEPT, fields=fields if self.shown & SHOWN_FROM_FIELDS else (), dtype="f2")
+
+    @property
     def others(self) -> list[str]:
         """The names of the evaluations by other integrators, without their ending."""
-        return [f"evaluation{evaluation_suffix(x.integrator, x.substeps)}" for x in self.evaluations]
+        return [f"evaluation{other.suffix}" for other in self.evaluations]
 
 
 def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
@@ -265,7 +273,9 @@ def _run_batch(tasks: Sequence[_Task]) -> None:
         warnings.simplefilter("ignore")
         for task in tasks:
             _wait_for(RunFolder(task.path))
-        results = run_together([(task.config, task.path) for task in tasks], _stop)
+        # Named from the study's folder, which may be copied anywhere.
+        data_path = tasks[0].trial.config.data.path
+        results = run_together([(task.config, task.path) for task in tasks], _stop, data_path=data_path)
         finished: dict[tuple[OtherIntegrator, ...], list[_Task]] = {}
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, TrainingDiverged):
@@ -283,7 +293,6 @@ def _device(config: RunConfig) -> str:
 
 def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
     folder = RunFolder(task.path)
-    _free_of_this_machine(folder, task.trial)
     folder.write_json("failed.json", {"step": error.step, "message": str(error)})
     _forget(task)
 
@@ -292,29 +301,18 @@ def _keep_results(tasks: Sequence[_Task]) -> None:
     """Of tasks that are trained and want the same evaluations."""
     first, paths = tasks[0], [task.path for task in tasks]
     where: dict[str, Any] = {"data": first.config.data.path, "device": _device(first.config)}
-    evaluate_runs(paths, fields_of="last", **where)
+    evaluate_runs(paths, fields_of="last", keep=[task.keep for task in tasks], **where)
     for other in first.evaluations:
-        evaluate_runs(paths, method=other.integrator, count=other.substeps, **where)
+        keep = Keep(times=FRAMES_KEPT, fields=())
+        evaluate_runs(paths, method=other.integrator, count=other.substeps, keep=keep, **where)
     for task in tasks:
         _keep_result(task)
 
 
 def _keep_result(task: _Task) -> None:
     folder, trial = RunFolder(task.path), task.trial
-    for name in ("evaluation", *task.others):
-        _thin_curves(folder, f"{name}.json")
-    if task.shown & SHOWN_FROM_FIELDS:
-        _thin_fields(folder, with_errors="one-step" in task.shown)
-    _free_of_this_machine(folder, trial)
     folder.write_json(TRIAL, {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system})
     _forget(task)
-
-
-def _free_of_this_machine(folder: RunFolder, trial: Trial) -> None:
-    """Name the data from the study's folder, which may be copied anywhere."""
-    values = folder.read_config()
-    values["data"]["path"] = trial.config.data.path
-    folder.write_config(values)
 
 
 def _wait_for(folder: RunFolder) -> None:
@@ -327,41 +325,9 @@ def _wait_for(folder: RunFolder) -> None:
             time.sleep(1)
 
 
-def _thin_curves(folder: RunFolder, name: str) -> None:
-    """Keep the curves of the rollouts at some of the times."""
-    found = folder.read_json(name)
-    for item in found["checkpoints"].values():
-        item["curves"] = {name: _strided(values) for name, values in item["curves"].items()}
-    folder.write_json(name, found)
-
-
-def _thin_fields(folder: RunFolder, with_errors: bool) -> None:
-    """Keep the fields at some of the times and in half precision: they are for figures."""
-    arrays = folder.read_arrays(ROLLOUTS)
-    stride = max(1, (len(arrays["time"]) - 1) // (FRAMES_KEPT - 1))
-    arrays["time"] = arrays["time"][::stride]
-    for name, dtype in {"truth": "f2", "prediction": "f2", "step_error": "f4", "regime": "i1"}.items():
-        arrays[name] = arrays[name][:, ::stride].astype(dtype)
-    if not with_errors:
-        del arrays["step_error"], arrays["regime"]
-    folder.write_arrays(ROLLOUTS, **arrays)
-
-
-def _strided(values: list[Any]) -> list[Any]:
-    """About as many of a curve's numbers as times are kept, the last among them, to six digits; of several curves, so
-    many each."""
-    if values and isinstance(values[0], list):
-        return [_strided(one) for one in values]
-    stride = max(1, len(values) // (FRAMES_KEPT - 1))
-    return [x if x is None else float(f"{x:.6g}") for x in values[::-1][::stride][::-1]]
-
-
 def _forget(task: _Task) -> None:
     """Remove what no part of the report needs."""
     if not task.keep_weights:
         shutil.rmtree(task.path / "checkpoints", ignore_errors=True)
     if task.trial.seed != 0:  # the index is of the data alone
         (task.path / SAMPLING).unlink(missing_ok=True)
-    for path in task.path.glob("rollouts*.npz"):
-        if path.name != ROLLOUTS or not task.shown & SHOWN_FROM_FIELDS:
-            path.unlink()

@@ -11,12 +11,15 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from squall._types import State
 
 __all__ = ["Sampler", "StiffnessAwareSampler", "UniformSampler", "stiffness_index"]
+
+
+Indices = Int[Tensor, " drawn"]
 
 
 Sampler = Callable[[int], Tensor]
@@ -47,7 +50,7 @@ class UniformSampler:
     def __post_init__(self) -> None:
         _check_batch(self.batch, self.population)
 
-    def __call__(self, step: int) -> Tensor:
+    def __call__(self, step: int) -> Indices:
         generator = np.random.default_rng((self.seed, step))
         return torch.from_numpy(generator.choice(self.population, self.batch, replace=False, shuffle=False))
 
@@ -132,24 +135,24 @@ class StiffnessAwareSampler:
         return round(self.share * self.batch)
 
     @cached_property
-    def is_stiff(self) -> Tensor:
-        """Whether each transition is one of the stiff ones, (transition,)."""
+    def is_stiff(self) -> Bool[Tensor, " transition"]:
+        """Whether each transition is one of the stiff ones."""
         chosen = torch.zeros(len(self.index), dtype=torch.bool)
         count = max(1, round(self.fraction * len(self.index)))
         chosen[self.index.argsort(descending=True, stable=True)[:count]] = True
         return chosen
 
     @cached_property
-    def stiff(self) -> Tensor:
+    def stiff(self) -> Indices:
         """The numbers of the stiff transitions."""
         return self.is_stiff.nonzero().flatten()
 
     @cached_property
-    def other(self) -> Tensor:
+    def other(self) -> Indices:
         """The numbers of all others."""
         return (~self.is_stiff).nonzero().flatten()
 
-    def __call__(self, step: int) -> Tensor:
+    def __call__(self, step: int) -> Indices:
         generator = np.random.default_rng((self.seed, step))
         parts = ((self.stiff, self.stiff_draws), (self.other, self.batch - self.stiff_draws))
         drawn = [part[generator.choice(len(part), count, replace=False, shuffle=False)] for part, count in parts]

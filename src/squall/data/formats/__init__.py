@@ -7,12 +7,13 @@ from typing import Any, Unpack
 
 import h5py
 
-from squall.data.arrays import Handle, open_hdf5
+from squall.data.arrays import Handle
 from squall.data.errors import DataError
 from squall.data.formats import cf, matlab, numpy_files, pdebench, torch_files
 from squall.data.formats.bag import read_bag
 from squall.data.formats.folder import Joint, read_folder
 from squall.data.formats.layout import ArrayFile, Layout, Reading
+from squall.data.hdf5 import members, open_file, open_hdf5
 from squall.data.reading import DAMAGE, ScreenedTrajectoryFile, TrajectoryFile, check_exists, damaged
 from squall.data.source import Source
 from squall.data.structure import FIELD_GROUPS
@@ -66,8 +67,13 @@ def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> Trajectory
     check_exists(shown, place)
     kind = recognise(place)
     if kind == "folder":
-        return read_folder(shown, place, lambda file: _open_file(file, file, recognise(file), options))
+        return read_folder(shown, place, lambda file: _open_part(file, options))
     return _open_file(shown, place, kind, options)
+
+
+def _open_part(file: Path, options: Reading) -> TrajectoryFile | ArrayFile:
+    check_exists(file, file)
+    return _open_file(file, file, recognise(file), options)
 
 
 def recognise(place: Path) -> str:
@@ -93,17 +99,20 @@ def recognise(place: Path) -> str:
 
 def _recognise_hdf5(place: Path, head: bytes) -> str:
     try:
-        with open_hdf5(place) as file:
-            if any(group in file for group in FIELD_GROUPS) or "boundary_conditions" in file:
+        with open_file(place, place) as file:
+            if not {*FIELD_GROUPS, "boundary_conditions"}.isdisjoint(file):
                 return "The Well"
-            if head.startswith(b"MATLAB 7.3") or any("MATLAB_class" in item.attrs for item in file.values()):
+            items = members(file).values()
+            if head.startswith(b"MATLAB 7.3") or any("MATLAB_class" in item.attrs for item in items):
                 return "MATLAB"
             if pdebench.side_by_side(file):
                 return "PDEBench"
             if pdebench.by_groups(file):
                 return "PDEBench, groups"
-            scales = any("DIMENSION_LIST" in item.attrs for item in file.values())
+            scales = any("DIMENSION_LIST" in item.attrs for item in items)
             return "NetCDF-4" if scales or "_NCProperties" in file.attrs else "HDF5"
+    except DataError:
+        raise
     except DAMAGE:
         return "The Well"  # whose reader says what is damaged
 
@@ -156,10 +165,11 @@ def _layout(shown: Path, place: Path, kind: str, options: Reading) -> Layout:
 
 def _plain_hdf5(shown: Path, place: Path, options: Reading) -> Layout:
     """HDF5 of no known layout: its arrays, if the user says what their axes are."""
-    with open_hdf5(place) as file:
-        groups = [name for name, item in file.items() if isinstance(item, h5py.Group)]
-        shapes = {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
-        wanted = [name for name in ("x-coordinate", "t-coordinate") if name not in file] if "tensor" in file else []
+    with open_file(shown, place) as file:
+        items = members(file)
+        groups = [name for name, item in items.items() if isinstance(item, h5py.Group)]
+        shapes = {name: (item.shape, item.dtype) for name, item in items.items() if isinstance(item, h5py.Dataset)}
+        wanted = [name for name in ("x-coordinate", "t-coordinate") if name not in items] if "tensor" in items else []
     if not any(len(shape) >= 2 for shape, _ in shapes.values()) or "dimensions" in groups:
         raise DataError(
             f"{shown}: HDF5 of an unknown layout; found {', '.join([*shapes, *groups][:8]) or 'nothing'}. Looked for "

@@ -1,17 +1,23 @@
 """NetCDF and Zarr files: axes by their names or CF attributes, areas from latitudes, declared fill values."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
-from squall.data.arrays import Handle, Variable, open_hdf5
-from squall.data.conditions import as_measure
+from squall._process.documents import special_file
+from squall._process.extras import explain_missing_extra
+from squall.data.arrays import Handle, Variable
+from squall.data.conditions import Areas, as_measure
 from squall.data.errors import DataError
 from squall.data.formats.bag import parse_axes, read_bag
-from squall.data.formats.layout import Layout, Reading, finish, require
+from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.hdf5 import Datasets, dataset_of, members, open_file, open_hdf5
 from squall.data.measure import areas
 
 NAMES = {
@@ -46,14 +52,22 @@ def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
         kind: "NetCDF-3", "NetCDF-4" or "Zarr".
 
     Raises:
-        DataError: no time axis, no field with time and space, times not equally spaced, a package missing.
+        DataError: no time axis, no field with time and space, times not equally spaced.
+        MissingExtraError: where a package of the extra `formats` is missing.
     """
-    xarray = require("xarray", kind)
+    with explain_missing_extra():
+        import xarray
+    if kind == "Zarr":
+        _refuse_special(path, place)
     if kind == "Zarr" and not _named(place):
         arrays = open_zarr(place)
         shapes = {name: (array.shape, array.dtype) for name, array in dict(arrays).items()}
         return read_bag(f"{_said(kind, place)} without names of axes", Handle(place, open_zarr, path), shapes, options)
-    require("zarr" if kind == "Zarr" else "h5netcdf" if kind == "NetCDF-4" else "scipy", kind)
+    if kind == "NetCDF-4":
+        with explain_missing_extra():
+            import h5netcdf  # noqa: F401 (xarray would list its engines instead)
+        with open_file(path, place) as file:
+            _refuse_elsewhere(file)
     engine = {"NetCDF-3": "scipy", "NetCDF-4": "h5netcdf", "Zarr": "zarr"}[kind]
     more: dict[str, Any] = {"consolidated": False} if kind == "Zarr" else {}
     try:
@@ -69,31 +83,9 @@ def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
 
 
 def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> Layout:
+    notes: list[str] = []
     roles = {dim: role_of(dim, data.variables.get(dim)) for dim in data.sizes}
-    bounds = {v.attrs[key] for v in data.variables.values() for key in ("bounds", "climatology") if key in v.attrs}
-    notes, series, fixed = [], {}, {}
-    # Zarr lists its arrays in the order of the disk, which is no order: channels must not depend on it.
-    for name, variable in sorted(data.variables.items()) if kind == "Zarr" else data.variables.items():
-        if name in data.sizes or name in bounds:
-            continue
-        if variable.dtype.kind not in "iuf" or "grid_mapping_name" in variable.attrs:
-            notes.append(f"left out '{name}': it holds {variable.dtype}, on {variable.dims}")
-            continue
-        space = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel")]
-        timed = any(roles[dim] == "time" for dim in variable.dims)
-        (series if timed and space else fixed)[str(name)] = variable
-    if not series:
-        listed = ", ".join(f"{name} {variable.dims}" for name, variable in {**fixed}.items()) or "no number at all"
-        groups = [name for name, item in OPENERS[kind](place).items() if hasattr(item, "keys")]
-        if groups:
-            raise DataError(
-                f"{path}: the fields lie in groups ({', '.join(groups)}), which are not read: save one of "
-                "them by xarray's open_dataset(path, group=...).to_netcdf(...), or give the folder of the group in Zarr"
-            )
-        raise DataError(
-            f"{path}: no variable with a time and a space axis; found: {listed}. A time axis is called "
-            f"{', '.join(NAMES['time'][:4])} or has units such as 'hours since 2000-01-01': rename it"
-        )
+    series, fixed = _sorted_variables(path, place, kind, data, roles, notes)
     chosen = list(options.get("fields") or _most_common(series, roles))
     missing = [name for name in chosen if name not in series]
     if missing:
@@ -149,6 +141,46 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
         name=str(data.attrs.get("title") or path.name),
         units=units | ({"time": unit} if unit else {}),
         provenance={"first_time": start} if start else {},
+    )
+
+
+def _sorted_variables(
+    path: Path, place: Path, kind: str, data: Any, roles: Mapping[Any, str], notes: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables in time and space, and the others.
+
+    Raises:
+        DataError: where none has a time and a space axis.
+    """
+    bounds = {v.attrs[key] for v in data.variables.values() for key in ("bounds", "climatology") if key in v.attrs}
+    series: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    # Zarr lists its arrays in the order of the disk, which is no order: channels must not depend on it.
+    for name, variable in sorted(data.variables.items()) if kind == "Zarr" else data.variables.items():
+        if name in data.sizes or name in bounds:
+            continue
+        if variable.dtype.kind not in "iuf" or "grid_mapping_name" in variable.attrs:
+            notes.append(f"left out '{name}': it holds {variable.dtype}, on {variable.dims}")
+            continue
+        space = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel")]
+        timed = any(roles[dim] == "time" for dim in variable.dims)
+        (series if timed and space else fixed)[str(name)] = variable
+    if not series:
+        raise _no_series(path, place, kind, fixed)
+    return series, fixed
+
+
+def _no_series(path: Path, place: Path, kind: str, fixed: Mapping[str, Any]) -> DataError:
+    listed = ", ".join(f"{name} {variable.dims}" for name, variable in {**fixed}.items()) or "no number at all"
+    groups = _groups(kind, place)
+    if groups:
+        return DataError(
+            f"{path}: the fields lie in groups ({', '.join(groups)}), which are not read: save one of "
+            "them by xarray's open_dataset(path, group=...).to_netcdf(...), or give the folder of the group in Zarr"
+        )
+    return DataError(
+        f"{path}: no variable with a time and a space axis; found: {listed}. A time axis is called "
+        f"{', '.join(NAMES['time'][:4])} or has units such as 'hours since 2000-01-01': rename it"
     )
 
 
@@ -224,7 +256,7 @@ def _variable(
     )
 
 
-def _times(dim: str, data: Any) -> tuple[np.ndarray | None, str, str]:
+def _times(dim: str, data: Any) -> tuple[Shaped[np.ndarray, " time"] | None, str, str]:
     """Times in the unit of the file or, for dates, in hours; the first date; the unit."""
     if dim not in data.variables:
         return None, "", ""
@@ -250,12 +282,12 @@ def _times(dim: str, data: Any) -> tuple[np.ndarray | None, str, str]:
     return (values - values[0]) * factor, f"{values[0]:g} {units}", "hours"
 
 
-def _areas(points: list[Any], kinds: list[str]) -> torch.Tensor | None:
+def _areas(points: list[Any], kinds: list[str]) -> Areas | None:
     known = [p is not None and len(p) > 1 for p in points]
     return areas(points, kinds) if all(known) else None
 
 
-def _end(points: np.ndarray | None, kind: str) -> str:
+def _end(points: Shaped[np.ndarray, " points"] | None, kind: str) -> str:
     """A circle of longitude closes; all other edges of a map are open."""
     if kind != "longitude" or points is None or len(points) < 2:
         return "open"
@@ -274,6 +306,38 @@ def _named(place: Path) -> bool:
     )
 
 
+def _groups(kind: str, place: Path) -> list[str]:
+    """Names of the groups in a file."""
+    opened: Any = OPENERS[kind](place)
+    items = members(opened.file) if isinstance(opened, Datasets) else dict(opened.items())
+    return [name for name, item in items.items() if hasattr(item, "keys")]
+
+
+def _refuse_elsewhere(file: Any) -> None:
+    """Check all that xarray will read from an HDF5 file: the points of the axes."""
+    for name, item in members(file).items():
+        bare = str(item.attrs.get("NAME", b"")).find("This is a netCDF dimension but not a netCDF variable") >= 0
+        if isinstance(item, h5py.Dataset) and not bare:
+            dataset_of(file, name, name)
+
+
+def _refuse_special(path: Path, folder: Path, root: str = "") -> None:
+    """Refuse pipes and links out of the folder: only what was named is read.
+
+    Raises:
+        DataError: with the first of them.
+    """
+    root = root or os.path.realpath(folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:  # no call to the file system for a plain file
+            if entry.is_dir(follow_symlinks=False):
+                _refuse_special(path, Path(entry.path), root)
+            elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
+                raise DataError(f"{path}: '{entry.name}' is a link to a file elsewhere; only the folder named is read")
+            elif not entry.is_file() and not entry.is_symlink():
+                raise DataError(f"{path}: '{entry.name}' is {special_file(Path(entry.path))}, not a file")
+
+
 def _said(kind: str, place: Path) -> str:
     return f"Zarr v{2 if (place / '.zgroup').exists() else 3}" if kind == "Zarr" else kind
 
@@ -283,11 +347,13 @@ def _said(kind: str, place: Path) -> str:
 
 def open_zarr(place: Path) -> Any:
     """The arrays of a group by name; an array alone is called "array"."""
-    opened = require("zarr", "Zarr").open(place, mode="r")
+    with explain_missing_extra():
+        import zarr
+    opened: Any = zarr.open(place, mode="r")
     return {"array": opened} if hasattr(opened, "shape") else opened
 
 
-def open_netcdf3(place: Path) -> dict[str, np.ndarray]:
+def open_netcdf3(place: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The variables, mapped into memory; SciPy finds where they are."""
     from scipy.io import netcdf_file
 

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
+from jaxtyping import Int64
 from torch import Tensor
 
-from squall.data.conditions import Condition
+from squall._process.documents import load_yaml
+from squall._types import Trajectories
+from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
 from squall.data.errors import DataError
 from squall.data.missing import Screened
-from squall.data.source import Source
+from squall.data.source import Numbers, Source
+
+Rows = Int64[Tensor, " _"]
+"""Numbers of those windows that lie in one file."""
 
 SUFFIXES = (".hdf5", ".h5", ".nc", ".cdf", ".npy", ".npz", ".pt", ".mat")
 PARTS = ("train", "valid", "test")
@@ -63,11 +68,11 @@ class Joint(Source):
         return self._description
 
     @property
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Areas | None:
         return self.sources[0].measure
 
     @property
-    def mask(self) -> Tensor | None:
+    def mask(self) -> Mask | None:
         """The mask that all files share.
 
         Raises:
@@ -93,11 +98,11 @@ class Joint(Source):
         return self._mask
 
     @property
-    def valid(self) -> Tensor | None:
+    def valid(self) -> Valid | None:
         found = [source.valid for source in self.sources]
         return _stacked(found, self.sources)
 
-    def _known_valid(self) -> Tensor | None:
+    def _known_valid(self) -> Valid | None:
         return _stacked([source._known_valid() for source in self.sources], self.sources)
 
     @property
@@ -109,7 +114,7 @@ class Joint(Source):
             if c.name in everywhere
         )
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         states = torch.empty((len(trajectories), length, *self.shape[2:]), dtype=self.dtype)
         for source, rows, within in self._by_file(trajectories):
             states[rows] = source._gather(within, starts[rows], length)
@@ -118,7 +123,7 @@ class Joint(Source):
             return self._gather(trajectories, starts, length)
         return states
 
-    def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         values: Tensor | None = None
         for source, rows, within in self._by_file(trajectories):
             piece = source._condition(name, within, starts[rows], length)
@@ -127,7 +132,7 @@ class Joint(Source):
             values[rows] = piece
         return torch.empty(0) if values is None else values
 
-    def _by_file(self, trajectories: Tensor) -> list[tuple[Source, Tensor, Tensor]]:
+    def _by_file(self, trajectories: Numbers) -> list[tuple[Source, Rows, Rows]]:
         files = torch.bucketize(trajectories, self._ends, right=True)
         found = []
         for number in files.unique().tolist():
@@ -149,14 +154,14 @@ def read_folder(path: Path, place: Path, open_file: Callable[[Path], Source]) ->
     if not files:
         found = ", ".join(sorted(entry.name for entry in place.iterdir())[:6]) or "nothing"
         raise DataError(
-            f"{path}: a folder without data files: looked for {', '.join(SUFFIXES)} in it, in data/ and in train/, "
-            f"valid/ and test/, and for Zarr (zarr.json, .zgroup); found {found}"
+            f"{path}: this is a folder without data files: looked for {', '.join(SUFFIXES)} in it, in data/ and in "
+            f"train/, valid/ and test/, and for Zarr (zarr.json, .zgroup); found {found}"
         )
     written = next(
         (p for p in (place / "stats.yaml", base.parent / "stats.yaml", base / "stats.yaml") if p.is_file()), None
     )
     sources = [open_file(file) for _, file in files]
-    joint = Joint(path, sources, yaml.safe_load(written.read_text()) if written else None)
+    joint = Joint(path, sources, load_yaml(written) if written else None)
     if set(groups) & set(PARTS):
         names, counts = [part for part, _ in files], [source.trajectories for source in sources]
         sizes = [sum(n for name, n in zip(names, counts, strict=True) if name == part) for part in PARTS]
@@ -173,7 +178,7 @@ def _name(source: Source) -> str:
     return Path(getattr(source, "path", source.name)).name
 
 
-def _stacked(valid: list[Tensor | None], sources: list[Source]) -> Tensor | None:
+def _stacked(valid: list[Tensor | None], sources: list[Source]) -> Valid | None:
     if all(part is None for part in valid):
         return None
     whole = [torch.ones(source.shape[:2], dtype=torch.bool) for source in sources]

@@ -8,14 +8,16 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from squall._types import Trajectories
 from squall.data.arrays import Handle, Variable
-from squall.data.conditions import Condition
+from squall.data.conditions import Areas, Condition, ConditionValues
 from squall.data.description import Description, describe, equal_step
 from squall.data.errors import DataError
 from squall.data.missing import Screened
-from squall.data.source import CHUNK_BYTES
+from squall.data.source import CHUNK_BYTES, Numbers
 
 
 class Reading(TypedDict, total=False):
@@ -52,7 +54,7 @@ class Layout:
     conditions: tuple[Variable, ...]
     shape: tuple[int, ...]
     description: Description
-    measure: Tensor | None = None
+    measure: Areas | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -95,7 +97,7 @@ class ArrayFile(Screened):
         return self.layout.description
 
     @property
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Areas | None:
         return self.layout.measure
 
     @property
@@ -124,7 +126,9 @@ class ArrayFile(Screened):
         """Close the file; it opens again when it is read."""
         self.layout.handle.close()
 
-    def _read(self, variable: Variable, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _read(
+        self, variable: Variable, trajectories: Numbers, starts: Numbers, length: int
+    ) -> Float[Tensor, "window length part *space"]:
         space = dict(zip(self.description.axes, self.space, strict=True))
         try:
             values = variable.read(self.layout.handle.array, trajectories.numpy(), starts.numpy(), length, space)
@@ -135,11 +139,11 @@ class ArrayFile(Screened):
             ) from error
         return torch.from_numpy(values)
 
-    def _raw(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         parts = [self._read(variable, trajectories, starts, length).to(self.dtype) for variable in self.layout.states]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=2)
 
-    def _condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         """Missing values of a condition are its mean: a model cannot be told NaN."""
         variable = next(v for v in self.layout.conditions if v.name == name)
         values = self._read(variable, trajectories, starts, length)
@@ -170,10 +174,10 @@ def finish(
     shape: tuple[int, ...],
     options: Reading,
     *,
-    times: np.ndarray | None,
-    coordinates: Sequence[np.ndarray | None],
+    times: Shaped[np.ndarray, " time"] | None,
+    coordinates: Sequence[Shaped[np.ndarray, " _"] | None],
     notes: list[str],
-    measure: Tensor | None = None,
+    measure: Areas | None = None,
     **about: Any,
 ) -> Layout:
     """A layout with its description: the step from `times`, the points from the file, what the options say instead.
@@ -213,7 +217,7 @@ def finish(
     )
 
 
-def time_step(path: Path, times: np.ndarray | None) -> float:
+def time_step(path: Path, times: Shaped[np.ndarray, " time"] | None) -> float:
     """The step of equally spaced times.
 
     Raises:
@@ -229,17 +233,3 @@ def time_step(path: Path, times: np.ndarray | None) -> float:
             "Interpolate the states to equal times (missing times may be NaN), or give dt=... to take them as equal"
         )
     return step
-
-
-def require(module: str, what: str) -> Any:
-    """A package of the extra `formats`.
-
-    Raises:
-        DataError: where it is not installed, with the command that does.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise DataError(f"{what} needs {module}: pip install 'squall[formats]'") from None

@@ -6,9 +6,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from squall.data.arrays import Handle, Joined, open_hdf5
+from squall.data.arrays import Handle, Joined
 from squall.data.formats.bag import read_bag
 from squall.data.formats.layout import Layout, Reading
+from squall.data.hdf5 import dataset_of, members, open_hdf5
 
 STATES = "a, u"
 
@@ -17,8 +18,9 @@ class MatlabArrays(dict[str, Any]):
     """The arrays of a MATLAB file; `a` and `u` are joined in time where `u` goes on from `a`."""
 
     def __init__(self, place: Path) -> None:
-        self.file: Any = open_hdf5(place)
-        arrays = {name: value for name, value in self.file.items() if isinstance(value, h5py.Dataset)}
+        self.file: Any = open_hdf5(place).file
+        items = members(self.file).items()
+        arrays = {name: dataset_of(self.file, name, name) for name, item in items if isinstance(item, h5py.Dataset)}
         if {"a", "u"} <= arrays.keys() and (joined := _joined(arrays)) is not None:
             arrays = {STATES: joined, **{name: v for name, v in arrays.items() if name not in ("a", "u")}}
             if "t" in arrays:

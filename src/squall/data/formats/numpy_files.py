@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from squall.data.arrays import Handle
 from squall.data.errors import DataError
@@ -12,12 +13,12 @@ from squall.data.formats.bag import read_bag
 from squall.data.formats.layout import Layout, Reading
 
 
-def open_npy(place: Path) -> dict[str, np.ndarray]:
+def open_npy(place: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The one array of the file."""
     return {"array": np.load(place, mmap_mode="r", allow_pickle=False)}
 
 
-def open_npz(place: Path) -> dict[str, np.ndarray]:
+def open_npz(place: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The arrays by name; those that are compressed are read whole."""
     arrays = {}
     with zipfile.ZipFile(place) as archive, np.load(place, allow_pickle=False) as loaded:

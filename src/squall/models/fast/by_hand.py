@@ -8,25 +8,37 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from squall.models import fast
 from squall.models.fast.rows import FEW_THREADS, on_threads, plain
 
 Gradients = tuple[Tensor | None, ...]
 
+# In all of them *member is there for stacks only.
+Rows = Float[Tensor, "*member row column"]
+Inputs = Float[Tensor, "*member row input"]
+Outputs = Float[Tensor, "*member row output"]
+Weights = Float[Tensor, "*member output input"]
+Bias = Float[Tensor, "*member output"]
+Left = Float[Tensor, "*member left inner"]
+Right = Float[Tensor, "*member inner right"]
+Products = Float[Tensor, "*member left right"]
+
+
 NUMPY_TANH = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """There NumPy's tanh takes 0.36 ns a number, PyTorch's 2.5. With AVX2, in float32 and float64: NumPy's 2.6 and 16,
-PyTorch's 3.2 and 8, that of `_tanh_numba` 0.7 and 2.4."""
+PyTorch's 3.2 and 8, that of `tanh_numba` 0.7 and 2.4."""
 
 
 @final
 @dataclass(frozen=True)
 class ByHand:
-    """The function that `formula` says, computed by `forward` and `backward` where these can take its place.
+    """A formula, computed by `forward` and `backward` where these can take its place.
 
-    They take its place in plain evaluation and in first derivatives by reverse mode, under `torch.vmap` too.
-    Higher derivatives, forward mode, `torch.compile` and autocast go by the formula, so the passes by hand need no
-    derivatives and may work in place.
+    They do in plain evaluation and in first derivatives by reverse mode, under `torch.vmap` too. All else falls back
+    to the formula (see `squall.models.fast`), so the passes need no derivatives and may work in place.
 
     Args:
         formula: from tensors to a tensor, by operations that PyTorch can differentiate.
@@ -41,8 +53,9 @@ class ByHand:
     backward: Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[bool, ...]], Gradients]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type):
-            return self.formula(*inputs)  # the compiler and autocast need to see the operations
+        # The compiler and autocast need to see the operations.
+        if not fast.enabled or torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type):
+            return self.formula(*inputs)
         return _ByHand.apply(self, *inputs)[0]
 
     def batched(self) -> "ByHand":
@@ -58,9 +71,9 @@ class ByHand:
             return inputs[0].shape[1] * max(x.shape[-1] for x in inputs) * inputs[0].itemsize
 
         def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            outs, *kept = zip(
-                *on_threads(lambda one: self.forward(*one), list(zip(*inputs, strict=True)), size(inputs)), strict=True
-            )
+            members = list(zip(*inputs, strict=True))
+            results = on_threads(lambda member: self.forward(*member), members, size(inputs))
+            outs, *kept = zip(*results, strict=True)
             return torch.stack(outs), *itertools.chain(*zip(*kept, strict=True))
 
         def backward(
@@ -68,11 +81,11 @@ class ByHand:
         ) -> Gradients:
             each = len(kept) // len(g)
 
-            def one(i: int) -> Gradients:
+            def of_member(i: int) -> Gradients:
                 return self.backward(g[i], tuple(x[i] for x in inputs), kept[each * i : each * (i + 1)], needed)
 
-            found = on_threads(one, range(len(g)), size(inputs))
-            return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*found, strict=True))
+            gradients = on_threads(of_member, range(len(g)), size(inputs))
+            return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*gradients, strict=True))
 
         return ByHand(torch.vmap(self.formula, randomness="error"), forward, backward)
 
@@ -127,7 +140,7 @@ class _ByHand(torch.autograd.Function):
         return ((function.on_threads() if on_cpu else function.batched())(*stacked),), (0,)
 
 
-def tanh_(z: Tensor) -> Tensor:
+def tanh_(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """tanh z in place: on few threads by what takes the least time on each, otherwise by PyTorch."""
     if not plain(z) or z.dtype not in (torch.float32, torch.float64) or torch.get_num_threads() > FEW_THREADS:
         return z.tanh_()
@@ -151,19 +164,19 @@ def _compiled_tanh() -> Callable[[np.ndarray], None] | None:
     return tanh_of
 
 
-def times_slope(g: Tensor, a: Tensor, *, out: Tensor) -> Tensor:
+def times_slope(g: Rows, a: Rows, *, out: Rows) -> Rows:
     """(1 − a²) g in one pass, with a = tanh z: g times the slope of the tanh at z."""
     return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=out)
 
 
-def affine(b: Tensor, x: Tensor, w: Tensor, *, out: Tensor) -> Tensor:
+def affine(b: Bias, x: Inputs, w: Weights, *, out: Outputs) -> Outputs:
     """W x + b for every row x; of stacks, member by member."""
     if x.dim() == 2:
         return torch.addmm(b, x, w.T, out=out)
     return torch.baddbmm(b.unsqueeze(-2), x, w.mT, out=out)
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> None:
+def add_product(total: Products, a: Left, b: Right, alpha: float = 1) -> None:
     """total += alpha · a b; of stacks, member by member."""
     if total.dim() == 2:
         total.addmm_(a, b, alpha=alpha)
@@ -171,6 +184,6 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> None:
         total.baddbmm_(a, b, alpha=alpha)
 
 
-def with_one(x: Tensor) -> Tensor:
+def with_one(x: Float[Tensor, "*member row column"]) -> Float[Tensor, "*member row column+1"]:
     """(x, 1) for every row x: with it a bias is one more column of its matrix."""
     return torch.nn.functional.pad(x, (0, 1), value=1.0)

@@ -1,7 +1,4 @@
-"""The gradient of the energy density of an HNN, and its derivatives in as few matrix products as they take.
-
-`density_gradient` is the formula; everything else in this file only makes its first derivatives cheap.
-"""
+"""The passes of `density_gradient`: per step six products of hidden size, and few passes over memory."""
 
 from functools import partial
 
@@ -10,32 +7,7 @@ from torch import Tensor
 
 from squall.models.fast.by_hand import ByHand, Gradients, add_product, affine, tanh_, times_slope, with_one
 from squall.models.fast.rows import Blocks, over_rows
-
-
-def density_gradient(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:
-    r"""∂h/∂x of the energy density h(x) = w₃ tanh(W₂ tanh(W₁ x + b₁) + b₂), for every row x.
-
-    .. math::
-
-        a_1 = \tanh(W_1 x + b_1), \quad a_2 = \tanh(W_2 a_1 + b_2), \\
-        d_2 = (1 - a_2^2) w_3, \quad d_1 = (1 - a_1^2) \, W_2^T d_2, \quad ∂h/∂x = W_1^T d_1
-
-    Args:
-        x: neighbourhoods, (row, column).
-        w1: W₁, (hidden, column).
-        b1: b₁, (hidden,).
-        w2: W₂, (hidden, hidden).
-        b2: b₂, (hidden,).
-        w3: w₃, (1, hidden).
-
-    Returns:
-        the gradient, (row, column).
-    """
-    a1 = torch.tanh(torch.addmm(b1, x, w1.T))
-    a2 = torch.tanh(torch.addmm(b2, a1, w2.T))
-    d2 = (1 - a2.square()) * w3
-    d1 = (1 - a1.square()) * (d2 @ w2)
-    return d1 @ w1
+from squall.models.formulas import density_gradient
 
 
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ whose last factor is Taylor's series: no digit is cancelled, for small x neither
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from squall._process.compiled import compiled, real_of
 
@@ -63,6 +64,6 @@ def _double(z):
         z[i] = math.copysign(t / (t + 2.0), z[i])
 
 
-def tanh_of(z: np.ndarray) -> None:
+def tanh_of(z: Float[np.ndarray, "*shape"]) -> None:
     """tanh z in place, for contiguous float32 or float64 of any shape, on the calling thread."""
     (_single if z.dtype == np.float32 else _double)(z.reshape(-1))
