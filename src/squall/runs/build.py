@@ -94,6 +94,7 @@ def build(config: RunConfig, normalization: Normalization | None = None, *, spli
     """
     split = split or _open(config.data)
     source = split.train
+    _warn_of_equal_points(source)
     system = system_of(source)
     normalization = normalization or _normalization(config.data, source, system)
     model = _model(config, source, system, normalization)
@@ -147,6 +148,17 @@ def _warn_of_what_is_left_out(source: Source) -> None:
         warnings.warn(
             f"{getattr(source, 'path', source.name)}: the model sees none of {'; '.join(listed)}", stacklevel=2
         )
+
+
+def _warn_of_equal_points(source: Source) -> None:
+    """Masks and areas are known of the data, but neither the loss nor the errors of a run use them yet."""
+    parts = {
+        "masked points count like all others, with the mean of their field": source.mask is not None,
+        "cells count alike, whatever their area": source.measure is not None,
+    }
+    listed = [text for text, there in parts.items() if there]
+    if listed:
+        warnings.warn(f"{source.name}: in the loss and in the errors, {' and '.join(listed)}", stacklevel=3)
 
 
 def system_of(source: Source) -> System | None:
