@@ -1,10 +1,12 @@
-# make demo | make test: each sets itself up in .venv and does its job; a second call reuses what is there.
+# make demo | make test | make quick: each sets itself up in .venv and does its job; a second call reuses what is there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test docs format clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: demo test quick docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out demo
@@ -14,10 +16,14 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+# The laws alone: losses, integrators, systems.
+quick: $(VENV)/.installed-test
+	$(PYTEST) -m 'not slow' tests/losses tests/systems tests/test_integrators.py tests/test_grid.py
 
 docs: $(VENV)/.installed
-	$(INSTALL) -e '.[docs]'
+	$(INSTALL) -e '.[all,docs]'
 	$(BIN)/python -m sphinx -q -b html docs docs/_build
 
 format: $(VENV)/.installed-test
@@ -32,9 +38,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[all]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[test,lint,interop,tensorboard,fast]'
+	$(INSTALL) -e '.[all,test,lint,interop]'
 	touch $@ $(VENV)/.installed

@@ -4,8 +4,9 @@
 
 The paper's step (batch 200 of 50 points, Euler, mean squared error, float32) of several seeds, in member steps per
 second: apart, as `squall study run` trains them on a CPU (two processes of one thread each, one training after the
-other); batched (`squall.ensemble`) in one process on all threads or the device; and batched in two processes of one
-thread, half of the members each, as `squall study run --workers 2 --together N` does. Two bounds, by two processes:
+other); batched (`squall.training.batched`) in one process on all threads or the device; and batched in two processes
+of one thread, half of the members each, as `squall study run --workers 2 --together N` does. Two bounds, by two
+processes:
 "passes" computes nothing but the forward and backward passes of every member's network, which a batch cannot save;
 "floor" nothing but their six (HNN++) or three (NODE) matrix products of hidden size and the two tanh. So passes / apart
 is the most that batching can gain with these passes.
@@ -29,16 +30,16 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from squall._process.threads import keep_freed_memory
 from squall.data import InMemory, Transitions
-from squall.ensemble import Member, train_together
 from squall.losses import MeanSquaredError
 from squall.models import HNN, NODE
-from squall.models._density_gradient import fast_density_gradient
-from squall.models._point_network import fast_point_network
-from squall.placement import keep_freed_memory
-from squall.sampling import UniformSampler
+from squall.models.fast.density_gradient import fast_density_gradient
+from squall.models.fast.point_network import fast_point_network
 from squall.systems import CahnHilliard
-from squall.training import TrainingSettings, train
+from squall.training.batched import Member, train_together
+from squall.training.loop import TrainingSettings, train
+from squall.training.sampling import UniformSampler
 
 BATCH, POINTS = 200, 50
 SYSTEM = CahnHilliard()

@@ -2,11 +2,12 @@
 
     python examples/demo.py --out demo
 
-Trains two seeds of each loss on each system, two runs at a time with one thread each. A second call goes on
-where the first stopped, and prints the comparison again once all is there.
+Trains two seeds of each loss on each system, two runs at a time with one thread each, one system after the other.
+A second call resumes where the first stopped, and prints the comparison again once everything is trained.
 """
 
 import argparse
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -16,28 +17,31 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from squall.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
-from squall.placement import keep_freed_memory
-from squall.report import Comparison, Group, compare, comparison_figure, comparison_table, write_figures
+from squall._process.progress import progress_bar
+from squall._process.threads import keep_freed_memory
+from squall.report import Comparison, compare, comparison_figure, comparison_table, terminal, write_figures
 from squall.report.figures import save
-from squall.run_folder import RunFolder
-from squall.runs import run
-from squall.simulation import simulate_to_file
+from squall.runs.config import DataConfig, DeviceConfig, LossConfig, ModelConfig, RunConfig
+from squall.runs.evaluate import evaluate_runs
+from squall.runs.folder import RunFolder
+from squall.runs.simulate import simulate_to_file
+from squall.runs.train import run
+from squall.study.outcome import Metric
+from squall.study.results import Row
 from squall.systems import CahnHilliard, KortewegDeVries, System
-from squall.terminal import progress_bar
-from squall.trained import evaluate_runs
-from squall.training import TrainingSettings
+from squall.training.loop import TrainingSettings
 
 SYSTEMS: dict[str, tuple[System, str]] = {
+    "Korteweg-de Vries": (KortewegDeVries(), "node"),  # the cheaper one first
     "Cahn-Hilliard": (CahnHilliard(), "hnn"),
-    "Korteweg-de Vries": (KortewegDeVries(), "node"),
 }
 LOSSES = {"mse": LossConfig("mse"), "imbalance-aware": LossConfig("imbalance-aware")}
-JUDGED = ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme")
+METRICS = ("rollout: states", "rollout: energy", "one step: mean", "one step: extreme")
 SEEDS = (0, 1)
-STEPS = 4000
+STEPS = 2000
 HIDDEN = 64
 LARGE = 1e9
+"""The factor between a finite error and one that became infinite."""
 
 
 def main() -> None:
@@ -48,34 +52,26 @@ def main() -> None:
     console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
 
-    with progress_bar(console) as progress:
-        files = {name: simulated(name, options.out, progress) for name in SYSTEMS}
-        runs = {
-            name: [
-                (
-                    configuration(name, files[name], loss, seed, options.steps),
-                    options.out / f"{slug(name)}-{loss}-{seed}",
-                )
+    comparisons = []
+    for name in SYSTEMS:
+        console.rule(name)
+        with progress_bar(console) as progress:
+            data = simulated(name, options.out, progress)
+            jobs = [
+                (configuration(name, data, loss, seed, options.steps), options.out / f"{slug(name)}-{loss}-{seed}")
                 for seed in SEEDS
                 for loss in LOSSES
             ]
-            for name in SYSTEMS
-        }
-        train_all([job for jobs in runs.values() for job in jobs], progress)
-
-    comparisons = []
-    for name, jobs in runs.items():
-        folders = [folder for _, folder in jobs]
-        console.rule(name)
+            train_all(jobs, progress)
         for checkpoint in ("best", "last"):
-            comparison = compare(folders, checkpoint)
+            comparison = compare([folder for _, folder in jobs], checkpoint)
             comparisons.append((f"{name} ({checkpoint} weights)", comparison))
-            console.print(comparison_table(comparison))
-            save(comparison_figure(comparison), options.out / f"{slug(name)}-{checkpoint}.png")
-    console.rule("pictures")
-    for path in sorted(options.out.glob("*.png")) + sorted(options.out.glob("*/figures")):
+            console.print(terminal(comparison_table(comparison)))
+            print(save(comparison_figure(comparison), options.out / f"{slug(name)}-{checkpoint}.png"))
+    console.rule("figures of each run")
+    for path in sorted(options.out.glob("*/figures")):
         print(path)
-    console.rule("who won")
+    console.rule("which loss predicts better")
     console.print(verdict(comparisons), highlight=False)
 
 
@@ -103,7 +99,7 @@ def configuration(name: str, data: Path, loss: str, seed: int, steps: int) -> Ru
 
 
 def train_all(jobs: Sequence[tuple[RunConfig, Path]], progress: Progress) -> None:
-    """Two processes at a time; the bar follows what they write into their folders."""
+    """Train in two processes; the bar follows what they write into their folders."""
     total = sum(config.training.steps for config, _ in jobs)
     task = progress.add_task(f"training {len(jobs)} models", total=total, status="")
     context = multiprocessing.get_context("spawn")
@@ -130,29 +126,24 @@ def steps_done(folder: Path) -> int:
 
 
 def verdict(comparisons: Sequence[tuple[str, Comparison]]) -> str:
-    """One sentence from the numbers alone: who rolled out better, by how much, and what the winner lost."""
+    """A line per system and checkpoint, from the numbers alone: which loss has the smaller rollout error."""
     parts = []
     for name, comparison in comparisons:
-        groups = {group.label.split(",")[0]: group for group in comparison.groups}
-        factors = {metric: factor(groups["mse"], groups["imbalance-aware"], metric) for metric in JUDGED}
-        winner = "imbalance-aware" if factors[JUDGED[0]] > 1 else "mse"
-        lost = [metric for metric in JUDGED[1:] if (factors[metric] > 1) != (winner == "imbalance-aware")]
-        but = f" (but not in {', '.join(lost)})" if lost else ""
-        parts.append(f"on {name} {winner} by a factor of {max(factors[JUDGED[0]], 1 / factors[JUDGED[0]]):.2f}{but}")
-    return f"By the rollout error of the states, median of {len(SEEDS)} seeds, the winner is {'; '.join(parts)}."
+        rows = {row.name.split(",")[0]: row for row in comparison.rows}
+        factors = {name: factor(rows["mse"], rows["imbalance-aware"], comparison.metrics[name]) for name in METRICS}
+        better = "imbalance-aware" if factors[METRICS[0]] > 1 else "mse"
+        worse = [metric for metric in METRICS[1:] if (factors[metric] > 1) != (better == "imbalance-aware")]
+        but = f", but it is worse in {', '.join(worse)}" if worse else ""
+        parts.append(f"{name}: {better} by a factor of {max(factors[METRICS[0]], 1 / factors[METRICS[0]]):.2f}{but}")
+    return "\n".join([f"By the rollout error of the states, median of {len(SEEDS)} seeds:", *parts])
 
 
-def factor(theirs: Group, ours: Group, metric: str) -> float:
-    """The error of one group in units of the other's; a median that diverged is the larger one."""
-    a, b = _median(theirs, metric), _median(ours, metric)
-    if a is None or b is None:
-        return 1.0 if a == b else LARGE if a is None else 1 / LARGE
+def factor(theirs: Row, ours: Row, metric: Metric) -> float:
+    """The first row's median error divided by the second's; a diverged median counts as the larger one."""
+    a, b = (summary.median if (summary := row.summary(*metric)) else math.inf for row in (theirs, ours))
+    if math.isinf(a) or math.isinf(b):
+        return 1.0 if a == b else LARGE if math.isinf(a) else 1 / LARGE
     return a / b if b else LARGE
-
-
-def _median(group: Group, metric: str) -> float | None:
-    spread = group.spread(metric)
-    return None if spread is None else spread.median
 
 
 if __name__ == "__main__":

@@ -1,5 +1,29 @@
-"""Every shape annotation of the package is checked at run time while the tests run."""
+"""Shape annotations are checked at run time; a test file whose extra is not installed is skipped with the reason."""
 
+import re
+
+import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("squall", "typechecking.check")
+
+from squall._process.extras import EXTRAS  # noqa: E402 (after the hook)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    missing = re.search(r"No module named '(\w+)|MissingExtraError: (\w+)", str(report.longrepr))
+    package = missing and (missing[1] or missing[2])
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    if report.failed and extra:
+        reason = f"Skipped: {package} is not installed: pip install 'squall[{extra}]'"
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, reason)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def same_seed():
+    """Every test draws the same numbers, whichever tests ran before it."""
+    torch.manual_seed(0)

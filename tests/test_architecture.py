@@ -1,6 +1,9 @@
 """Imports go down only, and the public names are a sorted promise."""
 
 import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,21 +13,20 @@ import squall
 PACKAGE = Path(squall.__file__).parent
 
 FLOORS = [
-    {"_compiled", "_types", "terminal"},
-    {"grid", "integrators", "losses", "placement"},
-    {"systems", "models", "stacked"},
-    {"data", "sampling"},
-    {"training", "diagnosis"},
-    {"config", "ensemble", "evaluation"},
-    {"experiment", "run_folder"},
+    {"_process", "_types"},
+    {"grid", "integrators", "losses"},
+    {"data", "models", "systems"},
+    {"evaluation", "training"},
+    {"runs"},
     {"study"},
-    {"report", "runs", "simulation", "trained"},
-    {"study_run"},
+    {"report"},
     {"cli"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py" and path.parent.name != "_moved"
+)
 
 
 def part(path: Path) -> str:
@@ -79,3 +81,16 @@ def test_every_public_name_of_a_module_exists():
         module = __import__(name, fromlist=["_"])
         for public in getattr(module, "__all__", []):
             assert hasattr(module, public), f"{name}.{public}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("_moved/*.py")), ids=lambda path: path.stem)
+def test_import_paths_of_earlier_versions_work_and_name_the_new_one(path):
+    with pytest.warns(DeprecationWarning, match=f"squall.{path.stem} has moved to"):
+        importlib.reload(importlib.import_module(f"squall.{path.stem}"))
+
+
+def test_the_core_imports_torch_numpy_and_jaxtyping_only():
+    program = "import squall, sys; squall.ImbalanceAwareLoss(); print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    heavy = "scipy h5py matplotlib plotly jinja2 rich yaml jsonargparse lightning_fabric safetensors"
+    assert not {*loaded} & {*heavy.split()}

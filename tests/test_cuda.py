@@ -6,21 +6,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import problems
 import pytest
 import torch
+from problems import SYSTEM, separating
+from problems import model as network
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from squall._process.replay import Replayed
 from squall.data import InMemory, Transitions
-from squall.ensemble import Member, train_together
-from squall.evaluation import RolloutValidation, evaluate, evaluate_each
+from squall.evaluation.rollouts import RolloutValidation, evaluate, evaluate_each
 from squall.integrators import euler, midpoint
 from squall.losses import EffectiveFraction, ImbalanceAwareLoss, KLBudget, MeanSquaredError, Relative, Schedule
-from squall.models import HNN, NODE
-from squall.sampling import UniformSampler
-from squall.stacked import Replayed, Stacked
-from squall.systems import CahnHilliard
-from squall.training import TrainingDiverged, TrainingSettings, train
+from squall.models.stacked import Stacked
+from squall.training.batched import Member, train_together
+from squall.training.loop import TrainingDiverged, TrainingSettings, train
+from squall.training.sampling import UniformSampler
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -29,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("error:no CUDA graph could be recorded"),
 ]
 
-SYSTEM = CahnHilliard()
+
 RULES: dict[str, Any] = {
     "mean": float("inf"),
     "largest": 0.0,
@@ -161,24 +163,12 @@ def test_under_ddp_by_nccl(tmp_path):
 # Models, trainings, evaluations
 
 
-def made(kind: str, seed: int, dtype: torch.dtype = torch.float64) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    model = HNN(SYSTEM.structure, 8, generator=generator) if kind == "hnn" else NODE(1, 8, generator=generator)
-    return model.to(dtype)
-
-
 @pytest.fixture(scope="module")
 def source() -> InMemory:
-    states = SYSTEM.simulate(SYSTEM.initial_states(4, torch.Generator().manual_seed(0)), 100)
-    return InMemory(states[:, 60:], dt=SYSTEM.dt)
+    return separating()
 
 
-LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "mean": MeanSquaredError,
-    "largest": lambda: ImbalanceAwareLoss(0.0),
-    "temperature": lambda: ImbalanceAwareLoss(50.0),
-    "budget": lambda: ImbalanceAwareLoss(KLBudget(0.3)),
-    "differentiated": lambda: ImbalanceAwareLoss(50.0, differentiate_weights=True),
+LOSSES: dict[str, Callable[[], nn.Module]] = problems.LOSSES | {
     "scheduled": lambda: ImbalanceAwareLoss(Schedule(KLBudget(0.5), steps=10)),
 }
 SETTINGS = TrainingSettings(steps=25, batch=16, log_every=10, validate_every=10, checkpoint_every=10)
@@ -188,19 +178,24 @@ SETTINGS = TrainingSettings(steps=25, batch=16, log_every=10, validate_every=10,
 @pytest.mark.parametrize(("kind", "step"), [("hnn", euler), ("node", midpoint)])
 def test_trainings_together_end_where_each_ends_alone_on_a_cpu(source, kind, step, held, monkeypatch):
     if not held:
-        monkeypatch.setattr("squall.ensemble.HELD_BYTES", 0)
+        monkeypatch.setattr("squall.training.batched.HELD_BYTES", 0)
     transitions, validate = Transitions(source), RolloutValidation(source, step, states=1)
     chosen = [(seed, name) for seed in (0, 1) for name in LOSSES]
     members = [
-        Member(made(kind, seed), LOSSES[name](), UniformSampler(len(transitions), 16, seed), validate)
+        Member(network(seed, kind, hidden=8), LOSSES[name](), UniformSampler(len(transitions), 16, seed), validate)
         for seed, name in chosen
     ]
-    together = train_together(members, transitions, SETTINGS, step=step, device="cuda")
+    together = train_together(members, transitions, SETTINGS, integrator=step, device="cuda")
     for (seed, name), result in zip(chosen, together, strict=True):
         alone = train(
-            made(kind, seed), transitions, SETTINGS, loss=LOSSES[name](), step=step, validate=validate,
+            network(seed, kind, hidden=8),
+            transitions,
+            SETTINGS,
+            loss=LOSSES[name](),
+            integrator=step,
+            validate=validate,
             sampler=UniformSampler(len(transitions), 16, seed),
-        )  # fmt: skip
+        )
         assert not isinstance(result, TrainingDiverged)
         for a, b in zip(result.model.parameters(), alone.model.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
@@ -215,7 +210,7 @@ def test_trainings_together_end_where_each_ends_alone_on_a_cpu(source, kind, ste
 
 def test_a_member_that_diverges_is_named_by_its_step(source):
     transitions = Transitions(source)
-    models = [made("node", 0), made("node", 1)]
+    models = [network(0, "node", hidden=8), network(1, "node", hidden=8)]
     models[0].network.last.weight.data.fill_(1e200)  # type: ignore[union-attr, operator]
     members = [Member(model, MeanSquaredError(), UniformSampler(len(transitions), 16, 0)) for model in models]
     lost, kept = train_together(members, transitions, SETTINGS, device="cuda")
@@ -233,7 +228,8 @@ def test_one_training_alone(source):
         fabric = Fabric(accelerator=accelerator, devices=1)
         sampler = UniformSampler(len(transitions), 16, 0)
         result = train(
-            made("hnn", 0, torch.float32), transitions, SETTINGS, loss=ImbalanceAwareLoss(), sampler=sampler,
+            network(0, "hnn", torch.float32, hidden=8),
+            transitions, SETTINGS, loss=ImbalanceAwareLoss(), sampler=sampler,
             fabric=fabric, scale=(2.0,),
         )  # fmt: skip
         ends.append([p.detach().cpu() for p in result.model.parameters()])
@@ -243,7 +239,7 @@ def test_one_training_alone(source):
 
 @pytest.mark.parametrize("kind", ["hnn", "node"])
 def test_evaluations(source, kind):
-    models = [made(kind, seed) for seed in range(3)]
+    models = [network(seed, kind, hidden=8) for seed in range(3)]
     found = evaluate_each(Stacked(models, "cuda"), source, system=SYSTEM)
     for ours, model in zip(found, models, strict=True):
         theirs = evaluate(model, source, system=SYSTEM)

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from squall.cli import main
-from squall.config import from_dict
-from squall.study import read_study
+from squall.runs.config import from_dict
+from squall.study.definition import read_study
 
 ROOT = Path(__file__).parents[1]
 TRAINING = (ROOT / "docs" / "training.md").read_text()

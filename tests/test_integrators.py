@@ -185,3 +185,17 @@ def test_bad_arguments_are_named() -> None:
         rollout(euler, logistic, torch.ones(1, 1, 1), 0.1, -1)
     with pytest.raises(ValueError, match=r"wrong.*\[1\]"):
         RungeKutta("wrong", order=2, stages=((0.5, 0.5),), weights=(0.0, 1.0))
+
+
+def test_the_old_name_of_the_integrator_still_works_and_warns() -> None:
+    u = torch.ones(1, 1, 1)
+    for call in (
+        lambda **name: increment(rate=lambda u: -u, u=u, dt=0.1, **name),
+        lambda **name: rollout(rate=lambda u: -u, u0=u, dt=0.1, steps=1, **name),
+        lambda **name: substeps(count=2, **name)(lambda u: -u, u, 0.1),
+    ):
+        with pytest.warns(DeprecationWarning, match="`step` is now named `integrator`"):
+            old = call(step=euler)
+        assert torch.equal(old, call(integrator=euler))
+        with pytest.raises(TypeError, match="integrator is given twice"):
+            call(step=euler, integrator=euler)

@@ -1,28 +1,38 @@
 """Imbalance-aware learning for neural models of physical systems."""
 
-from squall import data
-from squall.evaluation import RolloutValidation, evaluate
-from squall.integrators import INTEGRATORS, euler, increment, midpoint, next_state, rk4, rollout, substeps
-from squall.losses import (
-    Accumulation,
-    EffectiveFraction,
-    ErrorSketch,
-    Huber,
-    ImbalanceAwareLoss,
-    KLBudget,
-    LaggedAccumulation,
-    MeanSquaredError,
-    Relative,
-    Schedule,
-    imbalance_aware_loss,
-    imbalance_weights,
-    weight_shares,
-)
-from squall.models import HNN, NODE, energy_rate
-from squall.systems import SYSTEMS, CahnHilliard, ConvergenceError, KortewegDeVries, System
-from squall.training import TrainingSettings, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import squall._process.startup  # noqa: F401
+from squall._process.extras import explain_missing_extra
+
+if TYPE_CHECKING:  # imported on first use, by `__getattr__`
+    from squall import data
+    from squall.evaluation import RolloutValidation, evaluate
+    from squall.integrators import INTEGRATORS, euler, increment, midpoint, next_state, rk4, rollout, substeps
+    from squall.losses import (
+        Accumulation,
+        EffectiveFraction,
+        ErrorSketch,
+        Huber,
+        ImbalanceAwareLoss,
+        KLBudget,
+        LaggedAccumulation,
+        MeanSquaredError,
+        Relative,
+        Schedule,
+        imbalance_aware_loss,
+        imbalance_weights,
+        weight_shares,
+    )
+    from squall.models import HNN, NODE, energy_rate
+    from squall.runs.trained import open_run
+    from squall.systems import SYSTEMS, CahnHilliard, ConvergenceError, KortewegDeVries, System
+    from squall.training import TrainingSettings, train
 
 __version__ = "0.1.0"
+
+__path__.append(f"{__path__[0]}/_moved")  # `squall.sampling` and other import paths of earlier versions
 
 __all__ = [
     "HNN",
@@ -54,9 +64,37 @@ __all__ = [
     "increment",
     "midpoint",
     "next_state",
+    "open_run",
     "rk4",
     "rollout",
     "substeps",
     "train",
     "weight_shares",
 ]
+
+_ROOMS = {
+    "data": "",
+    "losses": "Accumulation EffectiveFraction ErrorSketch Huber ImbalanceAwareLoss KLBudget LaggedAccumulation "
+    "MeanSquaredError Relative Schedule imbalance_aware_loss imbalance_weights weight_shares",
+    "systems": "SYSTEMS CahnHilliard ConvergenceError KortewegDeVries System",
+    "models": "HNN NODE energy_rate",
+    "integrators": "INTEGRATORS euler increment midpoint next_state rk4 rollout substeps",
+    "training": "TrainingSettings train",
+    "evaluation": "RolloutValidation evaluate",
+    "runs": "open_run",
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a room on first use: `squall --help` needs no PyTorch, and the loss needs no extra."""
+    with explain_missing_extra():
+        if name in _ROOMS:
+            return importlib.import_module(f"squall.{name}")
+        if name in _ROOM_OF:
+            return getattr(importlib.import_module(f"squall.{_ROOM_OF[name]}"), name)
+    raise AttributeError(f"module 'squall' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS, *__all__})

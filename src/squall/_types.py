@@ -1,6 +1,7 @@
-"""The vocabulary of axes: batch first, then time, then channel, then space."""
+"""The vocabulary of axes: batch first, then time, then channel, then space; and what a validation answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,3 +20,19 @@ PerState = Float[Tensor, "*batch"]
 
 Rate = Callable[[Tensor], Tensor]
 """Anything that maps a state to its rate du/dt: a system's `rate`, a model, a lambda."""
+
+
+@dataclass(frozen=True, order=True)
+class Score:
+    """How well a model rolls out: fewer diverged trajectories first, then the smaller error."""
+
+    diverged: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found: the score that selects the best model, and numbers to log."""
+
+    score: Score
+    metrics: Mapping[str, float | None]

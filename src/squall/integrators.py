@@ -1,14 +1,16 @@
 """Explicit one-step integrators of du/dt = f(u), with a fixed step size, and rollouts of them.
 
-An integrator is called as `step(rate, u, dt)` and returns the next state. It takes any `rate`, a system's or
-a model's, so that training and evaluation share one integrator by construction. Rates do not depend on time.
+An integrator is called as `integrator(rate, u, dt)` and returns the next state. It takes any `rate`, a system's or a
+model's, so that training and evaluation share one integrator by construction. Rates do not depend on time.
 """
 
 import abc
+import functools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import final
+from typing import Any, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -19,8 +21,9 @@ from squall._types import Rate, State, Trajectories
 __all__ = [
     "INTEGRATORS",
     "Integrator",
+    "IntegratorLike",
     "RungeKutta",
-    "Step",
+    "accepts_step",
     "euler",
     "increment",
     "midpoint",
@@ -30,10 +33,30 @@ __all__ = [
     "substeps",
 ]
 
-Step = Callable[[Rate, Tensor, float], Tensor]
-"""Anything called as `step(rate, u, dt)` that returns the next state; an `Integrator` is one."""
+IntegratorLike = Callable[[Rate, Tensor, float], Tensor]
+"""Anything called as `integrator(rate, u, dt)` that returns the next state; an `Integrator` is one."""
 
 Array = Float[Tensor, "*shape"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def accepts_step(function: Function) -> Function:
+    """Let a function or class take its argument `integrator` by the old name `step` too, with a DeprecationWarning."""
+    if isinstance(function, type):
+        function.__init__ = accepts_step(function.__init__)
+        return function  # pyright: ignore[reportReturnType]
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if "step" in kwargs:
+            if "integrator" in kwargs:
+                raise TypeError("integrator is given twice: drop `step`, its old name")
+            warnings.warn("the argument `step` is now named `integrator`", DeprecationWarning, stacklevel=2)
+            kwargs["integrator"] = kwargs.pop("step")
+        return function(*args, **kwargs)
+
+    return wrapper  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class RungeKutta(Integrator):
         return _combine(self.weights, slopes)
 
 
-def _combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def _combine(coefficients: tuple[float, ...], slopes: list[Array]) -> Array:
     """Σ c_i k_i; the term of a zero is left out, as 0·inf is not 0."""
     terms = [k if c == 1 else c * k for c, k in zip(coefficients, slopes, strict=True) if c != 0]
     return sum(terms[1:], start=terms[0])
@@ -131,22 +154,23 @@ INTEGRATORS: Mapping[str, Integrator] = MappingProxyType(
 @final
 @dataclass(frozen=True)
 class _Substeps(Integrator):
-    step: Step
+    integrator: IntegratorLike
     count: int
 
     def increment(self, rate: Rate, u: Array, dt: float) -> Array:
         small = dt / self.count
-        total = increment(self.step, rate, u, small)
+        total = increment(self.integrator, rate, u, small)
         for _ in range(self.count - 1):
-            total = total + increment(self.step, rate, u + small * total, small)
+            total = total + increment(self.integrator, rate, u + small * total, small)
         return total / self.count
 
 
-def substeps(step: Step, count: int) -> Integrator:
-    """The step that covers dt by `count` equal steps of `step`; its order is that of `step`.
+@accepts_step
+def substeps(integrator: IntegratorLike, count: int) -> Integrator:
+    """The integrator that covers dt by `count` equal steps of another, of the same order.
 
     Args:
-        step: the integrator, or any `step(rate, u, dt)`.
+        integrator: of each of the steps.
         count: how many, at least 1.
 
     Raises:
@@ -158,18 +182,19 @@ def substeps(step: Step, count: int) -> Integrator:
     """
     if count < 1:
         raise ValueError(f"substeps: count is {count}, but must be at least 1")
-    name = f"{count} × {getattr(step, 'name', 'step')}"
-    return _Substeps(name, getattr(step, "order", None), step, count)
+    name = f"{count} × {getattr(integrator, 'name', 'step')}"
+    return _Substeps(name, getattr(integrator, "order", None), integrator, count)
 
 
-def increment(step: Step, rate: Rate, u: Array, dt: float) -> Array:
-    """The mean rate over one step, Φ(u) = (step(u) − u)/dt.
+@accepts_step
+def increment(integrator: IntegratorLike, rate: Rate, u: Array, dt: float) -> Array:
+    """The mean rate over one step, Φ(u) = (u' − u)/dt.
 
     An `Integrator` computes it from the rates, and loses no digit in float32; of any other callable it is the
     difference quotient.
 
     Args:
-        step: the integrator, or any `step(rate, u, dt)`.
+        integrator: makes the step.
         rate: a map from a state to its rate (with `next_state`, to the next state).
         u: states, of any shape that `rate` takes.
         dt: step size, in the unit of time of `rate`.
@@ -178,20 +203,20 @@ def increment(step: Step, rate: Rate, u: Array, dt: float) -> Array:
         >>> increment(euler, lambda u: -u, torch.ones(1), 0.1)
         tensor([-1.])
     """
-    if isinstance(step, Integrator):
-        return step.increment(rate, u, dt)
-    return (step(rate, u, dt) - u) / dt
+    if isinstance(integrator, Integrator):
+        return integrator.increment(rate, u, dt)
+    return (integrator(rate, u, dt) - u) / dt
 
 
-def rollout(step: Step, rate: Rate, u0: State, dt: float, steps: int) -> Trajectories:
-    """The trajectory u⁰, u¹, … with uⁿ⁺¹ = step(rate, uⁿ, dt).
+@accepts_step
+def rollout(integrator: IntegratorLike, rate: Rate, u0: State, dt: float, steps: int) -> Trajectories:
+    """The trajectory u⁰, u¹, … with uⁿ⁺¹ = integrator(rate, uⁿ, dt).
 
-    It never stops early: what leaves the finite numbers stays in the result, where it can be counted.
-    Gradients flow through all steps unless the caller forbids it (`torch.no_grad`, which also halves the
-    memory).
+    It never stops early: infinity and NaN stay in the result, where they can be counted. Gradients flow through all
+    steps unless the caller forbids it (`torch.no_grad`, which also halves the memory).
 
     Args:
-        step: the integrator, or any `step(rate, u, dt)`.
+        integrator: makes the step.
         rate: a map from a state to its rate (with `next_state`, to the next state).
         u0: initial states, (batch, channel, *space).
         dt: step size, in the unit of time of `rate`.
@@ -212,10 +237,10 @@ def rollout(step: Step, rate: Rate, u0: State, dt: float, steps: int) -> Traject
     if torch.is_grad_enabled():  # writing into one tensor would make the backward pass quadratic in `steps`
         states = [u0]
         for _ in range(steps):
-            states.append(step(rate, states[-1], dt))
+            states.append(integrator(rate, states[-1], dt))
         return torch.stack(states, dim=1)
     trajectory = u0.new_empty((u0.shape[0], steps + 1, *u0.shape[1:]))
     trajectory[:, 0] = u = u0
     for n in range(steps):
-        trajectory[:, n + 1] = u = step(rate, u, dt)
+        trajectory[:, n + 1] = u = integrator(rate, u, dt)
     return trajectory

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import squall.data
+import squall
 
 
 def trajectories(*shape: int, dtype=np.float64, seed: int = 0) -> np.ndarray:

@@ -148,6 +148,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_give_the_value_and_gradient_of_one(world, tmp_path: Path):
     script = tmp_path / "rank.py"

@@ -24,6 +24,7 @@ def run_page(lightning: bool) -> dict[str, Any]:
 
 
 def test_page_runs(capsys):
+    pytest.importorskip("lightning_fabric", reason="pip install 'squall[train]'")
     namespace = run_page(lightning=False)
     assert "violent" in capsys.readouterr().out
     emulator = namespace["Emulator"]()

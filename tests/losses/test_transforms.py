@@ -163,6 +163,7 @@ COMPILED = """
 """
 
 
+@pytest.mark.slow
 def test_compile_without_graph_break_and_export():
     """In a process of its own, where the tests' run-time type checks do not stand between."""
     result = subprocess.run(

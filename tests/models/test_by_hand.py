@@ -1,6 +1,8 @@
 """The passes written by hand against their formulas, and the formulas against PyTorch's own derivatives."""
 
 import dataclasses
+import importlib.util
+import runpy
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from squall.models import _by_hand, _rows
-from squall.models._by_hand import ByHand
-from squall.models._density_gradient import density_gradient, fast_density_gradient
-from squall.models._point_network import fast_point_network, point_network
+from squall.models import HNN, NODE, fast
+from squall.models.fast import by_hand
+from squall.models.fast import rows as fast_rows
+from squall.models.fast.by_hand import ByHand
+from squall.models.fast.density_gradient import fast_density_gradient
+from squall.models.fast.point_network import fast_point_network
+from squall.models.formulas import density_gradient, point_network
 
 # PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -67,7 +72,7 @@ def test_the_passes_agree_with_the_formula(
 ) -> None:
     """For any number of blocks, the last one shorter."""
     hidden = 8
-    monkeypatch.setattr(_rows, "BLOCK", 10 * hidden * torch.float64.itemsize)
+    monkeypatch.setattr(fast_rows, "BLOCK", 10 * hidden * torch.float64.itemsize)
     inputs = case.inputs(rows, columns, hidden)
     ours, formula = case.function(*inputs), case.function.formula(*inputs)
     torch.testing.assert_close(ours, formula, rtol=1e-13, atol=1e-13)
@@ -90,16 +95,16 @@ def test_one_input_at_a_time(case: Case, name: str) -> None:
 @pytest.mark.parametrize("kind", ["numpy", "compiled", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_tanh_is_exact_to_rounding(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_by_hand, "NUMPY_TANH", kind == "numpy")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: _rows.FEW_THREADS + (kind == "plain"))
-    if kind == "compiled" and _by_hand._compiled_tanh() is None:
+    monkeypatch.setattr(by_hand, "NUMPY_TANH", kind == "numpy")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: fast_rows.FEW_THREADS + (kind == "plain"))
+    if kind == "compiled" and by_hand._compiled_tanh() is None:
         pytest.skip("needs numba")
     z = torch.cat([torch.logspace(-30, 2, 1001, dtype=torch.float64), torch.zeros(1), torch.tensor([torch.inf])])
     z = torch.cat([-z, z]).to(dtype).unsqueeze(1)
-    truth, ours = z.double().tanh(), _by_hand.tanh_(z)
+    truth, ours = z.double().tanh(), by_hand.tanh_(z)
     torch.testing.assert_close(ours.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
     assert ours is z
-    assert _by_hand.tanh_(torch.full((1,), torch.nan, dtype=dtype)).isnan()
+    assert by_hand.tanh_(torch.full((1,), torch.nan, dtype=dtype)).isnan()
 
 
 def test_any_memory_layout(case: Case) -> None:
@@ -203,3 +208,37 @@ def test_transforms_see_the_formula(case: Case) -> None:
     ours, formula = (dict(transforms(f, inputs)) for f in (case.function, case.function.formula))
     for name, a in ours.items():
         torch.testing.assert_close(a, formula[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["node", "hnn"])
+def test_the_switch_turns_the_passes_by_hand_off(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = (
+        NODE(2, 8, generator=generator) if kind == "node" else HNN(lambda v: v.roll(1, -1) - v, 8, generator=generator)
+    )
+    model, calls = model.double(), []
+    original = by_hand._ByHand.apply
+    monkeypatch.setattr(by_hand._ByHand, "apply", lambda *inputs: calls.append(1) or original(*inputs))
+    u = torch.randn(3, model.channels, 10, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def rate_and_gradients() -> list[Tensor]:
+        rate = model(u)
+        return [rate, *torch.autograd.grad(rate.square().sum(), [u, *model.parameters()], allow_unused=True)]
+
+    by_passes = rate_and_gradients()
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(fast, "enabled", False)
+    for ours, plain in zip(by_passes, rate_and_gradients(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    assert not calls
+
+
+@pytest.mark.parametrize(("value", "enabled"), [("0", False), ("1", True), (None, True)])
+def test_the_switch_is_read_from_the_environment(value, enabled, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv("SQUALL_FAST", raising=False)
+    else:
+        monkeypatch.setenv("SQUALL_FAST", value)
+    source = importlib.util.find_spec("squall.models.fast").origin
+    assert runpy.run_path(source)["enabled"] is enabled

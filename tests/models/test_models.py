@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from squall._process.threads import threads
 from squall.integrators import INTEGRATORS, increment, rollout
 from squall.models import HNN, NODE, RateModel, energy_rate
-from squall.placement import threads
 
 # PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from squall.models import _rows
-from squall.models._density_gradient import fast_density_gradient
-from squall.placement import threads
+from squall._process.threads import threads
+from squall.models.fast import rows as fast_rows
+from squall.models.fast.density_gradient import fast_density_gradient
 
 # PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -25,8 +25,8 @@ LARGE = 1 << 30
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows, each worth a thread."""
-    monkeypatch.setattr(_rows, "BLOCK", 10 * 16 * 8)
-    monkeypatch.setattr(_rows, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(fast_rows, "BLOCK", 10 * 16 * 8)
+    monkeypatch.setattr(fast_rows, "WORTH_A_THREAD", 1)
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count} threads")
@@ -47,14 +47,14 @@ def test_every_row_once(count: int, rows: int, monkeypatch: pytest.MonkeyPatch) 
     x = torch.arange(4.0 * rows, dtype=torch.float64).reshape(rows, 4)
     doubled = torch.full_like(x, torch.nan)
 
-    def part(blocks: _rows.Blocks) -> tuple[Tensor, ...]:
+    def part(blocks: fast_rows.Blocks) -> tuple[Tensor, ...]:
         total, seen = x.new_zeros(4), x.new_zeros(())
         for some, (scratch,) in blocks:
             doubled[some] = torch.mul(x[some], 2, out=scratch)
             total, seen = total + x[some].sum(0), seen + scratch.shape[0]
         return total, seen
 
-    total, seen = _rows.over_rows(part, x, scratch=1)
+    total, seen = fast_rows.over_rows(part, x, scratch=1)
     assert torch.equal(doubled, 2 * x)
     assert torch.equal(total, x.sum(0))
     assert seen == rows
@@ -78,7 +78,7 @@ def test_the_same_bits_every_time(count: int, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("items", [0, 1, 2, 7])
 def test_the_order_stays_and_threads_work_alone(count: int, items: int) -> None:
-    found = _rows.on_threads(lambda i: (i, torch.get_num_threads()), range(items), LARGE)
+    found = fast_rows.on_threads(lambda i: (i, torch.get_num_threads()), range(items), LARGE)
     assert [i for i, _ in found] == list(range(items))
     alone = items - items % count
     assert [n for _, n in found] == [1] * alone + [count] * (items - alone)
@@ -86,7 +86,7 @@ def test_the_order_stays_and_threads_work_alone(count: int, items: int) -> None:
 
 
 def test_within_a_thread_nothing_is_shared_out(count: int) -> None:
-    found = _rows.on_threads(lambda i: _rows.on_threads(lambda j: 10 * i + j, range(4), LARGE), range(4), LARGE)
+    found = fast_rows.on_threads(lambda i: fast_rows.on_threads(lambda j: 10 * i + j, range(4), LARGE), range(4), LARGE)
     assert found == [[10 * i + j for j in range(4)] for i in range(4)]
 
 
@@ -95,15 +95,15 @@ def test_an_error_reaches_the_caller(count: int) -> None:
         raise RuntimeError(f"item {i}")
 
     with pytest.raises(RuntimeError, match="item 0"):
-        _rows.on_threads(fail, range(6), LARGE)
-    assert _rows.on_threads(lambda i: i, range(6), LARGE) == list(range(6))
+        fast_rows.on_threads(fail, range(6), LARGE)
+    assert fast_rows.on_threads(lambda i: i, range(6), LARGE) == list(range(6))
 
 
 def test_inference_mode_goes_along(count: int) -> None:
     with torch.inference_mode():
-        assert all(_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6), LARGE))
+        assert all(fast_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6), LARGE))
     with torch.no_grad():
-        assert not any(_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6), LARGE))
+        assert not any(fast_rows.on_threads(lambda _: torch.zeros(1).is_inference(), range(6), LARGE))
 
 
 def test_from_several_threads_at_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,10 +131,10 @@ def test_a_dispatch_mode_sees_every_operation() -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     with threads(2):
-        _rows.on_threads(abs, range(4), 1 << 30)
+        fast_rows.on_threads(abs, range(4), 1 << 30)
         child = os.fork()
         if child == 0:  # no assertion here: the child must end without pytest's clearing up
-            os._exit(_rows.on_threads(abs, range(4), 1 << 30) != [0, 1, 2, 3])
+            os._exit(fast_rows.on_threads(abs, range(4), 1 << 30) != [0, 1, 2, 3])
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -155,23 +155,23 @@ def test_where_threads_cannot_start_the_caller_works(monkeypatch: pytest.MonkeyP
     def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    _rows._started.cache_clear()
+    fast_rows._started.cache_clear()
     with threads(2):
         monkeypatch.setattr(threading.Thread, "start", fail)
-        assert _rows.on_threads(abs, range(-4, 0), 1 << 30) == [4, 3, 2, 1]
+        assert fast_rows.on_threads(abs, range(-4, 0), 1 << 30) == [4, 3, 2, 1]
         monkeypatch.undo()
         assert torch.get_num_threads() == 2
-    _rows._started.cache_clear()
+    fast_rows._started.cache_clear()
 
 
 def test_first_calls_at_once_leave_every_thread_its_number() -> None:
     script = """
 import threading, torch
-from squall.models import _rows
+from squall.models.fast import rows as fast_rows
 torch.set_num_threads(2)
 found = []
 def first():
-    _rows.on_threads(abs, range(4), 1 << 30)
+    fast_rows.on_threads(abs, range(4), 1 << 30)
     found.append(torch.get_num_threads())
 them = [threading.Thread(target=first) for _ in range(8)]
 [t.start() for t in them], [t.join() for t in them]
@@ -183,12 +183,12 @@ assert found == [2] * 8, found
 def test_a_thread_that_outlives_the_main_one() -> None:
     script = """
 import threading, time, torch
-from squall.models import _rows
+from squall.models.fast import rows as fast_rows
 torch.set_num_threads(2)
-_rows.on_threads(abs, range(4), 1 << 30)
+fast_rows.on_threads(abs, range(4), 1 << 30)
 def late():
     time.sleep(0.5)  # by then the interpreter waits for this thread, and takes no more work
-    assert _rows.on_threads(abs, range(-4, 0), 1 << 30) == [4, 3, 2, 1]
+    assert fast_rows.on_threads(abs, range(-4, 0), 1 << 30) == [4, 3, 2, 1]
     print("done")
 threading.Thread(target=late).start()
 """

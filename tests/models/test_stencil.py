@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from squall.models._stencil import neighbourhoods, scatter_neighbourhoods
+from squall.models.stencil import neighbourhoods, scatter_neighbourhoods
 
 SHAPES = [(2, 1, 7), (2, 3, 5), (2, 2, 4, 5), (1, 2, 3, 4, 5), (2, 1, 1), (2, 1, 2)]
 

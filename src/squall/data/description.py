@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Required, TypedDict
 
 import numpy as np
+from jaxtyping import Shaped
 
 from squall.data.errors import DataError
 
@@ -32,7 +33,7 @@ class About(TypedDict, total=False):
     dt: Required[float]
     fields: Sequence[str] | str | None
     lengths: float | Sequence[float] | None
-    coordinates: Sequence[Any] | np.ndarray | None
+    coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None
     boundary: str | Sequence[str]
     name: str
     parameters: Mapping[str, Any] | None
@@ -72,7 +73,7 @@ def describe(
     dt: float,
     fields: Sequence[str] | str | None = None,
     lengths: float | Sequence[float] | None = None,
-    coordinates: Sequence[Any] | np.ndarray | None = None,
+    coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None = None,
     boundary: str | Sequence[str] = "periodic",
     name: str = "trajectories",
     parameters: Mapping[str, Any] | None = None,
@@ -127,7 +128,7 @@ def describe(
     )
 
 
-def equal_step(points: np.ndarray) -> float | None:
+def equal_step(points: Shaped[np.ndarray, " points"]) -> float | None:
     """The step h of points p₀ + i h, or `None` where they are not equally spaced.
 
     The rounding of the points' own type is allowed for, and a thousandth of the step. An axis in float32
@@ -188,7 +189,7 @@ def _lattice(
 
 
 def _given(
-    space: tuple[int, ...], coordinates: Sequence[Any] | np.ndarray
+    space: tuple[int, ...], coordinates: Sequence[Any] | Shaped[np.ndarray, "..."]
 ) -> tuple[tuple[np.ndarray, ...], tuple[float | None, ...]]:
     if isinstance(coordinates, np.ndarray) and coordinates.ndim == 1 and len(space) == 1:
         coordinates = [coordinates]

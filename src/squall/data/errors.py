@@ -3,7 +3,10 @@
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
+
+from squall._types import Trajectories
 
 
 class DataError(ValueError):
@@ -14,7 +17,7 @@ class MissingFileError(DataError, FileNotFoundError):
     """There is no such data file."""
 
 
-def all_finite(values: Tensor) -> bool:
+def all_finite(values: Shaped[Tensor, "..."]) -> bool:
     """Whether no value is NaN or infinite. A sum keeps every NaN and infinity, and needs no second array."""
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
@@ -28,13 +31,19 @@ class NonFinite:
         self.values = 0
         self.trajectories: set[int] = set()
         self.first: tuple[int, int, str, tuple[int, ...]] | None = None
+        self.everywhere: Tensor | None = None
 
-    def look(self, values: Tensor, trajectories: Any, starts: Any) -> None:
+    def look(self, values: Trajectories, trajectories: Any, starts: Any) -> None:
         """Look through windows (batch, time, channel, *space) that begin at `starts` of `trajectories`."""
         self.values += values.numel()
+        if values.numel() == 0:
+            return
         if all_finite(values):
+            self.everywhere = torch.tensor(False)
             return
         bad = ~torch.isfinite(values)
+        always = bad.flatten(0, 1).all(0)
+        self.everywhere = always if self.everywhere is None else self.everywhere & always
         self.count += int(bad.sum())
         rows = bad.flatten(1).any(1).nonzero().flatten().tolist()
         self.trajectories.update(int(trajectories[row]) for row in rows)
@@ -43,7 +52,7 @@ class NonFinite:
             place = int(trajectories[row]), int(starts[row]) + time
             self.first = (*place, self.fields[channel], tuple(point))
 
-    def refuse(self, what: str, advice: str) -> None:
+    def refuse(self, what: str, more: str = "") -> None:
         """Raise `DataError` if anything was found.
 
         Raises:
@@ -57,5 +66,16 @@ class NonFinite:
         raise DataError(
             f"{what}: {self.count} of {self.values} values are NaN or infinite; the first is at trajectory "
             f"{trajectory}, time index {time}, field '{field}', point {point}; trajectories concerned "
-            f"({len(concerned)}): {listed}. {advice}"
+            f"({len(concerned)}): {listed}. {self._advice()}{more}"
         )
+
+    def _advice(self) -> str:
+        """What keeps all that is good: leaving out trajectories would leave out everything where land is NaN."""
+        states = self.everywhere is not None and self.everywhere.ndim > 0 and self.values // self.everywhere.numel()
+        points = 0 if self.everywhere is None else int(self.everywhere.sum())
+        if states and self.count == points * states:
+            return (
+                f"These are the same {points} points of every state, as land or another mask would be: in a copy, "
+                "write finite numbers there, such as 0, and give the loss the mask (`mask=`) that leaves them out"
+            )
+        return "In a copy, end these trajectories before the first such value, or leave them out"

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from squall.data.errors import DataError
-from squall.data.source import Source
+from squall.data.source import AnyFloats, Source
 
 
 @dataclass(frozen=True)
@@ -80,18 +79,18 @@ class Normalization:
         """Number of channels."""
         return len(self.mean)
 
-    def apply(self, u: Tensor, axis: int = 1) -> Tensor:
+    def apply(self, u: AnyFloats, axis: int = 1) -> AnyFloats:
         """(u − mean)/std in the type of `u`; `axis` is the channel axis: 1 for states, 2 for trajectories."""
         self._check(u, axis)
         return (u - _along(self.mean, u.ndim, axis, u.dtype, u.device)) / _along(
             self.std, u.ndim, axis, u.dtype, u.device
         )
 
-    def invert(self, v: Tensor, axis: int = 1) -> Tensor:
+    def invert(self, v: AnyFloats, axis: int = 1) -> AnyFloats:
         """v·std + mean, the inverse of `apply`."""
         return self.scale(v, axis) + _along(self.mean, v.ndim, axis, v.dtype, v.device)
 
-    def scale(self, v: Tensor, axis: int = 1) -> Tensor:
+    def scale(self, v: AnyFloats, axis: int = 1) -> AnyFloats:
         """v·std: takes a rate or a difference of normalized states back to the unit of the field."""
         self._check(v, axis)
         return v * _along(self.std, v.ndim, axis, v.dtype, v.device)
@@ -111,7 +110,7 @@ class Normalization:
             raise DataError(f"normalization: got the keys {sorted(values)}; expected mean and std")
         return cls(tuple(values["mean"]), tuple(values["std"]))
 
-    def _check(self, u: Tensor, axis: int) -> None:
+    def _check(self, u: AnyFloats, axis: int) -> None:
         if u.ndim <= axis or u.shape[axis] != self.channels:
             raise DataError(
                 f"got shape {tuple(u.shape)}; expected {self.channels} channels on axis {axis}, as normalized"
@@ -119,7 +118,7 @@ class Normalization:
 
 
 @functools.lru_cache(maxsize=64)
-def _along(values: tuple[float, ...], ndim: int, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _along(values: tuple[float, ...], ndim: int, axis: int, dtype: torch.dtype, device: torch.device) -> AnyFloats:
     """The values as a tensor that broadcasts along one axis; kept, because a copy to a GPU waits for it."""
     # A tensor made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False):

@@ -9,11 +9,15 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Int64, Shaped
 
+from squall._process.documents import special_file
+from squall._process.limits import too_large
+from squall._types import Trajectories
 from squall.data.description import Description
 from squall.data.errors import DataError, MissingFileError, NonFinite
-from squall.data.source import Source
+from squall.data.hdf5 import open_file
+from squall.data.source import Numbers, Source
 from squall.data.structure import StoredField, read_structure
 
 DAMAGE = (
@@ -53,10 +57,11 @@ class TrajectoryFile(Source):
         _check_file(self.path, self._place)
         self._stamp = _stamp(self._place)
         try:
-            with h5py.File(self._place, "r") as file:
+            with open_file(self.path, self._place) as file:
                 self._structure = read_structure(file)
         except DataError as error:
-            raise DataError(f"{self.path}: {error}") from None
+            prefix = f"{self.path}: "
+            raise DataError(prefix + str(error).removeprefix(prefix)) from None
         except DAMAGE as error:
             raise DataError(_damaged(self.path, error)) from error
 
@@ -82,6 +87,11 @@ class TrajectoryFile(Source):
         """Names of the fields that do not change in time and are left out."""
         return self._structure.constant_fields
 
+    @property
+    def varying_scalars(self) -> tuple[str, ...]:
+        """Names of the scalars that vary in time or differ between trajectories, and are left out."""
+        return self._structure.varying_scalars
+
     def check(self) -> None:
         """Read the whole file once, piece by piece.
 
@@ -93,7 +103,7 @@ class TrajectoryFile(Source):
             trajectories = torch.tensor(chosen)
             starts = torch.full_like(trajectories, start)
             found.look(self._states(trajectories, starts, stop - start), chosen, [start] * len(chosen))
-        found.refuse(str(self.path), "Remove these trajectories, or stop them earlier.")
+        found.refuse(str(self.path))
 
     def close(self) -> None:
         """Close the file; it opens again when it is read."""
@@ -118,14 +128,14 @@ class TrajectoryFile(Source):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_process": -1, "_descriptor": None, "_hdf5": None}
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         states = self._states(trajectories, starts, length)
         found = NonFinite(self.fields)
         found.look(states, trajectories, starts)
-        found.refuse(f"{self.path}, in what was read now", "`squall.data.open(path).check()` looks at all.")
+        found.refuse(f"{self.path}, in what was read now", "; `squall.data.open(path).check()` looks at all")
         return states
 
-    def _states(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _states(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         self._open()
         number = np.dtype(str(self.dtype).removeprefix("torch."))
         stored = self._structure.stored
@@ -137,7 +147,9 @@ class TrajectoryFile(Source):
             return torch.from_numpy(np.require(parts[0], number, ["C", "W"]))
         return torch.from_numpy(np.concatenate(parts, axis=2, dtype=number, casting="same_kind"))
 
-    def _read(self, field: StoredField, trajectories: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    def _read(
+        self, field: StoredField, trajectories: Int64[np.ndarray, " n"], starts: Int64[np.ndarray, " n"], length: int
+    ) -> Shaped[np.ndarray, "n time component *space"]:
         """Windows of one field (window, length, component, *space)."""
         values = np.empty((len(trajectories), length, *field.block), dtype=field.dtype)
         if not field.sample_varying:
@@ -164,7 +176,7 @@ class TrajectoryFile(Source):
         if in_place:
             self._descriptor = os.open(self._place, os.O_RDONLY)
         if not in_place or any(field.offset is None for field in self._structure.stored):
-            self._hdf5 = h5py.File(self._place, "r", rdcc_nbytes=self._structure.cache_bytes)
+            self._hdf5 = open_file(self.path, self._place, rdcc_nbytes=self._structure.cache_bytes)
         self._process = os.getpid()
 
 
@@ -211,7 +223,11 @@ def _read_in_place(descriptor: int, offset: int, values: Any, rows: list[int], o
 
 
 def _read_through_hdf5(
-    dataset: Any, sample_varying: bool, values: np.ndarray, places: list[tuple[int, int]], order: list[int]
+    dataset: Any,
+    sample_varying: bool,
+    values: Shaped[np.ndarray, "window time *block"],
+    places: list[tuple[int, int]],
+    order: list[int],
 ) -> None:
     """The same for what is packed in chunks or lies elsewhere."""
     for window in order:
@@ -220,7 +236,9 @@ def _read_through_hdf5(
         values[window] = dataset[(trajectory, times) if sample_varying else times]
 
 
-def _spread(values: np.ndarray, field: StoredField, space: tuple[int, ...]) -> np.ndarray:
+def _spread(
+    values: Shaped[np.ndarray, "window time *block"], field: StoredField, space: tuple[int, ...]
+) -> Shaped[np.ndarray, "window time component *space"]:
     """Repeat along the space axes that do not vary, and put the components where channels are."""
     stored = (points if varying else 1 for points, varying in zip(space, field.dim_varying, strict=True))
     components = len(field.channels)
@@ -238,10 +256,12 @@ def _check_file(path: Path, place: Path) -> None:
         raise DataError(f"{path}: this is a folder; name one HDF5 file{listed}")
     if not place.exists():
         raise MissingFileError(_missing(path, place))
+    if special := special_file(place):
+        raise DataError(f"{path}: this is {special}; name one HDF5 file")
     with place.open("rb") as file:
         head = file.read(8)
     if not head:
-        raise DataError(f"{path}: the file is empty (0 bytes); make or fetch it again")
+        raise DataError(f"{path}: the file is empty (0 bytes). Let its writer finish, or make or fetch it again")
     if not h5py.is_hdf5(place):
         raise DataError(
             f"{path}: this is not an HDF5 file (it begins with {head!r}); `squall.data.write` writes one from an array"
@@ -260,9 +280,12 @@ def _missing(path: Path, place: Path) -> str:
 
 def _damaged(path: Path, error: Exception) -> str:
     reason = str(error).strip("'\"")
+    if too_large(error):
+        return f"{path}: the memory does not suffice to read it ({reason})"
+    advice = "Compare its checksum with that of its source; make or fetch it again if they differ"
     if "truncated" in reason or "ends before" in reason:
-        return f"{path}: the file is truncated ({reason}); make or fetch it again"
-    return f"{path}: the file cannot be read and may be damaged ({reason}); make or fetch it again"
+        return f"{path}: the file is truncated ({reason}). Let its writer finish, or make or fetch it again"
+    return f"{path}: the file cannot be read and may be damaged ({reason}). {advice}"
 
 
 def _stamp(place: Path) -> tuple[int, int]:

@@ -6,13 +6,20 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from squall._types import Trajectories
 from squall.data.description import About, Description, describe
 from squall.data.errors import DataError, NonFinite
 
-Indices = Tensor | np.ndarray | Sequence[int]
+AnyArray = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
+"""What a user gives, before it is checked."""
+
+AnyFloats = Float[Tensor, "..."]
+Numbers = Int64[Tensor, " n"]
+
+Indices = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | Sequence[int]
 """Whole numbers that choose trajectories or times: a list, a range, an array or a tensor."""
 
 CHUNK_BYTES = 16 * 2**20
@@ -41,7 +48,7 @@ class Source(abc.ABC):
         """Names, axes, parameters and provenance."""
 
     @abc.abstractmethod
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         """`windows` after its arguments were checked; refuses what is not finite."""
 
     def windows(self, trajectories: Indices, starts: Indices, length: int) -> Trajectories:
@@ -125,12 +132,12 @@ class Source(abc.ABC):
         return self.description.dt
 
     @property
-    def times(self) -> np.ndarray:
+    def times(self) -> Float[np.ndarray, " time"]:
         """The times of the states (time,), float64."""
         return self.description.start + self.dt * np.arange(self.shape[1])
 
     @property
-    def coordinates(self) -> tuple[np.ndarray, ...]:
+    def coordinates(self) -> tuple[Float[np.ndarray, " points"], ...]:
         """The points of each space axis, float64."""
         return self.description.coordinates
 
@@ -179,7 +186,7 @@ class InMemory(Source):
         (3, 10, 1, (50,))
     """
 
-    def __init__(self, states: Tensor | np.ndarray, **about: Unpack[About]) -> None:
+    def __init__(self, states: AnyArray, **about: Unpack[About]) -> None:
         tensor = as_states(states)
         self._hold(tensor, describe(tensor.shape, **about))
 
@@ -190,14 +197,14 @@ class InMemory(Source):
         source._hold(as_states(states), description)
         return source
 
-    def _hold(self, states: Tensor, description: Description) -> None:
+    def _hold(self, states: Trajectories, description: Description) -> None:
         self._description = description
         self._states = states.contiguous()
         found = NonFinite(self.fields)
         for chosen, start, stop in self.chunks():
             piece = self._states[chosen.start : chosen.stop, start:stop]
             found.look(piece, chosen, [start] * len(chosen))
-        found.refuse("states", "Remove these trajectories, or stop them earlier.")
+        found.refuse("states")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -211,7 +218,7 @@ class InMemory(Source):
     def description(self) -> Description:
         return self._description
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         # Time first in memory: all first and all second states of pairs are then contiguous, and not copied again.
         rows = trajectories * self.shape[1] + starts + torch.arange(length)[:, None]
         flat = self._states.flatten(0, 1)
@@ -239,7 +246,7 @@ class Subset(Source):
     def description(self) -> Description:
         return self.source.description
 
-    def _gather(self, trajectories: Tensor, starts: Tensor, length: int) -> Tensor:
+    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         return self.source._gather(self.indices[trajectories], starts, length)
 
 
@@ -307,7 +314,7 @@ def load(source: Source, limit_bytes: int = 2 * 2**30) -> Source:
     return InMemory.described(states, source.description)
 
 
-def as_states(states: Tensor | np.ndarray) -> Tensor:
+def as_states(states: AnyArray) -> AnyFloats:
     """The states as a tensor outside the graph of gradients.
 
     Raises:
@@ -323,7 +330,7 @@ def as_states(states: Tensor | np.ndarray) -> Tensor:
     return states.detach()
 
 
-def as_indices(indices: Indices, argument: str) -> Tensor:
+def as_indices(indices: Indices, argument: str) -> Numbers:
     """Whole numbers as an int64 tensor (n,) on the CPU."""
     tensor = torch.as_tensor(indices).cpu()
     if tensor.numel() == 0:
@@ -333,7 +340,7 @@ def as_indices(indices: Indices, argument: str) -> Tensor:
     return tensor.to(torch.int64)
 
 
-def check_range(indices: Tensor, size: int, argument: str) -> None:
+def check_range(indices: Numbers, size: int, argument: str) -> None:
     """Refuse what is not in 0 ... size − 1."""
     if len(indices) == 0:
         return
@@ -351,4 +358,7 @@ def _count(share: int | float, total: int, argument: str) -> int:
 
 
 def _wrong_type(found: object) -> str:
-    return f"states: got {found}; float32 and float64 are kept as they are, convert others first"
+    return (
+        f"states: got {found}; float32 and float64 are kept as they are. Give half precision as float32, whole numbers "
+        "as float64, and complex numbers as two channels, the real and the imaginary parts"
+    )

@@ -1,16 +1,18 @@
 """Everything in a file of The Well's layout but the states: what fields lie where, axes, origin."""
 
 import itertools
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
+from squall._process.documents import DocumentError, read_json
 from squall.data.description import AXES, Description, equal_step
 from squall.data.errors import DataError
+from squall.data.hdf5 import dataset_of, member, small_values
 
 FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 """Scalar, vector and matrix fields; the tensor order is the place in this list."""
@@ -57,6 +59,7 @@ class Structure:
     dtype: torch.dtype
     stored: tuple[StoredField, ...]
     constant_fields: tuple[str, ...]
+    varying_scalars: tuple[str, ...]
     description: Description
     attributes: dict[str, Any]
     cache_bytes: int
@@ -71,16 +74,17 @@ def read_structure(file: Any) -> Structure:
     _check_groups(file)
     dimensions = file["dimensions"]
     axes = _space_axes(dimensions)
-    space = tuple(int(dimensions[axis].shape[-1]) for axis in axes)
-    times = np.atleast_2d(dimensions["time"][()])
+    clock, *lines = (dataset_of(dimensions, name, f"dimensions/{name}") for name in ("time", *axes))
+    space = tuple(int(line.shape[-1]) for line in lines)
+    times = np.atleast_2d(small_values(clock, "dimensions/time"))
     if times.shape[1] < 2:
         raise DataError("it has one time; at least two are needed to learn a step from")
     stored, constant = _fields(file, axes)
     batch = _trajectories(stored, file.attrs)
     for field in stored:
         _check_shape(field, batch, times.shape[1], space)
-    start, dt = _clock(times, dimensions["time"].attrs)
-    lattice = [_axis(dimensions[axis]) for axis in axes]
+    start, dt = _clock(times, clock.attrs)
+    lattice = [_axis(line) for line in lines]
     fields = tuple(itertools.chain.from_iterable(field.channels for field in stored))
     number = np.result_type(np.float32, *(field.dtype for field in stored))
     return Structure(
@@ -88,6 +92,7 @@ def read_structure(file: Any) -> Structure:
         dtype=torch.float64 if number == np.float64 else torch.float32,
         stored=stored,
         constant_fields=constant,
+        varying_scalars=_varying_scalars(file["scalars"]),
         description=Description(
             dt=dt,
             fields=fields,
@@ -106,7 +111,7 @@ def read_structure(file: Any) -> Structure:
 
 def _check_groups(file: Any) -> None:
     wanted = ("dimensions", *GROUPS)
-    missing = [group for group in wanted if not isinstance(file.get(group), h5py.Group)]
+    missing = [group for group in wanted if not isinstance(member(file, group), h5py.Group)]
     if missing:
         found = ", ".join(list(file)[:8]) or "nothing"
         raise DataError(
@@ -117,10 +122,14 @@ def _check_groups(file: Any) -> None:
 
 def _space_axes(dimensions: Any) -> tuple[str, ...]:
     named = dimensions.attrs.get("spatial_dims")
-    axes = tuple(filter(dimensions.__contains__, AXES)) if named is None else tuple(map(str, _plain(named)))
+    axes = (
+        tuple(axis for axis in AXES if member(dimensions, axis) is not None)
+        if named is None
+        else tuple(map(str, _plain(named)))
+    )
     if not 1 <= len(axes) <= 3:
         raise DataError(f"dimensions@spatial_dims names {len(axes)} space axes {axes}; expected one to three")
-    missing = [name for name in ("time", *axes) if name not in dimensions]
+    missing = [name for name in ("time", *axes) if member(dimensions, name) is None]
     if missing:
         raise DataError(f"the axes {', '.join(missing)} are missing in the group dimensions; found: {list(dimensions)}")
     return axes
@@ -132,9 +141,11 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
     constant: list[str] = []
     for order, group in enumerate(FIELD_GROUPS):
         for name in map(str, _plain(file[group].attrs.get("field_names", list(file[group])))):
-            if name not in file[group]:
+            if member(file[group], name) is None:
                 raise DataError(f"the field '{name}' is named in {group}@field_names but is not there")
-            if file[group][name].attrs.get("time_varying", True):
+            if "/" in name:
+                raise DataError(f"the field '{name}' of {group}@field_names has a '/' in its name")
+            if member(file[group], name).attrs.get("time_varying", True):
                 stored.append(_stored_field(file, f"{group}/{name}", order, axes))
             else:
                 constant.append(name)
@@ -148,9 +159,12 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
 
 
 def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> StoredField:
-    dataset = file[key]
+    dataset = dataset_of(file, key, key)
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8:
-        raise DataError(f"the field '{key}' holds {dataset.dtype}; expected floats of up to 64 bits")
+        raise DataError(
+            f"the field '{key}' holds {dataset.dtype}; expected floats of up to 64 bits. In a copy, write complex "
+            "numbers as two fields, of the real and the imaginary parts, and whole numbers as float64"
+        )
     varying = tuple(map(bool, dataset.attrs.get("dim_varying", [True] * len(axes))))
     if len(varying) != len(axes):
         raise DataError(f"the field '{key}' has {len(varying)} dim_varying for {len(axes)} space axes {axes}")
@@ -226,7 +240,7 @@ def _clock(times: np.ndarray, attributes: Any) -> tuple[float, float]:
 
 def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
     """Points and spacing of a space axis; of the first trajectory where each has its own."""
-    points = np.atleast_2d(dataset[()])[0]
+    points = np.atleast_2d(small_values(dataset, dataset.name))[0]
     if "step" in dataset.attrs and "start" in dataset.attrs:
         start, step = float(dataset.attrs["start"]), float(dataset.attrs["step"])
         if _explains(points, start, step):
@@ -234,7 +248,7 @@ def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
     return points.astype(np.float64), equal_step(points)
 
 
-def _explains(points: np.ndarray, start: float, step: float) -> bool:
+def _explains(points: Shaped[np.ndarray, " points"], start: float, step: float) -> bool:
     """Whether the points are start + i·step, to the rounding of float32."""
     line = start + step * np.arange(len(points))
     tolerance = 4 * float(np.finfo(np.float32).eps) * max(abs(line[0]), abs(line[-1]))
@@ -244,15 +258,28 @@ def _explains(points: np.ndarray, start: float, step: float) -> bool:
 def _boundary(conditions: Any, axis: str) -> str:
     """As The Well reads it: an end of which nothing is said is open."""
     ends = ["open", "open"]
-    for condition in conditions.values():
-        touched = [str(name) for name in _plain(condition.attrs.get("associated_dims", []))]
-        if axis not in touched or "bc_type" not in condition.attrs or "mask" not in condition:
+    for name in conditions:
+        condition = member(conditions, name)
+        if condition is None:
             continue
-        mask = np.moveaxis(condition["mask"][()], touched.index(axis), 0)
+        touched = [str(name) for name in _plain(condition.attrs.get("associated_dims", []))]
+        if axis not in touched or "bc_type" not in condition.attrs or member(condition, "mask") is None:
+            continue
+        key = f"boundary_conditions/{name}/mask"
+        mask = np.moveaxis(small_values(dataset_of(condition, "mask", key), key), touched.index(axis), 0)
         for end, place in enumerate((0, -1)):
             if mask[place].any():
                 ends[end] = str(_plain(condition.attrs["bc_type"])).lower()
     return ends[0] if ends[0] == ends[1] else "mixed"
+
+
+def _varying_scalars(group: Any) -> tuple[str, ...]:
+    """Names of the scalars that vary in time or differ between trajectories."""
+    found = {name: member(group, name) for name in group}
+    varying = ("time_varying", "sample_varying")
+    return tuple(
+        name for name, scalar in found.items() if scalar is not None and any(scalar.attrs.get(key) for key in varying)
+    )
 
 
 def _parameters(attributes: Any) -> dict[str, float | str]:
@@ -264,8 +291,8 @@ def _parameters(attributes: Any) -> dict[str, float | str]:
 def _provenance(attributes: Any) -> dict[str, Any]:
     text = _plain(attributes.get("provenance", "{}"))
     try:
-        found = json.loads(text)
-    except (TypeError, ValueError):
+        found = read_json(text) if isinstance(text, str) else text
+    except DocumentError:
         found = text
     return found if isinstance(found, dict) else {"provenance": found}
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from squall._types import State
-from squall.data.source import Indices, Source, as_indices, check_range
+from squall.data.source import Indices, Numbers, Source, as_indices, check_range
 
 
 class Transitions(Dataset[tuple[Tensor, Tensor]]):
@@ -40,7 +40,7 @@ class Transitions(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.source.trajectories * self.source.steps
 
-    def locate(self, indices: Indices) -> tuple[Tensor, Tensor]:
+    def locate(self, indices: Indices) -> tuple[Numbers, Numbers]:
         """Trajectory and time index of the first state of each transition.
 
         Raises:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Unpack
@@ -12,11 +11,13 @@ from typing import Any, BinaryIO, Unpack
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float, Shaped
 
+from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name
+from squall._types import Trajectories
 from squall.data.description import AXES, About, Description, describe
 from squall.data.errors import DataError, NonFinite
-from squall.data.source import CHUNK_BYTES, as_states
+from squall.data.source import CHUNK_BYTES, AnyArray, as_states
 
 STRUCTURE_BYTES = 2**20
 """Room reserved for everything in a file that is not states."""
@@ -24,12 +25,12 @@ STRUCTURE_BYTES = 2**20
 
 def write(
     path: str | os.PathLike[str],
-    states: Tensor | np.ndarray,
+    states: AnyArray,
     *,
     dt: float,
     fields: Sequence[str] | str | None = None,
     lengths: float | Sequence[float] | None = None,
-    coordinates: Sequence[Any] | np.ndarray | None = None,
+    coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None = None,
     boundary: str | Sequence[str] = "periodic",
     name: str = "trajectories",
     parameters: Mapping[str, Any] | None = None,
@@ -84,7 +85,7 @@ def write(
     found = NonFinite(about.fields)
     for chosen in pieces:
         found.look(tensor[chosen.start : chosen.stop], chosen, [0] * len(chosen))
-    found.refuse("states", "Remove these trajectories, or stop them earlier.")
+    found.refuse("states")
     with _writer(Path(path), tuple(tensor.shape), tensor.dtype, about) as writer:
         for chosen in pieces:
             writer._put(tensor[chosen.start : chosen.stop])
@@ -152,7 +153,7 @@ class Writer:
         self._fields = about.fields
         self._offsets = offsets
 
-    def append(self, states: Tensor | np.ndarray) -> None:
+    def append(self, states: AnyArray) -> None:
         """Write the next trajectories (batch, time, channel, *space).
 
         Raises:
@@ -172,10 +173,10 @@ class Writer:
         numbers = range(self.written, self.written + len(tensor))
         found = NonFinite(self._fields)
         found.look(tensor, numbers, [0] * len(tensor))
-        found.refuse("append", "Remove these trajectories, or stop them earlier.")
+        found.refuse("append")
         self._put(tensor)
 
-    def _put(self, states: Tensor) -> None:
+    def _put(self, states: Trajectories) -> None:
         numbers = states.cpu().numpy()
         trajectory_bytes = numbers[:1, :, 0].nbytes
         with _explained(self.path):
@@ -191,7 +192,7 @@ class Writer:
                 "append the rest before the block ends, or announce fewer. Nothing was kept"
             )
         with _explained(self.path):
-            os.fsync(self._file.fileno())
+            sync_descriptor(self._file.fileno())
 
 
 @contextlib.contextmanager
@@ -200,7 +201,7 @@ def _writer(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descr
     _refuse_existing(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    temporary = temporary_name(path)
     data_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     try:
         # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
@@ -228,7 +229,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
     """Write everything but the states; returns where in the file the states of each channel begin."""
     batch, times, _, *space = shape
     axes = AXES[: len(space)]
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:  # nobody else knows its name
         file.attrs["dataset_name"] = about.name
         file.attrs["grid_type"] = "cartesian"
         file.attrs["n_spatial_dims"] = len(space)
@@ -254,7 +255,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
         return [_field(file["t0_fields"], name, (batch, times, *space), kind) for name in about.fields]
 
 
-def _axis(group: Any, name: str, points: np.ndarray, step: float | None) -> None:
+def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: float | None) -> None:
     """The layout keeps axes in float32, which blurs the step: it stands beside, exactly."""
     axis = group.create_dataset(name, data=points.astype(np.float32))
     axis.attrs["sample_varying"] = False
@@ -289,12 +290,12 @@ def _field(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype) -> in
     return dataset.id.get_offset()
 
 
-def _words(words: Any) -> np.ndarray:
+def _words(words: Any) -> Shaped[np.ndarray, " word"]:
     """Words as HDF5 text; an empty list keeps its type."""
     return np.array(list(words), dtype=h5py.string_dtype())
 
 
-def _pieces(states: Tensor) -> list[range]:
+def _pieces(states: Trajectories) -> list[range]:
     """Trajectories to copy at a time."""
     together = max(1, CHUNK_BYTES // max(1, states[0].numel() * states.element_size()))
     return [range(first, min(first + together, len(states))) for first in range(0, len(states), together)]
@@ -309,7 +310,11 @@ def _write_all(file: BinaryIO, numbers: Any) -> None:
 def _reserve(file: BinaryIO, size: int) -> None:
     """Take the room on the disk now, so that a full disk is known before anything is computed."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -321,18 +326,13 @@ def _publish(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         _refuse_existing(path)
         temporary.replace(path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync(path.parent)
 
 
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise FileExistsError(
-            errno.EEXIST, "it exists and is never overwritten; choose another name or remove it", str(path)
+            errno.EEXIST, "it exists and is never overwritten; choose another name, or move it away", str(path)
         )
 
 

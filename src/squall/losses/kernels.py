@@ -19,8 +19,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from squall import _compiled
-from squall._compiled import bits_of, real_of
+from squall._process import compiled as _compiled
+from squall._process.compiled import bits_of, real_of
 from squall.losses.rules import KL, RELATIVE, SHARPEST, TEMPERATURE
 from squall.losses.sketch import REST_BITS, SMALL, WINDOW
 

@@ -101,10 +101,13 @@ class Weighing:
 
 @functools.cache
 def compiled_kernels() -> ModuleType | None:
-    """The compiled loops, None where numba is not installed."""
+    """The compiled loops, None where numba is not installed or cannot compile."""
     if importlib.util.find_spec("numba") is None:
         return None
-    return importlib.import_module("squall.losses.kernels")
+    try:
+        return importlib.import_module("squall.losses.kernels")
+    except ImportError:  # as where numba does not know the version of NumPy
+        return None
 
 
 def is_compiled(values: Tensor, weighing: Weighing, sharding: Sharding) -> bool:

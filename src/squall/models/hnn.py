@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from squall._types import State
-from squall.models._base import RateModel
-from squall.models._density_gradient import fast_density_gradient
-from squall.models._point_network import PointNetwork
-from squall.models._stencil import neighbourhoods, scatter_neighbourhoods
+from squall.models.base import RateModel
+from squall.models.fast.density_gradient import fast_density_gradient
+from squall.models.point_network import PointNetwork
+from squall.models.stencil import neighbourhoods, scatter_neighbourhoods
 
 Operator = Callable[[Tensor], Tensor]
 

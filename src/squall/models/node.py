@@ -5,9 +5,9 @@ from typing import final
 import torch
 
 from squall._types import State
-from squall.models._base import RateModel
-from squall.models._point_network import PointNetwork
-from squall.models._stencil import neighbourhoods, points_last
+from squall.models.base import RateModel
+from squall.models.point_network import PointNetwork
+from squall.models.stencil import neighbourhoods, points_last
 
 
 @final

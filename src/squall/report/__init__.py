@@ -1,19 +1,26 @@
-"""Tables and figures, from run folders alone: nothing here trains or needs a model."""
+"""Tables, figures and the page, from run folders and packs alone: nothing here trains or needs a model."""
 
-from squall.report.comparison import Comparison, Group, compare
-from squall.report.figures import comparison_figure, energy_figure, error_figure, field_figure, write_figures
-from squall.report.tables import comparison_table, evaluation_table, markdown
+from squall._process.extras import explain_missing_extra
+
+with explain_missing_extra():
+    from squall.report.comparison import Comparison, compare, comparison_note, comparison_table
+    from squall.report.figures import comparison_figure, energy_figure, error_figure, field_figure, write_figures
+    from squall.report.study import write_report
+    from squall.report.tables import Table, evaluation_table, markdown, terminal
 
 __all__ = [
     "Comparison",
-    "Group",
+    "Table",
     "compare",
     "comparison_figure",
+    "comparison_note",
     "comparison_table",
     "energy_figure",
     "error_figure",
     "evaluation_table",
     "field_figure",
     "markdown",
+    "terminal",
     "write_figures",
+    "write_report",
 ]

@@ -1,26 +1,85 @@
-"""Figures of a run and of a comparison, drawn from what `evaluate` left in the run folders.
+"""The figures of a run, of a comparison and of a study, drawn from what `evaluate` and `study run` left.
 
 Built on Matplotlib's objects, not on pyplot: nothing global is changed.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from squall.report.comparison import Comparison, Group, Spread
-from squall.run_folder import RunFolder, write_beside
+from squall._process.names import file_name
+from squall.report.comparison import Comparison
+from squall.runs.folder import Kind, RunFolder, write_beside
+from squall.study.outcome import STATES, Outcome
+from squall.study.results import GridResults, Row
+from squall.study.statistics import Summary
+from squall.systems import CahnHilliard
 
-__all__ = ["comparison_figure", "energy_figure", "error_figure", "field_figure", "write_figures"]
+__all__ = [
+    "COLOURS",
+    "REGIME_COLOURS",
+    "comparison_figure",
+    "energy_figure",
+    "error_figure",
+    "field_comparison",
+    "field_figure",
+    "fixed_temperature",
+    "regime_figure",
+    "sampling_figure",
+    "save",
+    "step_error_figure",
+    "temperature_figure",
+    "training_figure",
+    "write_figures",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which the colour-blind can tell apart."""
+REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
 FRAMES = 4
 """At how many times a field over two space axes is shown."""
+
+FEW_SEEDS = 4
+"""Up to so many seeds each has a line of its own."""
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """Write a figure beside and rename it into place, in the format of its suffix: png, pdf, svg."""
+    path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same figure is the same file
+    with write_beside(path) as part:
+        figure.savefig(part, format=kind, dpi=130, metadata=undated.get(kind))
+    return path
+
+
+def _mesh(
+    panel: Axes, time: np.ndarray, space: np.ndarray, values: np.ndarray, title: str, limit: float = 0.0, **options: Any
+) -> Any:
+    """A map over time and space (or two space axes), diverging around 0 up to a limit; what is not finite is grey."""
+    panel.set_title(title, fontsize=9)
+    panel.set_facecolor("0.75")
+    style = {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"} if limit else {}
+    values = np.ma.masked_invalid(values.T)
+    return panel.pcolormesh(time, space, values, **(style | {"shading": "nearest", "rasterized": True} | options))
+
+
+def _curve(values: Iterable[float | None]) -> np.ndarray:
+    """NaN, which is not drawn, where a number became NaN or infinite."""
+    return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values])
+
+
+# One run
 
 
 def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
@@ -46,54 +105,45 @@ def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
             figures[key] = field_figure(rollouts, i, channel, f"{name}, test trajectory {i}")
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
-    return [save(figure, target / f"{name}{suffix}.png") for name, figure in figures.items()]
+    return [save(figure, target / f"{file_name(name + suffix)}.png") for name, figure in figures.items()]
 
 
-def save(figure: Figure, path: Path | str) -> Path:
-    """Write a figure beside and rename it into place, in the format of its suffix: png, pdf, svg."""
-    path = Path(path)
-    kind = path.suffix.removeprefix(".")
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same figure is the same file
-    with write_beside(path) as part:
-        figure.savefig(part, format=kind, dpi=130, metadata=undated.get(kind))
-    return path
-
-
-def field_figure(rollouts: dict[str, np.ndarray], trajectory: int, channel: int, title: str) -> Figure:
+def field_figure(rollouts: Mapping[str, np.ndarray], trajectory: int, channel: int, title: str) -> Figure:
     """Truth, prediction and error of one field: over x and t, or over x and y at a few times."""
     truth = rollouts["truth"][trajectory, :, channel]
     prediction = rollouts["prediction"][trajectory, :, channel]
     axes = [rollouts[f"axis_{i}"] for i in range(truth.ndim - 1)]
-    if len(axes) == 1:
-        return _space_time(rollouts["time"], axes[0], truth, prediction, title)
     while truth.ndim > 3:  # the middle slice of a field over three space axes
         middle = truth.shape[-1] // 2
         truth, prediction = truth[..., middle], prediction[..., middle]
-    return _frames(rollouts["time"], axes[:2], truth, prediction, title)
+    error = np.where(np.isfinite(prediction), prediction - truth, np.nan)
+    limit = float(np.abs(truth).max()) or 1.0
+    error_limit = float(np.nanmax(np.abs(error))) if np.isfinite(error).any() else 1.0
+    rows = [("truth", truth, limit), ("prediction", prediction, limit)]
+    rows.append(("error", error, min(error_limit or 1.0, 2 * limit)))
+    draw = _space_time if len(axes) == 1 else _frames
+    return draw(rollouts["time"], axes[:2], rows, title)
 
 
-def _space_time(time: np.ndarray, x: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> Figure:
+def _space_time(time: np.ndarray, axes: Sequence[np.ndarray], rows: Sequence[Any], title: str) -> Figure:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    images = [
-        _image(panel, (time, x), values.T, limit, f"{title}: {name}" if name == "truth" else name)
-        for panel, (name, values, limit) in zip(panels, _three(truth, prediction), strict=True)
-    ]
-    for panel in panels:
-        panel.set_xlabel("time t")
+    images = [_mesh(p, time, axes[0], x, name, limit) for p, (name, x, limit) in zip(panels, rows, strict=True)]
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("time t", fontsize=10)
     panels[0].set_ylabel("space x")
     figure.colorbar(images[0], ax=panels[:2], shrink=0.9)
     figure.colorbar(images[2], ax=panels[2], shrink=0.9)
     return figure
 
 
-def _frames(time: np.ndarray, axes: list[np.ndarray], truth: np.ndarray, prediction: np.ndarray, title: str) -> Figure:
+def _frames(time: np.ndarray, axes: Sequence[np.ndarray], rows: Sequence[Any], title: str) -> Figure:
     chosen = np.unique(np.linspace(0, len(time) - 1, FRAMES).round().astype(int))
     figure = Figure(figsize=(3 * len(chosen), 8), layout="constrained")
     panels = figure.subplots(3, len(chosen), sharex=True, sharey=True, squeeze=False)
-    for row, (name, values, limit) in zip(panels, _three(truth, prediction), strict=True):
+    for row, (name, values, limit) in zip(panels, rows, strict=True):
         images = [
-            _image(panel, (axes[0], axes[1]), values[frame].T, limit, f"{name}, t = {time[frame]:g}")
+            _mesh(panel, axes[0], axes[1], values[frame], f"{name}, t = {time[frame]:g}", limit)
             for panel, frame in zip(row, chosen, strict=True)
         ]
         for panel in row:
@@ -103,23 +153,7 @@ def _frames(time: np.ndarray, axes: list[np.ndarray], truth: np.ndarray, predict
     return figure
 
 
-def _three(truth: np.ndarray, prediction: np.ndarray) -> list[tuple[str, np.ndarray, float]]:
-    """Truth and prediction on one colour scale, the error on its own; what is not finite stays blank."""
-    error = np.where(np.isfinite(prediction), prediction - truth, np.nan)
-    limit = float(np.abs(truth).max()) or 1.0
-    error_limit = float(np.nanmax(np.abs(error))) if np.isfinite(error).any() else 1.0
-    error_limit = min(error_limit or 1.0, 2 * limit)
-    return [("truth", truth, limit), ("prediction", prediction, limit), ("error", error, error_limit)]
-
-
-def _image(panel: Axes, axes: tuple[np.ndarray, np.ndarray], values: np.ndarray, limit: float, title: str) -> Any:
-    panel.set_title(title, fontsize=10)
-    panel.set_facecolor("0.75")
-    values = np.ma.masked_invalid(values)
-    return panel.pcolormesh(*axes, values, vmin=-limit, vmax=limit, cmap="RdBu_r", shading="nearest", rasterized=True)
-
-
-def error_figure(found: dict[str, Any]) -> Figure:
+def error_figure(found: Mapping[str, Any]) -> Figure:
     """Mean squared error of the states over rollout time, of each checkpoint, with the baselines as lines."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
@@ -127,80 +161,266 @@ def error_figure(found: dict[str, Any]) -> Figure:
         curve = _curve(item["curves"]["states"])
         panel.semilogy(item["curves"]["time"], curve, color=colour, label=f"{kind} (step {item['step']})")
     _baseline_lines(panel, next(iter(found["checkpoints"].values()))["baselines"])
-    panel.set(xlabel="rollout time t", ylabel="mean squared error of the states")
-    panel.legend(fontsize=8)
     return figure
 
 
-def _curve(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if x is None else x for x in values])
-
-
-def _baseline_lines(panel: Axes, baselines: dict[str, Any]) -> None:
+def _baseline_lines(panel: Axes, baselines: Mapping[str, Any]) -> None:
     for style, (name, values) in zip(("--", ":"), baselines.items(), strict=False):
         panel.axhline(values["states"], color="0.5", linestyle=style, linewidth=1, label=f"{name} (mean over time)")
+    panel.set(xlabel="rollout time t", ylabel="mean squared error of the states", yscale="log")
+    panel.legend(fontsize=8)
 
 
-def energy_figure(found: dict[str, Any]) -> Figure | None:
+def energy_figure(found: Mapping[str, Any]) -> Figure | None:
     """Energy of truth and prediction over rollout time; None for data without a system."""
     checkpoints = {kind: item for kind, item in found["checkpoints"].items() if "energy_truth" in item["curves"]}
     if not checkpoints:
         return None
-    first = next(iter(checkpoints.values()))
-    truths = first["curves"]["energy_truth"]
-    figure = Figure(figsize=(5.5 * len(truths), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(truths), squeeze=False)[0]
-    for i, (panel, truth) in enumerate(zip(panels, truths, strict=True)):
-        time = first["curves"]["time"]
-        panel.plot(time, truth, color="black", label="truth")
+    first = next(iter(checkpoints.values()))["curves"]
+    figure = Figure(figsize=(5.5 * len(first["energy_truth"]), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(first["energy_truth"]), squeeze=False)[0]
+    for i, (panel, truth) in enumerate(zip(panels, first["energy_truth"], strict=True)):
+        panel.plot(first["time"], truth, color="black", label="truth")
         for colour, (kind, item) in zip(COLOURS, checkpoints.items(), strict=False):
-            panel.plot(time, _curve(item["curves"]["energy_prediction"][i]), color=colour, linestyle="--", label=kind)
+            curve = _curve(item["curves"]["energy_prediction"][i])
+            panel.plot(first["time"], curve, color=colour, linestyle="--", label=kind)
         panel.set(xlabel="rollout time t", ylabel="energy H", title=f"test trajectory {i}")
     panels[0].legend(fontsize=8)
     return figure
 
 
+# A comparison
+
+
 def comparison_figure(comparison: Comparison) -> Figure:
-    """Error growth of every group, median and range over seeds, and its one-step error by regime."""
+    """Error growth of every row, median and range over seeds, and its one-step error by regime."""
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     growth, regimes = figure.subplots(1, 2)
-    for colour, group in zip(COLOURS, comparison.groups, strict=False):
-        _growth_band(growth, group, colour)
-    _baseline_lines(growth, comparison.baselines)
-    growth.set(xlabel="rollout time t", ylabel="mean squared error of the states", title="rollout", yscale="log")
-    growth.legend(fontsize=8)
-    _regime_ranges(regimes, comparison.groups)
-    figure.suptitle(f"{comparison.checkpoint} weights, median and range over seeds", fontsize=10)
+    kind, rows = comparison.checkpoint, comparison.rows
+    for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
+        curves = [outcome.checkpoint(kind)["curves"] for outcome in row.outcomes]
+        errors = np.nan_to_num([_curve(curve["states"]) for curve in curves], nan=np.inf)
+        middle, top = np.median(errors, axis=0), errors.max(axis=0)
+        growth.plot(curves[0]["time"], _curve(middle), color=colour, label=row.name)
+        top = np.where(np.isinf(top), errors[np.isfinite(errors)].max(initial=1), top)
+        growth.fill_between(curves[0]["time"], errors.min(axis=0), top, color=colour, alpha=0.2, linewidth=0)
+    _baseline_lines(growth, rows[0].outcomes[0].checkpoint(kind)["baselines"])
+    growth.set_title("rollout")
+    _regime_errors(regimes, rows, kind)
+    title = f"{kind.capitalize()} weights. Rollout: median and range over seeds; one step: median and 95 % interval"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _growth_band(panel: Axes, group: Group, colour: str) -> None:
-    curves = np.array([_curve(values) for values in group.curves("states")])
-    curves = np.where(np.isnan(curves), np.inf, curves)
-    time = group.evaluations[0]["curves"]["time"]
-    middle = np.median(curves, axis=0)
-    panel.plot(time, np.where(np.isinf(middle), np.nan, middle), color=colour, label=group.label)
-    top = np.where(np.isinf(curves.max(axis=0)), np.nanmax(curves[np.isfinite(curves)], initial=1), curves.max(axis=0))
-    panel.fill_between(time, curves.min(axis=0), top, color=colour, alpha=0.2, linewidth=0)
-
-
-def _regime_ranges(panel: Axes, groups: Sequence[Group]) -> None:
-    """Median and range over the seeds of the one-step error, by regime."""
+def _regime_errors(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
+    """Median and interval over the seeds of the one-step error, by regime."""
     names = ("quiet", "active", "extreme")
-    for i, (colour, group) in enumerate(zip(COLOURS, groups, strict=False)):
-        spreads = [group.spread(f"one step: {name}") or Spread(()) for name in names]
-        middle = _curve([spread.median for spread in spreads])
-        low, high = _curve([spread.range[0] for spread in spreads]), _curve([spread.range[1] for spread in spreads])
-        places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * 0.15
-        panel.errorbar(
-            places, middle, [middle - low, high - middle], fmt="o", color=colour, capsize=4, label=group.label
-        )
+    for i, (colour, row) in enumerate(zip(itertools.cycle(COLOURS), rows, strict=False)):
+        summaries = [row.summary(("regimes", name, "error"), kind) for name in names]
+        places = np.arange(len(names)) + (i - (len(rows) - 1) / 2) * min(0.15, 0.8 / len(rows))
+        middle, spread = _with_intervals(summaries)
+        panel.errorbar(places, middle, spread, fmt="o", color=colour, capsize=4, label=row.name)
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, len(names) - 0.5)
-    panel.set(
-        yscale="log",
-        xlabel="regime of the truth: lower half of |du/dt|, the rest, top 1 %",
-        ylabel="squared error of the rate",
-        title="one step",
-    )
+    xlabel = "regime of the truth: lower half of |du/dt|, the rest, top 1 %"
+    panel.set(yscale="log", xlabel=xlabel, ylabel="squared error of the rate", title="one step")
     panel.legend(fontsize=8)
+
+
+def _with_intervals(summaries: Sequence[Summary | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Medians, NaN where they are not finite, and how far their intervals reach below and above, 0 where unbounded."""
+    known = [(math.nan,) * 3 if s is None else (s.low, s.median, s.high) for s in summaries]
+    low, middle, high = np.where(np.isfinite(known), known, np.nan).T
+    return middle, np.nan_to_num([middle - low, high - middle])
+
+
+# A study: the paper's Figures 1 to 5 and the course of the trainings
+
+
+def regime_figure(outcome: Outcome) -> Figure | None:
+    """Figure 1: the truth, and what happens where; None where the system has no regimes."""
+    fields = outcome.fields()
+    if fields is None or "regime" not in fields or not (fields["regime"] >= 0).any():
+        return None
+    figure = Figure(figsize=(11, 2.9 * len(fields["truth"])), layout="constrained")
+    panels = figure.subplots(len(fields["truth"]), 2, squeeze=False, sharex=True, sharey=True)
+    time, x = fields["time"], fields["axis_0"]
+    for (left, right), truth, regime in zip(panels, fields["truth"], fields["regime"], strict=True):
+        image = _mesh(left, time, x, truth[:, 0].astype(float), "truth u", float(np.abs(truth).max()))
+        figure.colorbar(image, ax=left)
+        labels = np.where(regime[:, 0] < 0, np.nan, regime[:, 0])
+        _mesh(right, time[: len(labels)], x, labels, "regime", cmap=ListedColormap(REGIME_COLOURS), vmin=-0.5, vmax=3.5)
+        left.set_ylabel("space x")
+    for panel in panels[-1]:
+        panel.set_xlabel("time t")
+    names = CahnHilliard.regime_names
+    handles = [Patch(color=colour, label=name) for colour, name in zip(REGIME_COLOURS, names, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def step_error_figure(outcome: Outcome) -> Figure:
+    """Figure 2: the squared error of one step, of the rate, at every point and time of the kept trajectories."""
+    fields = outcome.fields() or {}
+    errors = fields["step_error"][:, :, 0]
+    figure = Figure(figsize=(5.5 * len(errors), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(errors), squeeze=False)[0]
+    top = float(errors.max()) or 1.0
+    for i, (panel, error) in enumerate(zip(panels, errors, strict=True)):
+        title, norm = f"squared error of one step, test trajectory {i}", LogNorm(top * 1e-5, top)
+        time = fields["time"][: len(error)]
+        image = _mesh(panel, time, fields["axis_0"], np.maximum(error, top * 1e-5), title, norm=norm, cmap="magma")
+        panel.set(xlabel="time t", ylabel="space x")
+        figure.colorbar(image, ax=panel, label="(rate)²")
+    return figure
+
+
+def field_comparison(rows: Sequence[Row], title: str) -> Figure | None:
+    """Figures 3 and 4: the prediction and its error for each loss, below the truth, of the first run of a row that
+    kept its fields and its first test trajectory; None without kept fields."""
+    shown = [(row.name, outcome, outcome.fields() or {}) for row in rows if (outcome := row.shown)]
+    if not shown:
+        return None
+    first = shown[0][2]
+    truth, time, x = first["truth"][0, :, 0].astype(float), first["time"], first["axis_0"]
+    limit = float(np.abs(truth).max())
+    figure = Figure(figsize=(9, 1.75 * (len(shown) + 1)), layout="constrained")
+    panels = figure.subplots(len(shown) + 1, 2, sharex=True, sharey=True)
+    panels[0, 1].axis("off")
+    image = _mesh(panels[0, 0], time, x, truth, "truth", limit)
+    for (left, right), (name, _, fields) in zip(panels[1:], shown, strict=True):
+        prediction = fields["prediction"][0, :, 0].astype(float)
+        prediction[~np.isfinite(prediction)] = np.nan
+        _mesh(left, time, x, prediction, name, limit)
+        _mesh(right, time, x, prediction - truth, f"error of {name}", limit)
+    figure.colorbar(image, ax=panels, shrink=0.4)
+    figure.supxlabel("time t")
+    figure.supylabel("space x")
+    seeds = ", ".join(sorted({str(outcome.seed) for _, outcome, _ in shown}))
+    figure.suptitle(f"{title}, test trajectory 0, seed {seeds}, last weights")
+    return figure
+
+
+def sampling_figure(outcome: Outcome, title: str) -> Figure:
+    """Which transitions SANN calls stiff: the index over trajectories and time, and how many of them over time."""
+    found = outcome.stiffness() or {}
+    index, stiff = found["index"], found["stiff"]
+    time = float(found["dt"]) * np.arange(index.shape[1])
+    order = np.argsort(-stiff.sum(1), kind="stable")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure.suptitle(title)
+    left, middle, right = figure.subplots(1, 3)
+    positive = index[index > 0]
+    norm = LogNorm(*np.quantile(positive, [0.01, 1.0])) if positive.size else None
+    rows = np.arange(len(index))
+    image = _mesh(left, time, rows, index[order].T, "stiffness-aware index", norm=norm, cmap="magma")
+    figure.colorbar(image, ax=left, label="stiffness-aware index, 1/time")
+    left.set(xlabel="time t", ylabel="training trajectory, sorted")
+    share = f"called stiff: {100 * stiff.mean():.0f} % of the transitions"
+    _mesh(middle, time, rows, stiff[order].T, share, cmap=ListedColormap(["#DDDDDD", COLOURS[1]]), vmin=0, vmax=1)
+    middle.set(xlabel="time t")
+    right.plot(time, stiff.mean(0), color=COLOURS[1])
+    right.set(xlabel="time t", ylabel="share of the trajectories", ylim=(0, 1))
+    right.set_title("called stiff, over time", fontsize=9)
+    return figure
+
+
+def fixed_temperature(row: Row) -> float | None:
+    """The finite temperature that a loss weighs with; None where it has none, or its weights are differentiated."""
+    loss = row.outcomes[0].config["loss"]
+    T = math.inf if loss["temperature"] is None else float(loss["temperature"])
+    return T if math.isfinite(T) and not loss["differentiate_weights"] else None
+
+
+def temperature_figure(found: GridResults, kind: Kind) -> Figure:
+    """Figure 5: the rollout error of the states against the temperature; a row without one is a line."""
+    figure = Figure(figsize=(5.5 * len(found.groups), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(found.groups), squeeze=False)[0]
+    for panel, (title, rows) in zip(panels, found.groups, strict=True):
+        _temperature_panel(panel, rows, kind)
+        unit = f"({rows[0].outcomes[0].config['training']['residual']})²"
+        panel.set(
+            title=f"{title}, {kind} weights", xlabel=f"temperature T, {unit}", ylabel="rollout error of the states"
+        )
+        panel.legend(fontsize=8)
+    return figure
+
+
+def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
+    points = []
+    colours = itertools.cycle(COLOURS[1:])
+    for row in rows:
+        summary, T = row.summary(STATES, kind), fixed_temperature(row)
+        if summary is not None and T is not None:
+            points.append((T, summary))
+        elif summary is not None:
+            finite = math.isfinite(summary.median)
+            label = row.name if finite else f"{row.name} (diverged)"
+            panel.axhline(summary.median if finite else math.nan, color=next(colours), label=label)
+    panel.set(xscale="log", yscale="log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    if not points:
+        return
+    points.sort(key=lambda point: point[0])
+    T = np.array([t for t, _ in points])
+    names = [f"{t:g}" for t in T]
+    if T[0] == 0:  # a logarithmic axis has no place for it: a decade below the smallest
+        T[0] = T[1] / 10 if len(T) > 1 else 1.0
+        panel.set_xticks(T, names, fontsize=7)
+        panel.minorticks_off()
+    panel.set_xlim(T.min() / 3, T.max() * 3)
+    middle, spread = _with_intervals([summary for _, summary in points])
+    panel.errorbar(T, middle, spread, color=COLOURS[0], marker="o", capsize=3, label="imbalance-aware, T")
+    unbounded = np.array([math.isinf(summary.high) for _, summary in points])
+    if unbounded.any():
+        height, transform = np.full(unbounded.sum(), 0.97), panel.get_xaxis_transform()
+        panel.plot(T[unbounded], height, "x", color=COLOURS[1], transform=transform, label="a seed diverged")
+
+
+def training_figure(found: GridResults) -> Figure:
+    """Rollout error and growth factor on the validation trajectories against training steps: a line per seed, of more
+    than a few the median with the band from the lower to the upper quartile."""
+    figure = Figure(figsize=(6 * len(found.groups), 7), layout="constrained")
+    panels = figure.subplots(2, len(found.groups), squeeze=False, sharex=True)
+    quantities = {
+        "rollout_states": "validation rollout error of the states",
+        "growth_factor": "growth factor of a step",
+    }
+    for column, (title, rows) in enumerate(found.groups):
+        for panel, (name, label) in zip(panels[:, column], quantities.items(), strict=True):
+            for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
+                _courses(panel, row, name, colour)
+            panel.set_ylabel(label)
+        panels[0, column].set(title=title, yscale="log")
+        panels[1, column].set(xlabel="training step", ylim=(0.95, 2.0))
+        panels[1, column].axhline(1, color="0.5", lw=0.8)
+    named = {label: h for panel in panels[0] for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _courses(panel: Axes, row: Row, name: str, colour: str) -> None:
+    """A quantity of the validations in the trainings of a row; infinite where a rollout diverged."""
+    known = [outcome for outcome in row.outcomes if outcome.history]
+    if len(known) <= FEW_SEEDS:
+        for outcome in known:
+            panel.plot(_curve(outcome.history["step"]), _curve(_validations(outcome, name)), color=colour, lw=1)
+        panel.plot([], [], color=colour, lw=1, label=row.name)
+        return
+    at: dict[float, list[float]] = {}
+    for outcome in known:
+        for step, value in zip(outcome.history["step"], _validations(outcome, name), strict=True):
+            at.setdefault(step or 0, []).append(math.inf if value is None else value)
+    steps = sorted(at)
+    for outcome, step in itertools.product(known, steps):
+        if outcome.state == "failed" and step > (outcome.history["step"][-1] or 0):
+            at[step].append(math.inf)
+    low, middle, high = np.array([np.quantile(at[step], (0.25, 0.5, 0.75), method="nearest") for step in steps]).T
+    panel.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+    panel.plot(steps, middle, color=colour, lw=1.5, label=row.name)
+
+
+def _validations(outcome: Outcome, name: str) -> Sequence[float | None]:
+    return outcome.history.get(name) or [None] * len(outcome.history["step"])

@@ -1,38 +1,46 @@
 """A study's results as one interactive HTML page, which needs neither a network nor a server.
 
-The numbers become plain data; `page.html.j2` lays them out, and its script draws them with plotly.js.
+Tables are those of the Markdown report; maps, curves and bars become plain data. `page.html.j2` lays both out, and its
+script draws with plotly.js.
 """
 
+import base64
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from plotly.offline import get_plotlyjs
 
-from squall.report.page_drawings import drawn, step_regimes_of
-from squall.report.page_tables import KINDS, columns_of, note_on_p, tables_of
-from squall.report.results import GridResults, Outcome, Results
-from squall.report.study_tables import WEIGHED
-from squall.report.tables import number
-from squall.run_folder import write_beside
+from squall.report.figures import COLOURS, REGIME_COLOURS, fixed_temperature
+from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table, state_counts
+from squall.runs.folder import Kind, write_beside
+from squall.study.outcome import STATES, Outcome, Place
+from squall.study.results import GridResults, Results, Row
+from squall.systems import CahnHilliard
 
 __all__ = ["write_page"]
 
-STATE_NAMES = ("done", "failed", "started", "missing")
+REGIMES = ("quiet", "active", "extreme")
+
+DECADES = 5
+"""How far below its largest value a one-step error is shown."""
+CELLS = 6000
+"""How many cells a map of one trajectory has at most."""
+SEEDS_WITH_FIELDS = 5
+"""Fields of further seeds would make the page large."""
+CLIPPED = 4.0
+"""Errors are kept up to this many times the largest truth, so that a blow-up does not hide what came before it."""
+GAP = -128
+"""Stands for a number that is not finite in a map of signed bytes."""
 
 
 def write_page(results: Results, path: Path) -> Path:
-    """Write what a study found, however far it is, into one HTML file.
-
-    Args:
-        results: as `read_results` has them.
-        path: the file.
-
-    Returns:
-        the file.
-    """
+    """Write what a study found, however far it is, into one HTML file; return the file."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("squall.report", "."),
         autoescape=True,
@@ -40,26 +48,20 @@ def write_page(results: Results, path: Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    text = environment.get_template("page.html.j2").render(_context(results), plotly=get_plotlyjs())
+    outcomes = results.outcomes
+    text = environment.get_template("page.html.j2").render(
+        study=results.study,
+        counts=state_counts(outcomes),
+        total=len(outcomes),
+        grids=[_section(name, found, results.study.baseline) for name, found in results.grids.items()],
+        outcomes=outcomes,
+        kinds=KINDS,
+        data=_script_json(_drawn(results)),
+        plotly=get_plotlyjs(),
+    )
     with write_beside(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
-
-
-def _context(results: Results) -> dict[str, Any]:
-    """What the template is given: texts and tables for the page, and `data` for its script."""
-    outcomes = results.outcomes
-    return {
-        "study": results.study,
-        "counts": _counts(outcomes),
-        "total": len(outcomes),
-        "grids": [_grid(name, found, results.study.baseline) for name, found in results.grids.items()],
-        "trials": [_provenance(outcome) for outcome in outcomes],
-        "kinds": KINDS,
-        "weighed": list(WEIGHED),
-        "number": number,
-        "data": _script_json(drawn(results)),
-    }
 
 
 def _script_json(values: Any) -> str:
@@ -67,41 +69,171 @@ def _script_json(values: Any) -> str:
     return json.dumps(values, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    states = [outcome.state for outcome in outcomes]
-    return {state: states.count(state) for state in STATE_NAMES if state in states}
-
-
-def _grid(name: str, found: GridResults, baseline: str | None) -> dict[str, Any]:
-    """One section of the page."""
-    outcomes = found.outcomes
-    has_table = "table" in found.grid.show
+def _section(name: str, found: GridResults, baseline: str | None) -> dict[str, Any]:
+    show = found.grid.show
     return {
         "name": name,
         "about": found.grid.about,
-        "show": found.grid.show,
-        "counts": _counts(outcomes),
-        "total": len(outcomes),
-        "columns": list(columns_of(found)),
-        "tables": tables_of(found, baseline) if has_table else [],
-        "step_regimes": step_regimes_of(found) if "one-step" in found.grid.show else [],
-        "has_published": bool(found.grid.published),
-        "notes": {kind: note_on_p(found, baseline, kind) for kind in KINDS} if has_table else {},
+        "show": show,
+        "counts": state_counts(found.outcomes),
+        "total": len(found.outcomes),
+        "tables": {kind: grid_tables(found, baseline, [kind]) for kind in KINDS} if "table" in show else {},
+        "step_regimes": regime_table(found.one_step) if "one-step" in show else None,
     }
 
 
-def _provenance(outcome: Outcome) -> dict[str, Any]:
-    """What a trial came from, in words."""
-    about = outcome.environment
-    failed = outcome.folder.read_json("failed.json") if outcome.state == "failed" else {}
-    return {
-        "folder": outcome.folder.path.name,
-        "state": outcome.state,
-        "seed": outcome.trial.seed,
-        "message": failed.get("message", ""),
-        "commit": about.get("commit") or "",
-        "versions": ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
-        "device": about.get("device", ""),
-        "started": about.get("started", ""),
-        "data": about.get("data", {}).get("sha256", ""),
-    }
+# What the script draws
+
+
+def _drawn(results: Results) -> dict[str, Any]:
+    maps = _Maps()
+    grids = {}
+    for name, found in results.grids.items():
+        show = found.grid.show
+        parts: dict[str, Any] = {"names": list(dict.fromkeys(row.name for row in found.rows))}
+        if "table" in show or "one-step" in show:
+            parts["regimes"] = {kind: [_regimes(*group, kind) for group in found.groups] for kind in KINDS}
+        if "temperature" in show:
+            parts["temperature"] = {kind: [_temperatures(*group, kind) for group in found.groups] for kind in KINDS}
+        if "training" in show:
+            parts["training"] = [_panel(*group, _course) for group in found.groups]
+        if "fields" in show:
+            parts["fields"] = [_panel(*group, maps.seed) for group in found.groups]
+        if "one-step" in show:
+            parts["steps"] = _steps(found.one_step)
+        grids[name] = parts
+    regimes = {"regimeNames": CahnHilliard.regime_names, "regimeColours": REGIME_COLOURS}
+    return {"colours": COLOURS, **regimes, "grids": grids, "truths": maps.truths, "errors": maps.errors}
+
+
+def _panel(title: str, rows: Sequence[Row], seed: Any) -> dict[str, Any]:
+    """The rows of one panel, each with something of every seed."""
+    return {"title": title, "rows": [{"name": row.name, "seeds": list(map(seed, row.outcomes))} for row in rows]}
+
+
+def _summary(row: Row, place: Place, kind: Kind) -> dict[str, Any]:
+    """A median and its interval: null where it is not finite, with the state in words."""
+    summary = row.summary(place, kind)
+    if summary is None:
+        return {"median": None, "state": "missing"}
+    numbers = {name: _finite(getattr(summary, name)) for name in ("median", "low", "high")}
+    state = "" if math.isfinite(summary.median) else "diverged"
+    return {**numbers, "state": state, "text": f"{in_words(summary.median)} {interval(summary)}".strip()}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
+def _regimes(title: str, rows: Sequence[Row], kind: Kind) -> dict[str, Any]:
+    """One-step errors by regime of the truth, and the share of points in each."""
+    shares: dict[str, float | None] = {}
+    for name in REGIMES:
+        known = [x for row in rows for x in row.values(("regimes", name, "share"), kind).values() if math.isfinite(x)]
+        shares[name] = _finite(known[0]) if known else None
+    lines = [
+        {"name": row.name, "values": {name: _summary(row, ("regimes", name, "error"), kind) for name in REGIMES}}
+        for row in rows
+    ]
+    return {"title": title, "shares": shares, "rows": lines}
+
+
+def _temperatures(title: str, rows: Sequence[Row], kind: Kind) -> dict[str, Any]:
+    """Rollout errors by temperature, and of the rows that have none."""
+    items = [{"name": row.name, "T": fixed_temperature(row), **_summary(row, STATES, kind)} for row in rows]
+    points = sorted((item for item in items if item["T"] is not None), key=lambda item: item["T"])
+    return {"title": title, "points": points, "lines": [item for item in items if item["T"] is None]}
+
+
+def _course(outcome: Outcome) -> dict[str, Any]:
+    """The validations during a training."""
+    steps = [int(step or 0) for step in outcome.history.get("step", [])]
+    names = {"errors": "rollout_states", "growth": "growth_factor"}
+    numbers = {key: list(map(_finite, outcome.history.get(name) or [None] * len(steps))) for key, name in names.items()}
+    return {"seed": outcome.seed, "state": outcome.state, "steps": steps, **numbers}
+
+
+def _steps(outcome: Outcome | None) -> dict[str, Any] | None:
+    """The error of one step over space and time, and what happens there; None if no run kept it.
+
+    A byte q stands for the error top · 10^(DECADES · (q/127 − 1)).
+    """
+    fields = outcome.fields() if outcome else None
+    if outcome is None or fields is None:
+        return None
+    maps = []
+    regimes = _planes(fields["regime"]) if "regime" in fields else np.full(fields["step_error"].shape, -1)
+    for error, regime in zip(_planes(fields["step_error"]), regimes, strict=True):
+        about, coarse = _axes(fields, error.shape)
+        finite = np.where(np.isfinite(error), error, np.nan)
+        top = float(np.nanmax(finite, initial=0.0)) or 1.0
+        decades = np.log10(np.maximum(finite[coarse] / top, 10.0**-DECADES)) / DECADES
+        known = _bytes(regime[coarse] / 127) if (regime >= 0).any() else None
+        maps.append({**about, "top": _finite(top), "bytes": _bytes(decades + 1), "regime": known})
+    return {"trial": outcome.name, "decades": DECADES, "maps": maps}
+
+
+class _Maps:
+    """Truths and errors over space and time in signed bytes, each truth once.
+
+    The prediction is the truth plus the error. A byte q stands for the error top · (q/127)·|q/127|, which is fine
+    where errors are small, and for the truth limit · q/127.
+    """
+
+    def __init__(self) -> None:
+        self.truths: dict[str, Any] = {}
+        self.errors: dict[str, list[dict[str, Any]]] = {}
+
+    def seed(self, outcome: Outcome) -> dict[str, Any]:
+        """Which run's fields a seed has, or why it has none."""
+        about = {"seed": outcome.seed, "state": STATE_NAMES.get(outcome.state, outcome.state), "trial": None}
+        if outcome.seed >= SEEDS_WITH_FIELDS:
+            return {**about, "state": "left out to keep the page small"}
+        if outcome.name not in self.errors:
+            fields = outcome.fields()
+            if fields is None:
+                return {**about, "state": about["state"] + ("; no fields were kept" if outcome.state == "done" else "")}
+            pairs = zip(_planes(fields["truth"]), _planes(fields["prediction"]), strict=True)
+            self.errors[outcome.name] = [self._error(fields, *pair) for pair in pairs]
+        return {**about, "trial": outcome.name}
+
+    def _error(self, fields: Mapping[str, np.ndarray], truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+        """The error of one trajectory, and the key of its truth."""
+        limit = float(np.abs(truth).max()) or 1.0
+        finite = np.isfinite(prediction).all(axis=1)
+        diverged = None if finite.all() else _finite(float(fields["time"][np.argmin(finite)]))
+        about, coarse = _axes(fields, truth.shape)
+        error = np.clip((prediction - truth)[coarse], -CLIPPED * limit, CLIPPED * limit)
+        top = float(np.nanmax(np.abs(error[np.isfinite(error)]), initial=0.0)) or 1.0
+        key = hashlib.sha256(truth.tobytes()).hexdigest()[:12]
+        self.truths[key] = {**about, "limit": limit, "bytes": _bytes(truth[coarse] / limit)}
+        roots = np.sign(error) * np.sqrt(np.abs(error) / top)
+        return {"truth": key, "top": _finite(top), "diverged": diverged, "bytes": _bytes(roots)}
+
+
+def _planes(fields: np.ndarray) -> np.ndarray:
+    """The first channel over time and the first space axis, in the middle of the others: (trajectory, time, point)."""
+    plane = fields[:, :, 0].astype(np.float64)
+    while plane.ndim > 3:
+        plane = plane[..., plane.shape[-1] // 2]
+    return plane
+
+
+def _axes(fields: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[slice, ...]]:
+    """Time and space of a map, taken so coarsely that it has at most `CELLS` cells, and the slices that do it."""
+    every = [1, 1]
+    while (size := [-(-n // stride) for n, stride in zip(shape, every, strict=True)]) and size[0] * size[1] > CELLS:
+        every[0 if size[0] >= size[1] else 1] += 1
+    coarse = tuple(slice(None, None, stride) for stride in every)
+    time, space = fields["time"][: shape[0]][coarse[0]], fields.get("axis_0", np.arange(shape[1]))[coarse[1]]
+    return {"time": _numbers(time), "space": _numbers(space), "every": every}, coarse
+
+
+def _numbers(values: np.ndarray) -> list[float]:
+    return [float(f"{x:.5g}") for x in values]
+
+
+def _bytes(values: np.ndarray) -> str:
+    """Numbers in [-1, 1] as signed bytes in base64; what is not finite is a gap."""
+    scaled = np.where(np.isfinite(values), np.round(127 * np.nan_to_num(values)), GAP)
+    return base64.b64encode(scaled.astype(np.int8).tobytes()).decode()

@@ -1,133 +1,348 @@
-"""Tables for the terminal and for Markdown."""
+"""One table for studies, comparisons and single runs, and its writers: Markdown and the terminal here, HTML in the
+page's template. Text from data is written as text by all of them."""
 
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+import rich.table
+import torch
+from rich.text import Text
 
-from squall.report.comparison import Comparison, Group, Place, Spread, metrics
+from squall.losses import imbalance_weights
+from squall.runs.folder import Kind
+from squall.study.outcome import ABSENT, STATES, Metric, Outcome, Place, metrics, value_at
+from squall.study.results import GridResults, Results, Row, published
+from squall.study.statistics import Summary, compare_paired, corrected, least_median
+from squall.systems import CahnHilliard
 
-__all__ = ["comparison_table", "evaluation_table", "markdown", "number"]
+__all__ = [
+    "Cell",
+    "Line",
+    "Table",
+    "evaluation_table",
+    "grid_tables",
+    "in_words",
+    "interval",
+    "markdown",
+    "medians",
+    "number",
+    "one_step_unit",
+    "references",
+    "regime_table",
+    "state_counts",
+    "status_table",
+    "terminal",
+]
+
+KINDS: tuple[Kind, ...] = ("last", "best")
+STATE_NAMES = {"failed": "failed: the training diverged", "started": "not finished", "missing": "missing"}
+SIGNIFICANT = 0.05
+
+MEDIANS = (
+    "Mean squared errors, medians over seeds [95 % bootstrap interval]; the smallest median in bold; a diverged run "
+    "counts as infinite"
+)
+
+WEIGHED = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.1}
+"""Temperatures of the losses whose weights are shown by regime."""
+
+ENERGY: Place = ("rollout", "energy")
+_SHOWN: dict[str, Place] = {
+    "states": STATES,
+    "energy": ENERGY,
+    "one step: mean": ("one_step", "mean"),
+    "top 1 %": ("one_step", "top_1_percent"),
+    "growth": ("growth", "max"),
+}
 
 
-def number(value: float | None, missing: str = "diverged") -> str:
-    """Three digits; a missing number is said, not left out."""
-    if value is None:
-        return missing
-    if isinstance(value, int):
-        return str(value)
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text and a detail below it, the number it is sorted by, its values by seed; strong if the best."""
+
+    text: str = ""
+    detail: str = ""
+    order: str = ""
+    title: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table; a `reference` is a prediction without a model."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: heads of its columns after that of the labels, and lines."""
+
+    title: str
+    heads: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+    def transposed(self) -> "Table":
+        """Columns as lines, without those that are empty."""
+        columns = zip(self.heads, zip(*(line.cells for line in self.lines), strict=True), strict=True)
+        lines = tuple(Line(head, cells) for head, cells in columns if any(cell.text for cell in cells))
+        return dataclasses.replace(self, heads=tuple(line.label for line in self.lines), lines=lines)
+
+
+def number(value: float) -> str:
+    """Three digits."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{rounded:.2e}"
 
 
-def evaluation_table(found: dict[str, Any]) -> Table:
-    """What `evaluation.json` holds: one column per checkpoint, and what costs nothing."""
-    columns = {f"{kind} (step {item['step']})": item for kind, item in found["checkpoints"].items()}
-    baselines = next(iter(columns.values()))["baselines"]
-    seconds = found["dt"] * found["steps"]
-    count = next(iter(columns.values()))["rollout"]["trajectories"]
-    table = Table(
-        title=f"{count} test trajectories, {found['steps']} steps by {found['integrator']} to t = {seconds:g}",
-        caption=f"mean squared errors; one step: {_unit(found['standardized'])}; smaller is better",
-    )
-    table.add_column("")
-    for name in (*columns, *baselines):
-        table.add_column(name, justify="right")
-    for label, path in metrics(found["fields"]).items():
-        cells = [_cell(item, path) for item in columns.values()] + [
-            _cell(item, path[1:]) for item in baselines.values()
-        ]
-        if any(cell for cell in cells):
-            table.add_row(label, *cells)
-    return table
+def in_words(value: float | None, place: Place = STATES) -> str:
+    """A number to three digits, or what it means that it is missing (None) or not finite."""
+    if value is None:
+        return ""
+    return number(value) if math.isfinite(value) else "not found" if place[0] == "growth" else "diverged"
 
 
-def _missing(place: Place) -> str:
-    """What it means that there is no number."""
-    return "not found" if place[:1] == ("growth",) else "diverged"
+def interval(summary: Summary, place: Place = STATES) -> str:
+    """The interval of a median in brackets; nothing where it has no width."""
+    if summary.low == summary.high:
+        return ""
+    return f"[{in_words(summary.low, place)}, {in_words(summary.high, place)}]"
 
 
-def _cell(values: Any, path: Place) -> str:
-    missing = _missing(path)
-    for name in path:
-        if not isinstance(values, dict) or name not in values:
-            return ""
-        values = values[name]
-    return number(values, missing)
+# Tables of rows: labels by metrics, over seeds
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """One column per group, median [smallest, largest] over its seeds; the best median in bold."""
-    table = Table(
-        title=f"{_weights(comparison)}:\nmedian \\[smallest, largest] over seeds",
-        caption=f"Mean squared errors; one step: {_unit(comparison.standardized)}.\n"
-        "Smaller is better, the best in bold.\n"
-        + "\n".join(_free(name, values) for name, values in comparison.baselines.items()),
-    )
-    table.add_column("", no_wrap=True)
-    for group in comparison.groups:
-        table.add_column(f"{group.label}\n{_seeds(group)}", justify="right")
-    for row in _rows(comparison):
-        table.add_row(*row)
-    return table
-
-
-def _unit(standardized: bool) -> str:
-    unit = ", each field in units of its standard deviation" if standardized else ""
-    return f"of the rate (u' − u)/dt{unit}"
-
-
-def _free(name: str, values: dict[str, float]) -> str:
-    """What a prediction that costs nothing reaches, in words."""
-    errors = ", ".join(f"{metric} {number(values[metric])}" for metric in ("states", "energy") if metric in values)
-    return f"For nothing, by {name}: {errors}."
-
-
-def markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown table."""
-    names = [f"{group.label} ({_seeds(group)})" for group in comparison.groups]
-    rows = [[_unmarked(cell) for cell in row] for row in _rows(comparison)]
-    lines = [["", *names], ["---"] * (1 + len(names)), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([table, *(_free(name, values) for name, values in comparison.baselines.items())]) + "\n"
-
-
-def _unmarked(cell: str) -> str:
-    """Rich's markup as Markdown."""
-    return cell.replace("[bold]", "**").replace("[/bold]", "**").replace("\\[", "[")
-
-
-def _weights(comparison: Comparison) -> str:
-    """Which weights are compared, in words."""
-    return {"best": "weights that roll out best on the validation trajectories", "last": "last weights"}[
-        comparison.checkpoint
+def medians(rows: Sequence[Row], columns: Sequence[Metric]) -> list[tuple[Cell, ...]]:
+    """For every row and metric the median over seeds with its interval; the smallest of several is strong."""
+    summaries = [[row.summary(*metric) for row in rows] for metric in columns]
+    best = [least_median(column) for column in summaries]
+    return [
+        tuple(
+            _median(row, metric, column[i], smallest)
+            for metric, column, smallest in zip(columns, summaries, best, strict=True)
+        )
+        for i, row in enumerate(rows)
     ]
 
 
-def _seeds(group: Group) -> str:
-    return "1 seed" if len(group.seeds) == 1 else f"{len(group.seeds)} seeds"
+def _median(row: Row, metric: Metric, summary: Summary | None, best: float) -> Cell:
+    title = "\n".join(f"seed {outcome.seed}: {_seed_in_words(outcome, metric)}" for outcome in row.outcomes)
+    if summary is None:
+        return Cell(title=title)
+    text, detail = in_words(summary.median, metric.place), interval(summary, metric.place)
+    return Cell(text, detail, f"{summary.median:.6g}", title, summary.median == best)
 
 
-def _rows(comparison: Comparison) -> list[list[str]]:
-    rows = []
-    for label in comparison.places:
-        spreads = [group.spread(label) for group in comparison.groups]
-        if not any(spreads):
-            continue
-        medians = [spread.median for spread in spreads if spread is not None and spread.median is not None]
-        best = min(medians, default=None) if len(set(medians)) > 1 else None
-        missing = _missing(comparison.places[label])
-        cells = [_spread_cell(spread, best, missing) for spread in spreads]
-        rows.append([label, *cells])
-    return rows
+def _seed_in_words(outcome: Outcome, metric: Metric) -> str:
+    return STATE_NAMES.get(outcome.state) or in_words(outcome.value(*metric), metric.place) or "no number"
 
 
-def _spread_cell(spread: Spread | None, best: float | None, missing: str) -> str:
-    if spread is None:
-        return ""
-    median = number(spread.median, missing)
-    if best is not None and spread.median == best:
-        median = f"[bold]{median}[/bold]"
-    low, high = spread.range
-    if low == high:
-        return median
-    return f"{median} \\[{number(low, missing)}, {number(high, missing)}]"
+def references(rows: Iterable[Row], columns: Sequence[Metric], before: int = 0, after: int = 0) -> list[Line]:
+    """The errors of predictions without a model, from the first evaluation there is, between empty cells."""
+    found = (o.checkpoint(kind, x) for row in rows for o in row.outcomes for x in o.evaluations for kind in KINDS)
+    lines = []
+    for name, errors in next((item for item in found if item), {}).get("baselines", {}).items():
+        numbers = [
+            value_at(errors, place[1:], None) if place[0] == "rollout" and tuple(rest) == columns[0][1:] else None
+            for place, *rest in columns
+        ]
+        cells = [Cell() if x is None else Cell(number(x), order=f"{x:.6g}") for x in numbers]
+        lines.append(Line(name, (*[Cell()] * before, *cells, *[Cell()] * after), reference=True))
+    return lines
+
+
+def grid_tables(found: GridResults, baseline: str | None, kinds: Sequence[Kind] = KINDS) -> tuple[list[Table], str]:
+    """The tables of a grid, one per group of its rows, and the note below them.
+
+    Args:
+        found: the grid.
+        baseline: the label of the rows that the others are tested against.
+        kinds: which checkpoints. How many diverged and p are of the first.
+    """
+    columns: dict[str, Metric] = {}
+    for kind in kinds:  # all numbers of the first checkpoint, of a second one the rollout
+        mark, places = ("", _SHOWN) if kind == kinds[0] else (f", {kind}", {"states": STATES, "energy": ENERGY})
+        columns |= {f"{name}{mark}": Metric(place, kind) for name, place in places.items()}
+    for suffix, integrator in found.others.items():
+        columns |= {
+            f"states{'' if k == kinds[0] else f', {k}'}, {integrator}": Metric(STATES, k, suffix) for k in kinds
+        }
+    tests, note = _tests(found, baseline, kinds[0])
+    theirs = ("published: states, energy",) if found.grid.published else ()
+    tables = []
+    for title, rows in found.groups:
+        lines = []
+        for row, cells in zip(rows, medians(rows, [*columns.values()]), strict=True):
+            values = published(found.grid, row)
+            last = Cell(", ".join(map(number, values)), order=f"{values[0]:.6g}") if values else Cell()
+            whole = (_seeds(row), _diverged(row, kinds[0]), *cells, tests.get(row.labels, Cell()))
+            lines.append(Line(row.name, (*whole, *[last] * len(theirs))))
+        lines += references(rows, [*columns.values()], before=2, after=1 + len(theirs))
+        tables.append(Table(title, ("seeds", "diverged", *columns, "p", *theirs), tuple(lines)))
+    return tables, f"{_note(found)} {note}"
+
+
+def _seeds(row: Row) -> Cell:
+    text = f"{row.finished}" if row.finished == len(row.outcomes) else f"{row.finished} of {len(row.outcomes)}"
+    title = "\n".join(
+        f"seed {outcome.seed}: {STATE_NAMES.get(outcome.state, outcome.state)}" for outcome in row.outcomes
+    )
+    return Cell(text, order=f"{row.finished}", title=title)
+
+
+def _diverged(row: Row, kind: Kind) -> Cell:
+    values = row.values(STATES, kind)
+    gone = [outcome for outcome in row.outcomes if math.isinf(values.get(outcome.seed, 0.0))]
+    words = [f"seed {o.seed}: the {'training' if o.state == 'failed' else 'rollout'} diverged" for o in gone]
+    return Cell(f"{len(gone)}", order=f"{len(gone)}", title="\n".join(words or ["none diverged"]))
+
+
+def _tests(found: GridResults, baseline: str | None, kind: Kind) -> tuple[dict[tuple[str, ...], Cell], str]:
+    """p of the states against the baseline by labels, corrected for all comparisons of the grid, and what it is."""
+    raw, sizes = {}, {}
+    pairs = [(row, found.baseline_of(row, baseline)) for row in found.rows]
+    pairs = [(row, other) for row, other in pairs if other is not None and other is not row]
+    if not pairs:
+        return {}, "No p: the study names no baseline for these rows."
+    for row, other in pairs:
+        ours, theirs = row.values(STATES, kind), other.values(STATES, kind)
+        p = compare_paired(ours, theirs)
+        if p is not None:
+            raw[row.labels], sizes[row.labels] = p, len(ours.keys() & theirs.keys())
+    if not raw:
+        return {}, "No p: no seed has finished both here and for the baseline."
+    cells = {}
+    for labels, p in corrected(raw).items():
+        title = f"{sizes[labels]} pairs of seeds; {raw[labels]:.2g} before the correction"
+        cells[labels] = Cell(f"{p:.2g}", order=f"{p:.6g}", title=title, strong=p < SIGNIFICANT)
+    most, count = max(sizes.values()), len(raw)
+    note = (
+        f"p: states against “{baseline}”, Wilcoxon's signed-rank test on pairs of seeds, Holm-corrected for {count} "
+        f"comparison{'s' if count > 1 else ''}."
+    )
+    least = min(1.0, count * 0.5 ** (most - 1))  # all differences of one sign: two of the 2^n patterns are as extreme
+    if least > SIGNIFICANT:
+        needed = math.ceil(1 + math.log2(count / SIGNIFICANT))
+        note += (
+            f" With {most} seed{'s' if most > 1 else ''} it cannot be below {least:.2g}, so nothing here can be "
+            f"significant by it; that takes {needed} seeds."
+        )
+    return cells, note
+
+
+def _note(found: GridResults) -> str:
+    text = (
+        f"{MEDIANS}. One step: of the rate (u' − u)/dt. best: the checkpoint with the smallest rollout error on the "
+        "validation trajectories."
+    )
+    seeds = max((len(row.outcomes) for row in found.rows), default=0)
+    if 1 < seeds < 6:
+        share = f"{100 * (1 - 2 * 0.5**seeds):.0f} %"
+        text += f" With {seeds} seeds the interval is the range, which holds the true median {share} of the time only."
+    return text
+
+
+# Other tables
+
+
+def regime_table(outcome: Outcome | None) -> Table | None:
+    """Where the errors of one step are and where a loss puts its weight, by the system's regimes, on the trajectories
+    that were kept; None where it has none."""
+    fields = outcome.fields() if outcome else None
+    if fields is None or "regime" not in fields or not (fields["regime"] >= 0).any():
+        return None
+    error, label = torch.from_numpy(fields["step_error"]), torch.from_numpy(fields["regime"])
+    weights = [imbalance_weights(error, T) for T in WEIGHED.values()]
+    lines = []
+    for i, name in enumerate(CahnHilliard.regime_names):
+        if (here := label == i).any():
+            shares = [here.float().mean().item(), *(w[here].sum().item() for w in weights)]
+            first, *others = [Cell(f"{100 * share:.1f} %") for share in shares]
+            lines.append(Line(name, (first, Cell(number(error[here].mean().item())), *others)))
+    return Table("", ("share of points", "one-step error", *(f"weight, {name}" for name in WEIGHED)), tuple(lines))
+
+
+def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
+    """What `evaluation.json` holds: one column per checkpoint, and the predictions without a model."""
+    items = {f"{kind} (step {item['step']})": item for kind, item in found["checkpoints"].items()}
+    first = next(iter(items.values()))
+    places = metrics(found["fields"])
+    cells = {name: [value_at(item, place) for place in places.values()] for name, item in items.items()}
+    cells |= {name: [value_at(x, place[1:]) for place in places.values()] for name, x in first["baselines"].items()}
+    lines = tuple(Line(name, tuple(map(_value, values, places.values()))) for name, values in cells.items())
+    return terminal(
+        Table(
+            f"{first['rollout']['trajectories']} test trajectories, {found['steps']} steps by {found['integrator']} to "
+            f"t = {found['dt'] * found['steps']:g}",
+            tuple(places),
+            lines,
+        ).transposed(),
+        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better",
+    )
+
+
+def _value(value: Any, place: Place) -> Cell:
+    return Cell() if value is ABSENT else Cell(in_words(math.inf if value is None else value, place))
+
+
+def one_step_unit(standardized: bool) -> str:
+    unit = ", each field in units of its standard deviation" if standardized else ""
+    return f"one step: of the rate (u' − u)/dt{unit}"
+
+
+def state_counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    states = [outcome.state for outcome in outcomes]
+    return {state: states.count(state) for state in ("done", "failed", "started", "missing") if state in states}
+
+
+def status_table(results: Results) -> str:
+    """How far every grid is."""
+    lines = []
+    for name, found in results.grids.items():
+        counts = state_counts([outcome for row in found.rows for outcome in row.outcomes])
+        lines.append(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    return "\n".join(lines)
+
+
+# Writers
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    lines = [["", *map(_escaped, table.heads)], ["---"] * (1 + len(table.heads))]
+    for line in table.lines:
+        label = _escaped(line.label)
+        lines.append([f"*{label}*" if line.reference else label, *map(_markdown_cell, line.cells)])
+    title = [f"**{_escaped(table.title)}**", ""] if table.title else []
+    return "\n".join([*title, *("| " + " | ".join(line) + " |" for line in lines), ""])
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{_escaped(cell.text)}**" if cell.strong else _escaped(cell.text)
+    return f"{text} {_escaped(cell.detail)}".strip()
+
+
+def _escaped(text: str) -> str:
+    """Text without a meaning in Markdown or HTML."""
+    text = re.sub(r"([\\|`*_])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"\](?=[(\[:])", r"\\]", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def terminal(table: Table, caption: str = "") -> rich.table.Table:
+    """A table for the terminal."""
+    shown = rich.table.Table(title=Text(table.title), caption=Text(caption))
+    shown.add_column("", no_wrap=True)
+    for head in table.heads:
+        shown.add_column(Text(head), justify="right", overflow="fold")
+    for line in table.lines:
+        cells = [
+            Text(cell.text, "bold" if cell.strong else "") + Text(f" {cell.detail}".rstrip()) for cell in line.cells
+        ]
+        shown.add_row(Text(line.label), *cells)
+    return shown

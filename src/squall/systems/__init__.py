@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from squall.systems.base import System
-from squall.systems.cahn_hilliard import CahnHilliard
-from squall.systems.implicit import ConvergenceError
-from squall.systems.korteweg_de_vries import KortewegDeVries
+from squall._process.extras import explain_missing_extra
+
+with explain_missing_extra():
+    from squall.systems.base import System
+    from squall.systems.cahn_hilliard import CahnHilliard
+    from squall.systems.implicit import ConvergenceError
+    from squall.systems.korteweg_de_vries import KortewegDeVries
 
 SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
     {system.name: system for system in (CahnHilliard, KortewegDeVries)}

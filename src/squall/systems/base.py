@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.random import RandomState
 from torch import Tensor
 
@@ -131,7 +131,7 @@ class System(abc.ABC):
         return integral(u, self.grid.spacing)
 
     def simulate(
-        self, initial: Tensor, steps: int = 500, progress: Callable[[int], object] | None = None
+        self, initial: Shaped[Tensor, "..."], steps: int = 500, progress: Callable[[int], object] | None = None
     ) -> Trajectories:
         r"""Solves the implicit scheme for all trajectories at once.
 
@@ -204,7 +204,7 @@ class System(abc.ABC):
             bands[j + 2] -= self.dt * outer * slope.roll(-j, -1)
         return bands
 
-    def _check_initial(self, initial: Tensor) -> None:
+    def _check_initial(self, initial: Shaped[Tensor, "..."]) -> None:
         if not isinstance(initial, Tensor) or not initial.is_floating_point():
             what = initial.dtype if isinstance(initial, Tensor) else type(initial).__name__
             raise TypeError(f"initial is {what}; give a torch.Tensor of floating numbers (batch, 1, {self.points}).")
@@ -227,7 +227,7 @@ def check_count(n: int) -> None:
         raise ValueError(f"n is {n}; the number of initial states must be at least 1.")
 
 
-def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
+def uniform(generator: Generator, low: float, high: float, *shape: int) -> Float[Tensor, "..."]:
     """Independent numbers uniform in [low, high), float64 on the CPU."""
     if isinstance(generator, RandomState):
         unit = torch.from_numpy(generator.random_sample(shape))

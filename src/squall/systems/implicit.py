@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
@@ -67,7 +67,7 @@ class PeriodicBandedSolver:
         self._storage = np.zeros((batch * points, 3 * self.WIDTH + 1))
         self._target = self._storage_index(batch, points)
 
-    def _storage_index(self, batch: int, points: int) -> np.ndarray:
+    def _storage_index(self, batch: int, points: int) -> Int64[np.ndarray, "5 batch points"]:
         """Where each entry of the bands (5, batch, points) goes in the storage."""
         row = self._place
         column = np.stack([self._place[(np.arange(points) + shift) % points] for shift in range(-2, 3)])
@@ -150,7 +150,7 @@ class Block:
         self._past.append(next_state)
         return None
 
-    def _newton(self, guess: States) -> tuple[States, Tensor]:
+    def _newton(self, guess: States) -> tuple[States, Bool[Tensor, " batch"]]:
         """The next states from a guess, and which trajectories did not get there."""
         u, v = self.state, guess
         scale = u.abs().amax(-1)

@@ -1,0 +1,1 @@
+"""The process: its threads, compiled helpers, replayed GPU work and progress."""

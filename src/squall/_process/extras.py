@@ -1,0 +1,41 @@
+"""The extras of the install, and the answer to an import that fails because one is missing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MappingProxyType
+
+__all__ = ["EXTRAS", "MissingExtraError", "explain_missing_extra"]
+
+EXTRAS = MappingProxyType(
+    {
+        "train": ("h5py", "jsonargparse", "lightning_fabric", "rich", "safetensors", "scipy", "yaml"),
+        "report": ("jinja2", "matplotlib", "plotly"),
+        "fast": ("numba",),
+        "models": ("neuralop",),
+        "sphere": ("torch_harmonics",),
+        "tensorboard": ("tensorboard",),
+    }
+)
+"""What each extra of `pyproject.toml` lets squall import."""
+
+
+class MissingExtraError(ModuleNotFoundError):
+    """A package is missing that one of squall's extras installs."""
+
+
+@contextmanager
+def explain_missing_extra() -> Iterator[None]:
+    """Turn the failed import of an extra's package into one sentence with the command that installs it.
+
+    Raises:
+        MissingExtraError: a package of `EXTRAS` was imported and is not there.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        for extra, packages in EXTRAS.items():
+            if package in packages and not isinstance(error, MissingExtraError):
+                text = f"{package} is not installed; run: pip install 'squall[{extra}]'"
+                raise MissingExtraError(text, name=package) from None
+        raise

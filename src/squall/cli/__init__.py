@@ -1,0 +1,57 @@
+"""The `squall` command. What it prints about itself needs no extra and no PyTorch; a command imports what it needs."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+import squall
+from squall._process.extras import MissingExtraError, explain_missing_extra
+
+__all__ = ["COMMANDS", "USER_MISTAKE", "main"]
+
+USER_MISTAKE = 2
+
+COMMANDS = {
+    "simulate": "Simulate a system into an HDF5 file in The Well's layout.",
+    "train": "Train a model; the same command resumes an interrupted training.",
+    "evaluate": "Roll out the test trajectories, write evaluation.json and figures, print a table.",
+    "compare": "One table and one figure for several evaluated runs.",
+    "predict": "Roll out a trained model from your own initial states.",
+    "study": "Run a grid of trainings, show its progress, report and pack its results.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 2 after a mistake of the user's, 130 after an interrupt."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--version"]:
+        print(f"squall {squall.__version__}")
+        return 0
+    if words[:1] in (["-h"], ["--help"]):
+        print(_usage())
+        return 0
+    try:
+        if not words:
+            raise ValueError(f"no command is given\n\n{_usage()}")
+        if words[0] not in COMMANDS:
+            raise ValueError(_unknown(words[0]))
+        with explain_missing_extra():
+            from squall.cli.commands import execute
+
+            return execute(words)
+    except (MissingExtraError, ValueError) as error:
+        print(f"squall: {error}", file=sys.stderr)
+        return USER_MISTAKE
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:10}{description}" for name, description in COMMANDS.items())
+    usage = "usage: squall [-h] [--version] COMMAND ..."
+    return f"{usage}\n\n{squall.__doc__}\n\n{commands}\n\nThe options of a command: squall COMMAND --help"
+
+
+def _unknown(word: str) -> str:
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"unknown command '{word}'" + (
+        f": did you mean '{near[0]}'?" if near else f": known are {', '.join(COMMANDS)}"
+    )

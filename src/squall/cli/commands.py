@@ -1,0 +1,518 @@
+"""The commands: for each a parser and one thin function, which imports what is slow and only it needs."""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
+from rich.console import Console
+from rich.progress import Progress
+
+import squall
+import squall.data
+from squall._process.console import results_console
+from squall._process.documents import DocumentError, load_yaml, read_yaml, special_file
+from squall._process.limits import too_large
+from squall._process.names import file_name
+from squall._process.progress import ProgressLines, progress_bar, told
+from squall._process.startup import end_of_startup
+from squall._process.threads import keep_freed_memory
+from squall.cli import COMMANDS, USER_MISTAKE
+from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
+from squall.runs.evaluate import evaluate_runs
+from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
+from squall.runs.simulate import simulate_to_file
+from squall.runs.train import run
+from squall.runs.trained import open_run
+from squall.study.definition import PRESETS, read_study
+from squall.systems import SYSTEMS, ConvergenceError
+from squall.training.loop import Recorder, TrainingDiverged
+
+__all__ = ["execute"]
+
+INTERRUPTED = 130
+
+REPORT = (
+    f"This is a fault of squall {squall.__version__}, not yours. Please report the command and the lines above as an "
+    "issue in squall's repository"
+)
+
+
+def execute(words: Sequence[str]) -> int:
+    """Run the command that the first of the words names; return its exit code."""
+    words = _specific_last(list(words))
+    command, *options = words
+    console, known = Console(stderr=True), []
+    try:
+        end_of_startup()
+        parser, known = PARSERS[command]()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say(console, f"warning: {message}", "yellow")
+            warnings.simplefilter("always", UserWarning)
+            _check_files(words)
+            _warn_of_repeats(options)
+            parsed = parser.parse_args(options)
+            if command == "train":
+                refuse_null(parsed)
+            return RUN[command](parser.instantiate(parsed), console)
+    except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError) as error:
+        text = "\n".join([explain(str(error), known), *getattr(error, "__notes__", []), *_advice(error)])
+        _say(console, f"squall: {text}", "red")
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        console.print("squall: interrupted", style="red")
+        return INTERRUPTED
+    except Exception as error:
+        if too_large(error):
+            _say(
+                console,
+                f"squall: the numbers asked for are too large or too small for this machine: {_first_line(error)}",
+                "red",
+            )
+            return USER_MISTAKE
+        error.add_note(REPORT)
+        raise
+
+
+def _check_files(words: Sequence[str]) -> None:
+    """The parser waits for pipes, and takes a configuration that is empty or no mapping for a fault of its own."""
+    for flag, path in itertools.pairwise(words if words[:1] == ["train"] else ()):
+        if (flag == "--config" or flag.removeprefix("--") in GROUPS) and os.path.exists(path):
+            try:
+                values = load_yaml(path)
+            except DocumentError as error:
+                raise ConfigError(f"the configuration {error}") from error
+            if not isinstance(values, dict):
+                raise ConfigError(f"the configuration {path} holds {values!r}, but must hold keys such as 'data:'")
+            if flag == "--config":
+                refuse_file_as_group(values)
+
+
+def _specific_last(words: list[str]) -> list[str]:
+    """The options of `train` from the general to the specific: a single key wins over a file wherever it stands.
+
+    >>> _specific_last(["train", "--training.steps", "3", "--config=c.yaml"])
+    ['train', '--config', 'c.yaml', '--training.steps', '3']
+    """
+    if words[:1] != ["train"]:
+        return words
+    options: list[list[str]] = [[]]
+    for word in words[1:]:
+        if word.startswith("--"):
+            options.append(word.split("=", 1) if word.startswith("--config=") else [word])
+        else:
+            options[-1].append(word)
+    options[1:] = sorted(options[1:], key=lambda option: (option[0] != "--config", option[0].split("=")[0].count(".")))
+    return [words[0], *itertools.chain.from_iterable(options)]
+
+
+def _warn_of_repeats(words: Sequence[str]) -> None:
+    names = [word.split("=")[0] for word in words if word.startswith("--") and not word.startswith("--config")]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        warnings.warn(f"{name} is given {names.count(name)} times: the last one counts", stacklevel=2)
+
+
+def _value(text: str) -> Any:
+    """A value of the command line or a configuration file; 'name:' and '{name}' stay text."""
+    value = read_yaml(text)
+    names_only = isinstance(value, dict) and all(x is None for x in value.values()) and "\n" not in text
+    return text if names_only and (":" not in text or text.rstrip().endswith(":")) else value
+
+
+set_loader("squall", _value, (DocumentError,))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _advice(error: Exception) -> list[str]:
+    """What to do about a disk that is full; what is on it already stays whole."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return ["The disk is full: what was saved is whole. Make room and give the same command again"] if full else []
+
+
+def _say(console: Console, text: str, style: str) -> None:
+    """Print as it is: no markup, and no line broken inside a path."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+# The parsers, each with the options it knows: the nearest of them is named where one is misspelt
+
+Parser = tuple[ArgumentParser, list[str]]
+
+
+def _command_parser(name: str) -> ArgumentParser:
+    return _new_parser(prog=f"squall {name}", description=COMMANDS[name])
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    return [key.lstrip("-") for key in parser._option_string_actions if key.startswith("--")]
+
+
+def _new_parser(**options: Any) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode="squall", **options)
+
+
+def _simulate_parser() -> Parser:
+    """One sub-command per system, with its parameters."""
+    parser = _command_parser("simulate")
+    systems = parser.add_subcommands(dest="system")
+    known = {}
+    for name, system in SYSTEMS.items():
+        part = _new_parser(description=f"{system.equation}, by its structure-preserving implicit scheme.")
+        part.add_class_arguments(system)
+        part.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+        part.add_argument("--trajectories", type=int | None, default=None, help="how many; 100 if left out")
+        part.add_argument("--steps", type=int, default=500, help="steps of dt")
+        part.add_argument("--seed", type=int | None, default=None, help="of the first states; by default the paper's")
+        part.add_argument("--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, point)")
+        systems.add_subcommand(name, part, help=system.equation)
+        known |= dict.fromkeys(_options(part))
+    return parser, list(known)
+
+
+def _study_parser() -> Parser:
+    parser = _command_parser("study")
+    actions = parser.add_subcommands(dest="action")
+    run_parser = _new_parser(description="Run what the folder does not hold yet; the same command goes on.")
+    run_parser.add_argument("study", type=str, help=f"a YAML file, or one of the presets {', '.join(PRESETS)}")
+    run_parser.add_argument("--out", type=Path | None, default=None, help="the folder; studies/<name> if left out")
+    run_parser.add_argument("--workers", type=int | None, default=None, help="processes; one per core if left out")
+    run_parser.add_argument(
+        "--together", type=int, default=1, help="trials that a process trains as one batched computation; for a GPU"
+    )
+    run_parser.add_argument("--part", type=str, default="1/1", help="i/n: the i-th of n parts, one per machine")
+    run_parser.add_argument(
+        "--grids", type=str, nargs="+", default=None, help="only these of its grids; after the study"
+    )
+    status = _new_parser(description="How far a study is.")
+    report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
+    pack = _new_parser(description="Write results.csv and results.npz, all that the report needs, into the folder.")
+    for part in (status, report, pack):
+        part.add_argument("folder", type=Path, help="the folder of the study, with its runs or its pack")
+    parts = {"run": run_parser, "status": status, "report": report, "pack": pack}
+    for name, part in parts.items():
+        actions.add_subcommand(name, part, help=part.description)
+    return parser, [option for part in parts.values() for option in _options(part)]
+
+
+def _train_parser() -> Parser:
+    parser = _command_parser("train")
+    parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
+    parser.add_argument(
+        "--out",
+        type=Path | None,
+        default=None,
+        help="the run folder; named after the configuration if left out",
+    )
+    parser.add_class_arguments(RunConfig)
+    return parser, _options(parser)
+
+
+def _evaluate_parser() -> Parser:
+    parser = _command_parser("evaluate")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--integrator", type=str | None, default=None, help="another one than that of the training")
+    parser.add_argument("--substeps", type=int, default=1, help="how many steps of it cover one dt")
+    parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
+    parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
+    return parser, _options(parser)
+
+
+def _compare_parser() -> Parser:
+    parser = _command_parser("compare")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="run folders, also of a packed study; one column for those that differ only by seed",
+    )
+    parser.add_argument("--checkpoint", type=Literal["best", "last"], default="best", help="which weights")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="a folder for the figure and the table")
+    return parser, _options(parser)
+
+
+def _predict_parser() -> Parser:
+    parser = _command_parser("predict")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--initial", type=Path, required=True, help="a .npy file (trajectory, channel, *space)")
+    parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
+    parser.add_argument(
+        "--checkpoint",
+        type=Literal["best", "last"] | None,
+        default=None,
+        help="which weights; the best if there are",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+    return parser, _options(parser)
+
+
+# The commands
+
+
+def _simulate(arguments: Namespace, console: Console) -> int:
+    name = arguments.system
+    options = dict(vars(arguments[name]))
+    out, steps = options.pop("out"), options.pop("steps")
+    count, seed, initial = options.pop("trajectories"), options.pop("seed"), options.pop("initial")
+    system = SYSTEMS[name](**options)
+    if initial is not None and (count is not None or seed is not None):
+        raise ValueError("--initial gives the first states: --trajectories and --seed do not go with it")
+    states = None if initial is None else _initial_states(initial, (1, system.points))
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"simulating {name}", total=steps, status="")
+        simulate_to_file(
+            system,
+            out,
+            trajectories=100 if count is None else count,
+            steps=steps,
+            seed=seed,
+            initial_states=states,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    print(out)
+    return 0
+
+
+def _initial_states(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
+    """States from a .npy file; one channel may be left out."""
+    if special := special_file(path):
+        raise ValueError(f"--initial {path} is {special}, not a file")
+    try:
+        states = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
+        ) from error
+    if not isinstance(states, np.ndarray):
+        raise ValueError(f"--initial {path} holds several arrays: save the one of the states with `numpy.save`")
+    if not (np.issubdtype(states.dtype, np.floating) or np.issubdtype(states.dtype, np.integer)):
+        raise ValueError(f"--initial {path} holds {states.dtype}, but must hold real numbers")
+    if expected[0] == 1 and states.ndim == len(expected):
+        states = states[:, None]
+    if states.shape[1:] != expected:
+        raise ValueError(
+            f"--initial {path} has shape {states.shape}, but must have (trajectory, {', '.join(map(str, expected))})"
+        )
+    if not np.isfinite(states).all():
+        raise ValueError(f"--initial {path} holds {(~np.isfinite(states)).sum()} numbers that are not finite")
+    return torch.from_numpy(np.asarray(states, dtype=np.float64))
+
+
+def _train(arguments: Namespace, console: Console) -> int:
+    from lightning_fabric.utilities.warnings import PossibleUserWarning
+
+    warnings.simplefilter("ignore", PossibleUserWarning)
+    options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
+    config = RunConfig(**options)
+    out = arguments.out or default_folder(config)
+    keep_freed_memory()
+    with progress_bar(console) as progress, _Watcher(progress, config) as watcher:
+        result = run(config, out, watcher)
+    if result is None:
+        console.print(f"{out} holds the finished run: nothing to train")
+    elif not result.finished:
+        console.print(f"stopped and saved at step {result.step}; the same command goes on", style="yellow")
+        return INTERRUPTED
+    print(out)
+    return 0
+
+
+def default_folder(config: RunConfig) -> Path:
+    """The run folder of a configuration that names none."""
+    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+    return Path("runs") / f"{file_name(Path(config.data.path).stem or 'data')}-{digest[:10]}"
+
+
+class _Watcher(Recorder):
+    """Moves the progress bar, and turns the first Ctrl-C into a checkpoint and a stop."""
+
+    def __init__(self, progress: Progress | ProgressLines, config: RunConfig) -> None:
+        self.progress, self.interrupted = progress, False
+        self.unit = f"({config.training.residual})²"
+        self.task = progress.add_task("training", total=config.training.steps, status="")
+
+    def __enter__(self) -> "_Watcher":
+        self.before = None
+        if threading.current_thread() is threading.main_thread():  # signals go nowhere else
+            self.before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.progress.console.print("saving after this step; Ctrl-C again to stop at once", style="yellow")
+
+    def stopping(self) -> bool:
+        return self.interrupted
+
+    def stepped(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def logged(self, metrics: dict[str, Any]) -> None:
+        names = {
+            "loss": f"loss {{}} {self.unit}",
+            "temperature": f"T {{}} {self.unit}",
+            "effective_fraction": "ESS/n {}",
+        }
+        words = [text.format(f"{metrics[name]:.3g}") for name, text in names.items() if metrics.get(name) is not None]
+        if words:
+            self.progress.update(self.task, status="  ".join(words))
+
+
+def _evaluate(arguments: Namespace, console: Console) -> int:
+    from squall.report import evaluation_table, write_figures
+
+    with console.status("rolling out"):
+        (found,) = evaluate_runs(
+            [arguments.run],
+            method=arguments.integrator,
+            count=arguments.substeps,
+            device=arguments.device,
+            data=arguments.data,
+        )
+        suffix = evaluation_suffix(arguments.integrator, arguments.substeps)
+        pictures = write_figures(arguments.run, suffix)
+    results_console().print(evaluation_table(found))
+    for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *pictures):
+        print(path)
+    return 0
+
+
+def _compare(arguments: Namespace, console: Console) -> int:
+    from squall.report import compare, comparison_figure, comparison_note, comparison_table, markdown, terminal
+    from squall.report.figures import save
+
+    comparison = compare(arguments.runs, arguments.checkpoint)
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("comparison.png", "comparison.md"):
+        if (out / name).exists():
+            raise FileExistsError(f"{out / name} exists and is not overwritten: choose another folder by --out")
+    table, note = comparison_table(comparison), comparison_note(comparison)
+    results_console().print(terminal(table, note))
+    print(save(comparison_figure(comparison), out / "comparison.png"))
+    with write_beside(out / "comparison.md") as part:
+        part.write_text(f"{markdown(table)}\n{note}\n", encoding="utf-8")
+    print(out / "comparison.md")
+    return 0
+
+
+def _predict(arguments: Namespace, console: Console) -> int:
+    if arguments.out.exists():
+        raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or move it away")
+    if arguments.steps < 1:
+        raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
+    trained = open_run(arguments.run)
+    kind, trained_steps = trained.load(arguments.checkpoint)
+    training = trained.experiment.split.train
+    initial = _initial_states(arguments.initial, (training.channels, *training.space))
+    states = trained.predict(initial, arguments.steps)
+    squall.data.write(
+        arguments.out,
+        states,
+        dt=training.dt,
+        fields=training.fields,
+        coordinates=training.coordinates,
+        boundary=["open" if end == "mixed" else end for end in training.boundary],
+        name=f"{training.name}-prediction",
+        provenance={
+            "run": str(arguments.run),
+            "checkpoint": kind,
+            "step": trained_steps,
+            "squall": squall.__version__,
+        },
+    )
+    print(arguments.out)
+    return 0
+
+
+def _study(arguments: Namespace, console: Console) -> int:
+    from squall.study.results import pack_study, read_results
+
+    action = arguments.action
+    options = arguments[action]
+    if action == "run":
+        return _study_run(options, console)
+    if action == "status":
+        from squall.report.tables import status_table
+
+        print(status_table(read_results(options.folder)))
+        return 0
+    if action == "pack":
+        files = pack_study(options.folder)
+    else:
+        from squall.report import write_report
+
+        with console.status("drawing"):
+            files = write_report(options.folder)
+        print((options.folder / "report" / "tables.md").read_text(encoding="utf-8"))
+    for path in files:
+        print(path)
+    return 0
+
+
+def _study_run(options: Namespace, console: Console) -> int:
+    from squall.report.tables import status_table
+    from squall.study.results import read_results
+    from squall.study.runner import run_study
+
+    study = read_study(options.study)
+    out = options.out or Path("studies") / file_name(study.name)
+    with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
+        failed = run_study(
+            study,
+            out,
+            workers=options.workers,
+            together=options.together,
+            part=_part(options.part),
+            grids=options.grids,
+            progress=progress,
+        )
+    for trial in failed:
+        _say(console, f"{trial.name}: the training diverged; kept as a result", "yellow")
+    print(status_table(read_results(out)))
+    print(out)
+    return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise ValueError(f"--part is '{text}', but must be such as 2/3: the second of three parts")
+    return int(match[1]), int(match[2])
+
+
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "simulate": _simulate_parser,
+    "train": _train_parser,
+    "evaluate": _evaluate_parser,
+    "compare": _compare_parser,
+    "predict": _predict_parser,
+    "study": _study_parser,
+}
+RUN: dict[str, Callable[[Namespace, Console], int]] = {
+    "simulate": _simulate,
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "predict": _predict,
+    "study": _study,
+}

@@ -1,0 +1,274 @@
+"""Errors gathered over chunks of trajectories, and what is kept of the fields for figures."""
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from squall._types import PerState, State, Trajectories
+from squall.data import Source
+from squall.evaluation.regimes import REGIMES, RegimeThresholds
+
+__all__ = ["FIELDS", "Keep", "Phases", "Physics", "Rollouts"]
+
+KEPT_NUMBERS = 2**20
+"""How many numbers of the rollouts are kept for figures, of each field."""
+
+VRMSE_FLOOR = 1e-7
+"""Added to the variance under the root, as The Well does."""
+
+FIELDS = ("truth", "prediction", "step_error", "regime")
+
+PerStep = Float[Tensor, "trajectory step"]
+PerTrajectory = Float[Tensor, " trajectory"]
+Rates = Float[Tensor, "batch step channel *space"]
+Diverged = Bool[Tensor, " trajectory"]
+Labels = Int[Tensor, "batch step channel *space"]
+
+
+@runtime_checkable
+class Physics(Protocol):
+    """What an evaluation asks of a system; a trajectory without one has no energy."""
+
+    def energy(self, u: State) -> PerState: ...
+
+
+@runtime_checkable
+class Phases(Protocol):
+    """A system that knows what happens at each point of a trajectory, beside the generic regimes of its speed."""
+
+    regime_names: ClassVar[tuple[str, ...]]
+
+    @property
+    def has_regimes(self) -> bool: ...
+    def regimes(self, u: Trajectories) -> Labels: ...
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What an evaluation keeps for figures, beside its errors.
+
+    Args:
+        trajectories: of how many, the first ones.
+        times: about how many, equally spaced, of fields and curves, the latter to six digits. Left out, it is all
+            times of the curves, and as many of the fields as make 2²⁰ numbers.
+        fields: some of `FIELDS`.
+        dtype: of truth and prediction, as NumPy names it.
+    """
+
+    trajectories: int = 2
+    times: int | None = None
+    fields: tuple[str, ...] = FIELDS
+    dtype: str = "f4"
+
+    def frames(self, source: Source) -> slice:
+        """The times of which the fields are kept."""
+        states, per_state = source.steps + 1, source.channels * math.prod(source.space)
+        count = max(2, min(states, KEPT_NUMBERS // (per_state * max(1, self.trajectories))))
+        stride = math.ceil(states / count)
+        if self.times is not None:
+            stride *= max(1, (len(range(0, states, stride)) - 1) // (self.times - 1))
+        return slice(None, None, stride)
+
+    def curve(self, values: list[float | None]) -> list[float | None]:
+        """A curve at the times that are kept, the last among them."""
+        if self.times is None:
+            return values
+        stride = max(1, len(values) // (self.times - 1))
+        return [x if x is None else float(f"{x:.6g}") for x in values[::-1][::stride][::-1]]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Fields of a few trajectories at some of the times; None for what is not kept.
+
+    Attributes:
+        time: the times.
+        truth, prediction: (trajectory, time, channel, *space).
+        step_error: the squared error of the rate over the step from each time.
+        regime: the system's regimes over the same steps, -1 where it has none.
+    """
+
+    time: np.ndarray
+    truth: np.ndarray | None
+    prediction: np.ndarray | None
+    step_error: np.ndarray | None
+    regime: np.ndarray | None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is kept, by name."""
+        return {name: array for name, array in vars(self).items() if array is not None}
+
+
+def cell_volumes(source: Source) -> Float[Tensor, "*space"]:
+    """ΔV of every point: the product of the spacings, or of the cells' widths where they differ."""
+    widths = [torch.from_numpy(np.gradient(x) if len(x) > 1 else np.ones(1)) for x in source.coordinates]
+    return functools.reduce(lambda volumes, width: volumes[..., None] * width, widths, torch.ones(()).double())
+
+
+class RolloutTally:
+    """Errors of rollouts, one number per trajectory and step."""
+
+    def __init__(
+        self, source: Source, system: Physics | None, keep: Keep | None, scale: Sequence[float] | None = None
+    ) -> None:
+        self.source, self.system, self.keep = source, system, keep or Keep(0, fields=())
+        self.scale = torch.tensor(scale or [1.0] * source.channels, dtype=torch.float64)
+        self.volumes = cell_volumes(source)
+        self.parts: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, indices: list[int], truth: Trajectories, prediction: Trajectories) -> None:
+        """One chunk of trajectories, with the state at time 0."""
+        kept = max(0, min(self.keep.trajectories - indices[0], len(indices)))
+        for name, field in (("truth", truth), ("prediction", prediction)):
+            if kept and name in self.keep.fields:
+                self.parts[name].append(field[:kept, self.keep.frames(self.source)].cpu())
+        truth, prediction = truth[:, 1:], prediction[:, 1:]
+        squared = (prediction - truth).square().flatten(3)
+        mass = ((prediction - truth) * self.volumes.to(truth)).flatten(3).sum(-1)
+        variance = truth.flatten(3).var(-1, correction=0)
+        errors = {
+            "diverged": ~torch.isfinite(prediction).flatten(1).all(1),
+            "states": squared.mean((2, 3)),
+            "scaled": (squared.mean((1, 3)) / self.scale.to(truth).square()).mean(1),
+            "vrmse": (squared.mean(-1) / (variance + VRMSE_FLOOR)).sqrt().mean(1),
+            "mass": mass.square().mean(-1),
+        }
+        if self.system is not None:
+            errors |= {"energy_truth": self._energy(truth), "energy_prediction": self._energy(prediction)}
+        for name, values in errors.items():
+            self.parts[name].append(values)
+
+    def _energy(self, u: Trajectories) -> PerStep:
+        assert self.system is not None
+        return self.system.energy(u.flatten(0, 1)).reshape(u.shape[:2])
+
+    def _all(self, name: str) -> Tensor:
+        return torch.cat(self.parts[name])
+
+    def _energy_error(self) -> PerStep:
+        return (self._all("energy_prediction") - self._all("energy_truth")).square()
+
+    def errors(self) -> dict[str, Any]:
+        """Means over steps and trajectories."""
+        diverged, vrmse = self._all("diverged"), self._all("vrmse")
+        per_trajectory = {"states": self._all("states").mean(1), "scaled": self._all("scaled")}
+        per_trajectory["mass"] = self._all("mass").mean(1)
+        if self.system is not None:
+            per_trajectory["energy"] = self._energy_error().mean(1)
+        errors: dict[str, Any] = {"trajectories": len(diverged), "diverged": int(diverged.sum())}
+        for name, values in per_trajectory.items():
+            errors |= _mean(name, values, diverged)
+        errors["vrmse"] = {
+            name: _mean("mean", vrmse[:, i], diverged)["mean"] for i, name in enumerate(self.source.fields)
+        }
+        errors["per_trajectory"] = {
+            name: [None if bad else x for x, bad in zip(values.tolist(), diverged.tolist(), strict=True)]
+            for name, values in per_trajectory.items()
+        }
+        return errors
+
+    def curves(self) -> dict[str, list[Any]]:
+        """Means over trajectories at every step, until the first trajectory diverges; energies of single ones."""
+        states, curve = self._all("states"), self.keep.curve
+        time: list[float | None] = [self.source.dt * (i + 1) for i in range(states.shape[1])]
+        curves: dict[str, list[Any]] = {"time": curve(time), "states": curve(_finite(states.mean(0)))}
+        if self.system is not None:
+            curves["energy"] = curve(_finite(self._energy_error().mean(0)))
+            for name in ("energy_truth", "energy_prediction"):
+                curves[name] = [curve(_finite(row)) for row in self._all(name)[: self.keep.trajectories]]
+        return curves
+
+    def fields(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Times, truth and prediction of what is kept."""
+        time = np.arange(self.source.steps + 1)[self.keep.frames(self.source)] * self.source.dt
+        truth, prediction = (
+            self._all(name).float().numpy().astype(self.keep.dtype) if self.parts[name] else None
+            for name in ("truth", "prediction")
+        )
+        return time, truth, prediction
+
+
+class Regimes:
+    """The divisions of all points and steps of the truth into regimes: the generic one, and the system's own."""
+
+    def __init__(self, dt: float, thresholds: RegimeThresholds, system: Physics | None) -> None:
+        self.dt, self.thresholds = dt, thresholds
+        self.system = system if isinstance(system, Phases) and system.has_regimes else None
+        self.names = [tuple(REGIMES.values())] + ([] if self.system is None else [self.system.regime_names])
+
+    def of(self, truth: Trajectories) -> list[Labels]:
+        """For each division the regime of every point and step."""
+        states = truth.cpu()
+        labels = [self.thresholds.label((states.diff(dim=1) / self.dt).abs())]
+        if self.system is not None:
+            labels.append(self.system.regimes(states))
+        return [label.to(truth.device) for label in labels]
+
+
+class StepTally:
+    """Squared errors of the mean rate over one step, of every step: all, and by regime."""
+
+    def __init__(self, source: Source, regimes: Regimes, scale: Sequence[float] | None, keep: Keep) -> None:
+        self.source, self.names, self.scale, self.keep = source, regimes.names, scale, keep
+        self.physical = regimes.system is not None
+        self.totals, self.counts = ([torch.zeros(len(names)).double() for names in self.names] for _ in range(2))
+        numbers = source.trajectories * source.steps * source.channels * math.prod(source.space)
+        self.top = max(1, math.ceil(numbers / 100))
+        self.largest = torch.zeros(0, dtype=torch.float64)
+        self.kept: dict[str, list[Tensor]] = {"step_error": [], "regime": []}
+
+    def add(self, indices: list[int], truth: Trajectories, rates: Rates, labels: list[Labels]) -> None:
+        """One chunk of trajectories with the learned rates of every step."""
+        error = rates - truth.diff(dim=1) / self.source.dt
+        if self.scale is not None:
+            error = error / error.new_tensor(self.scale).reshape(-1, *[1] * (error.dim() - 3))
+        squared = error.square()
+        for label, total, count in zip(labels, self.totals, self.counts, strict=True):
+            inside = [label == i for i in range(len(total))]
+            total += torch.stack([squared[chosen].sum() for chosen in inside]).cpu()
+            count += torch.stack([chosen.sum() for chosen in inside]).cpu()
+        candidates = torch.cat([self.largest.to(squared), squared.flatten()])
+        self.largest = candidates.topk(min(self.top, len(candidates))).values
+        kept, frames = self.keep.trajectories - indices[0], self.keep.frames(self.source)
+        shown = labels[-1] if self.physical else torch.full_like(labels[-1], -1)
+        for name, field in (("step_error", squared), ("regime", shown)):
+            if kept > 0 and name in self.keep.fields:
+                self.kept[name].append(field[:kept, frames].cpu())
+
+    def errors(self) -> dict[str, float]:
+        mean = (self.totals[0].sum() / self.counts[0].sum()).item()
+        return {"mean": mean, "top_1_percent": self.largest.mean().item(), "max": self.largest.max().item()}
+
+    def regimes(self) -> dict[str, dict[str, float]]:
+        regimes = {}
+        for names, total, count in zip(self.names, self.totals, self.counts, strict=True):
+            share, part, error = count / count.sum(), total / total.sum(), total / count.clamp(min=1)
+            for name, *numbers in zip(names, share.tolist(), error.tolist(), part.tolist(), strict=True):
+                regimes[name] = dict(zip(("share", "error", "share_of_error"), numbers, strict=True))
+        return regimes
+
+    def fields(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The squared errors and the system's regimes of what is kept."""
+        error, regime = (
+            torch.cat(parts).to(dtype).numpy() if parts else None
+            for parts, dtype in ((self.kept["step_error"], torch.float32), (self.kept["regime"], torch.int8))
+        )
+        return error, regime
+
+
+def _mean(name: str, values: PerTrajectory, diverged: Diverged) -> dict[str, float | None]:
+    finite = values[~diverged]
+    mean = finite.mean().item() if len(finite) else None
+    return {name: None if diverged.any() else mean, f"{name}_of_finite": mean}
+
+
+def _finite(values: Float[Tensor, " step"]) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in values.tolist()]

@@ -1,0 +1,84 @@
+"""The report of a study: tables, figures and one page, from its run folders or its pack."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from squall.report import figures
+from squall.report.tables import KINDS, grid_tables, markdown, regime_table, status_table
+from squall.runs.folder import write_beside
+from squall.study.definition import slug
+from squall.study.pack import csv_table
+from squall.study.results import Results, read_results
+
+__all__ = ["study_tables", "write_report"]
+
+
+def write_report(path: Path | str) -> list[Path]:
+    """Write the report of a study into its `report` folder; it can be made again at any time, however far it is.
+
+    Args:
+        path: the folder of the study, with its runs or its pack.
+
+    Returns:
+        the files.
+    """
+    from squall.report.page import write_page  # needs plotly, slow to import
+
+    results = read_results(path)
+    out = Path(path) / "report"
+    out.mkdir(exist_ok=True)
+    table = csv_table(results.labels, results.outcomes)
+    files = [_write(out / "results.csv", table), _write(out / "tables.md", study_tables(results))]
+    for name, figure in _figures(results):
+        files += [figures.save(figure, out / f"{name}.png"), figures.save(figure, out / f"{name}.pdf")]
+    return [*files, write_page(results, out / "index.html")]
+
+
+def _write(path: Path, text: str) -> Path:
+    with write_beside(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+def study_tables(results: Results) -> str:
+    """The tables of a study in Markdown."""
+    study = results.study
+    parts = [f"# {study.name}\n", study.about + "\n", "Runs: " + status_table(results).replace("\n", "; ") + ".\n"]
+    for name, found in results.grids.items():
+        heading = f"### {found.grid.about or name}"
+        if "table" in found.grid.show:
+            tables, note = grid_tables(found, study.baseline)
+            finished = any(row.finished for row in found.rows)
+            parts += [
+                f"{heading}\n",
+                *(map(markdown, tables) if finished else []),
+                note if finished else "No run is done.",
+            ]
+            parts[-1] += "\n"
+        outcome = found.one_step if "one-step" in found.grid.show else None
+        if outcome and (table := regime_table(outcome)):
+            parts.append(f"{heading}: {results.labels[outcome.name].replace(' / ', ', ')}\n\n{markdown(table)}")
+    return "\n".join(parts)
+
+
+def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
+    for name, found in results.grids.items():
+        show, one_step = found.grid.show, found.one_step
+        if not any(row.finished for row in found.rows):
+            continue
+        drawn: dict[str, Figure | None] = {}
+        if "one-step" in show and one_step:
+            drawn = {"regimes": figures.regime_figure(one_step), "one-step": figures.step_error_figure(one_step)}
+        if "fields" in show:
+            drawn |= {f"fields-{slug(title)}": figures.field_comparison(rows, title) for title, rows in found.groups}
+        if "sampling" in show:
+            for row in found.rows:
+                label = ", ".join(row.labels)
+                drawn[f"sampling-{slug(label)}"] = row.sampled and figures.sampling_figure(row.sampled, label)
+        if "temperature" in show:
+            drawn |= {f"temperature-{kind}": figures.temperature_figure(found, kind) for kind in KINDS}
+        if "training" in show:
+            drawn["training"] = figures.training_figure(found)
+        yield from ((f"{name}-{key}", figure) for key, figure in drawn.items() if figure is not None)

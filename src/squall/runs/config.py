@@ -1,0 +1,364 @@
+"""The configuration of a run: frozen dataclasses of plain values, one YAML file, nothing hidden.
+
+Every key can be set in the file and by a dotted override of the command line. An unknown key is an error.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from squall.training.loop import TrainingSettings
+
+__all__ = [
+    "GROUPS",
+    "ConfigError",
+    "DataConfig",
+    "DeviceConfig",
+    "LossConfig",
+    "ModelConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "can_run_together",
+    "difference",
+    "explain",
+    "flat",
+    "from_dict",
+    "keys",
+    "refuse_file_as_group",
+    "refuse_null",
+    "to_dict",
+]
+
+FULL_PRECISIONS = ("32-true", "64-true")
+"""Those in which weights and states have one type, and no scaling is needed."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run, or does not fit the run folder that it is used with."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which trajectories, and how they are divided.
+
+    Args:
+        path: an HDF5 file in The Well's layout.
+        validation: how many trajectories are held out of the training to select the best model: a count, or a
+            fraction below 1. They are the last of those that are not for the test.
+        test: how many trajectories, the last of the file, are never trained on: a count or a fraction.
+        normalization: `standard` trains on fields of zero mean and unit variance (statistics of the training
+            trajectories), `none` on the fields as they are; `auto` is `none` for the dimensionless systems
+            of squall and `standard` for all other data.
+        memory_gib: trajectories up to this size are read once, larger ones from the file as they are needed.
+    """
+
+    path: str = ""
+    validation: int | float = 5
+    test: int | float = 10
+    normalization: Literal["auto", "none", "standard"] = "auto"
+    memory_gib: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.memory_gib) and self.memory_gib >= 0):
+            raise ValueError(f"data.memory_gib is {self.memory_gib}, but must be a number that is not negative")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model.
+
+    Args:
+        name: `node`, `hnn`, or the import path of a `torch.nn.Module` such as `my_package.models.UNet`.
+        hidden: width of the hidden layers of `node` and `hnn`.
+        structure: the operator G of `hnn`: `laplacian` (dissipative), `central-difference` (conservative), or
+            `auto` for that of the system which made the data.
+        arguments: keyword arguments for a module of one's own.
+        predicts: what a module of one's own returns: the `rate` du/dt or the next `state`.
+    """
+
+    name: str = "node"
+    hidden: int = 200
+    structure: Literal["auto", "laplacian", "central-difference"] = "auto"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    predicts: Literal["rate", "state"] = "rate"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which loss. At most one of the rules for the temperature is set; none means a KL budget of 0.3.
+
+    Args:
+        name: `imbalance-aware` or `mse`.
+        temperature: a fixed temperature, in units of the squared residual: 0 is the maximum, `inf` the mean.
+        kl_budget: the temperature is solved so that KL(weights ‖ uniform) has this value, in nats.
+        relative: the temperature is this many times the mean error.
+        effective_fraction: the temperature is solved so that the effective sample size is this fraction.
+        budget_cap: part of the KL budget: no point may weigh more than this many times the uniform weight.
+        error: the error of a point: `squared`, `absolute` or `huber`.
+        over: what is normalised over together: `all` points of a minibatch, each `sample` or each `channel`.
+        cap: no weight above this many times the uniform one, at the temperature found without it.
+        mean_share: share of the plain mean that is mixed in.
+        trim: fraction of the points, largest errors first, that gets no weight.
+        winsorize: fraction of the points that is weighed like the largest of the rest.
+        differentiate_weights: let the gradient flow through the weights.
+    """
+
+    name: Literal["imbalance-aware", "mse"] = "imbalance-aware"
+    temperature: float | Literal["inf"] | None = None
+    kl_budget: float | None = None
+    relative: float | None = None
+    effective_fraction: float | None = None
+    budget_cap: float | None = None
+    error: Literal["squared", "absolute", "huber"] = "squared"
+    over: Literal["all", "sample", "channel"] = "all"
+    cap: float | None = None
+    mean_share: float = 0.0
+    trim: float = 0.0
+    winsorize: float = 0.0
+    differentiate_weights: bool = False
+
+    def __post_init__(self) -> None:
+        rules = ("temperature", "kl_budget", "relative", "effective_fraction")
+        chosen = [rule for rule in rules if getattr(self, rule) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"loss.{' and loss.'.join(chosen)} are both set: choose one rule for the temperature")
+        if chosen and self.name == "mse":
+            raise ValueError(f"loss.{chosen[0]} is set, but loss.name is 'mse', which has no temperature")
+        if self.budget_cap is not None and chosen and chosen != ["kl_budget"]:
+            raise ValueError(f"loss.budget_cap belongs to loss.kl_budget, but loss.{chosen[0]} is set: use loss.cap")
+        guards = ("budget_cap", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
+        changed = [name for name in guards if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        if changed and self.name == "mse":
+            raise ValueError(f"loss.{changed[0]} is set, but loss.name is 'mse', which weighs every point alike")
+        for rule in chosen:
+            value = float(getattr(self, rule))
+            if math.isnan(value) or value < 0:
+                raise ValueError(f"loss.{rule} is {value}, but must be a number that is not negative")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Which transitions make a minibatch.
+
+    Args:
+        name: `uniform`, or `stiffness-aware` (SANN): a share of every minibatch comes from the stiffest transitions.
+        fraction: of the training transitions that are called stiff.
+        share: of the minibatch that is drawn from them.
+        floor: the size of a state counts at least as this many root mean squares of the training states; 0 for none.
+        substeps: how many steps of the integrator cover dt for a stiff transition in the training.
+    """
+
+    name: Literal["uniform", "stiffness-aware"] = "uniform"
+    fraction: float = 0.2
+    share: float = 0.5
+    floor: float = 1.0
+    substeps: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"sampling.fraction is {self.fraction}, but must be between 0 and 1")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"sampling.share is {self.share}, but must be in [0, 1]")
+        if not (math.isfinite(self.floor) and self.floor >= 0):
+            raise ValueError(f"sampling.floor is {self.floor}, but must be a number that is not negative")
+        if self.substeps < 1:
+            raise ValueError(f"sampling.substeps is {self.substeps}, but must be at least 1")
+        changed = [item.name for item in dataclasses.fields(self) if getattr(self, item.name) != item.default]
+        if self.name == "uniform" and changed:
+            raise ValueError(f"sampling.{changed[0]} is set, but sampling.name is 'uniform': choose 'stiffness-aware'")
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Where and in what precision, as lightning-fabric names it.
+
+    Args:
+        accelerator: `auto`, `cpu`, `cuda`, `mps`.
+        devices: how many processes, one device each.
+        strategy: `auto`, `ddp`, `fsdp`.
+        precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`.
+        threads: threads of the CPU; 0 leaves PyTorch's choice.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "64-true", "16-mixed", "bf16-mixed"] = "32-true"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ValueError(f"device.devices is {self.devices}, but must be at least 1")
+        if self.threads < 0:
+            raise ValueError(f"device.threads is {self.threads}, but must be 0 (PyTorch's choice) or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training.
+
+    Args:
+        data: which trajectories.
+        model: which model.
+        integrator: that the model is trained and rolled out through: `euler`, `midpoint` or `rk4`.
+        loss: which loss.
+        sampling: which transitions make a minibatch.
+        training: how long and how often.
+        device: where and in what precision.
+        tensorboard: also log to `tensorboard/` in the run folder.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    integrator: str = "euler"
+    loss: LossConfig = field(default_factory=LossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    tensorboard: bool = False
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """A configuration from nested plain values; what is left out has its default.
+
+    Raises:
+        ConfigError: at an unknown key, naming the nearest known one, or a value that is not allowed.
+
+    >>> from_dict({"training": {"stps": 3}})
+    Traceback (most recent call last):
+    ...
+    squall.runs.config.ConfigError: Group 'training' does not accept option 'stps': did you mean 'training.steps'?
+    """
+    parser = _parser()
+    try:
+        refuse_file_as_group(values)
+        parsed = parser.parse_object(values)
+        refuse_null(parsed)
+        return RunConfig(**vars(parser.instantiate(parsed)))
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(explain(str(error), keys(RunConfig))) from error
+
+
+GROUPS = frozenset(name for name, hint in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint))
+"""The keys that hold keys."""
+
+
+def refuse_file_as_group(values: dict[str, Any]) -> None:
+    """Refuse text where keys are expected: the parser would read a file of that name.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    for name in GROUPS:
+        if isinstance(values.get(name), str):
+            raise ConfigError(f"{name} is {values[name]!r}, but must hold keys and values")
+
+
+def refuse_null(values: Any, kind: type[Any] = RunConfig, prefix: str = "") -> None:
+    """Refuse a null, and a group that holds none of its keys, which the parser lets pass for every type.
+
+    Args:
+        values: by the names of the fields of `kind`, as the parser returns them.
+        kind: a dataclass of the configuration.
+        prefix: of the dotted keys.
+
+    Raises:
+        ConfigError: with the dotted key.
+    """
+    for name, hint in get_type_hints(kind).items():
+        value = values[name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict | Namespace):
+                example = f"{prefix}{name}.{next(iter(get_type_hints(hint)))}"
+                raise ConfigError(f"{prefix}{name} is {value!r}, but must hold keys such as '{example}'")
+            refuse_null(value, hint, f"{prefix}{name}.")
+        elif value is None and type(None) not in get_args(hint):
+            raise ConfigError(f"{prefix}{name} is null, but must have a value: leave the key out for its default")
+
+
+@functools.cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def keys(kind: type[Any], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration."""
+    names = []
+    for name, hint in get_type_hints(kind).items():
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        names += keys(hint, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
+
+
+def explain(message: str, known: list[str]) -> str:
+    """The message of a parser, with the known key nearest to the unknown one that it names.
+
+    >>> explain("unrecognized arguments: --model.hiden 3", ["model.hidden", "model.name"])
+    "unrecognized arguments: --model.hiden 3: did you mean 'model.hidden'?"
+    """
+    if not re.search("not accept|unrecognized|not expected", message):
+        return message
+    group = re.search(r"Group '([\w.]+)'", message)
+    option = re.search(r"(?:option|Option) '([\w.]+)'|--([\w.-]+)", message)
+    if option is None:
+        return message
+    name = (option[1] or option[2]).split("=")[0]
+    word = f"{group[1]}.{name}" if group and not name.startswith(f"{group[1]}.") else name
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"{message}: did you mean '{match[0]}'?" if match else f"{message}: known are {', '.join(known)}"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain values by dotted key.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    dotted = {}
+    for name, value in values.items():
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return dotted
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """One line for every key in which two nested configurations differ.
+
+    >>> difference({"a": {"b": 1}}, {"a": {"b": 2}})
+    ['a.b: 1 -> 2']
+    """
+    a, b = flat(ours), flat(theirs)
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def can_run_together(a: RunConfig, b: RunConfig) -> bool:
+    """Whether two configurations differ only by seed, loss and sampling, without substeps, in one full precision.
+
+    >>> can_run_together(RunConfig(), RunConfig(loss=LossConfig(name="mse")))
+    True
+    >>> can_run_together(RunConfig(), RunConfig(model=ModelConfig(hidden=3)))
+    False
+    """
+    return _shape(a) == _shape(b) and all(
+        config.sampling.substeps == 1 and config.device.precision in FULL_PRECISIONS and config.loss.over == "all"
+        for config in (a, b)
+    )
+
+
+def _shape(config: RunConfig) -> dict[str, Any]:
+    own = ("training.seed", "loss.", "sampling.", "data.path")
+    same_data = {"data": os.path.realpath(config.data.path)}
+    return same_data | {key: x for key, x in flat(to_dict(config)).items() if not key.startswith(own)}

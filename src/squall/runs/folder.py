@@ -1,0 +1,337 @@
+"""A run folder: what a run leaves on disk, and how it is read back.
+
+    config.yaml         the resolved configuration
+    environment.json    versions, device, data, seed
+    sampling.npz        stiffness index of the training transitions, where they are not drawn uniformly
+    metrics.jsonl       one line per logged step
+    checkpoints/        last-<step>/ and best-<step>/, two of each, with their checksums
+    evaluation.json     the errors, and rollouts.npz, the fields for its figures
+    figures/
+
+Every file is written beside and renamed into place, so that a kill leaves the old one or the new one.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+
+from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text, special_file
+from squall._process.files import LEFTOVER, sync, temporary_name, write_beside
+from squall.training.loop import Checkpoint
+
+__all__ = [
+    "SAMPLING",
+    "CheckpointError",
+    "DamagedCheckpointWarning",
+    "Kind",
+    "RunFolder",
+    "RunFolderError",
+    "evaluation_suffix",
+    "fingerprint",
+    "write_beside",
+]
+
+Kind = Literal["last", "best"]
+
+WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
+
+FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK = 256, 2**20
+
+SAMPLING = "sampling.npz"
+
+KEPT = 2
+"""Checkpoints of each kind that are kept: the newest, and the one before in case it is damaged."""
+
+
+class RunFolderError(ValueError):
+    """A folder that is no run folder, or not the one that is expected."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint is damaged, and the one before it is used."""
+
+
+class CheckpointError(RunFolderError):
+    """No checkpoint of a run can be read."""
+
+
+def fingerprint(path: Path | str) -> dict[str, Any]:
+    """Size and checksum of a file; of one over 256 MiB the checksum is of 256 blocks spread over it."""
+    status = Path(path).stat()
+    return {"bytes": status.st_size, "sha256": _checksum(Path(path), status.st_size, status.st_mtime_ns)}
+
+
+@functools.lru_cache(maxsize=8)
+def _checksum(path: Path, size: int, _changed: int) -> str:
+    """Of a file that has not changed since it was last read here."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for offset in range(0, size, max(FINGERPRINT_BLOCK, size // FINGERPRINT_BLOCKS)):
+            file.seek(offset)
+            digest.update(file.read(FINGERPRINT_BLOCK))
+    return digest.hexdigest()
+
+
+def evaluation_suffix(method: str | None, count: int) -> str:
+    """What sets the files of an evaluation by another integrator apart."""
+    if method is None and count == 1:
+        return ""
+    return f"-{method or 'same'}-{count}"
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        path: the folder; `create` makes it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def create(self) -> None:
+        """Make the folder and its parents."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise RunFolderError(f"{self.path} cannot be a run folder: a file of that name is in the way") from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second process that would write into it.
+
+        Raises:
+            RunFolderError: if another process holds it. The lock goes with its process, however that ends.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no advisory locks on this system
+            yield
+            return
+        # Neither through a link nor waiting for a pipe, and never emptied: the folder may be a stranger's.
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        with os.fdopen(lock, "rb"):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    message = f"another process is writing into {self.path}: wait for it, or stop it"
+                    raise RunFolderError(message) from None
+                warnings.warn(
+                    f"the file system of {self.path} has no locks ({error.strerror}): nothing else may write there now",
+                    stacklevel=3,
+                )
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for part in self.path.glob("checkpoints/.*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+        for part in self.path.glob(".*.part"):
+            if LEFTOVER.fullmatch(part.name):
+                part.unlink()
+
+    # Text files
+
+    def has(self, name: str) -> bool:
+        """Whether the folder holds a file of that name."""
+        return (self.path / name).exists()
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        with write_beside(self.path / "config.yaml") as part:
+            part.write_text(dump_yaml(config), encoding="utf-8")
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration.
+
+        Raises:
+            RunFolderError: if the folder has none.
+        """
+        path = self.path / "config.yaml"
+        if not path.exists():
+            raise RunFolderError(f"{self.path} is not a run folder: it has no config.yaml. `squall train` makes one")
+        try:
+            return _mapping(load_yaml(path), path)
+        except DocumentError as error:
+            raise RunFolderError(f"{error}: it is damaged, or was edited") from error
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON file; a number that is not finite becomes null."""
+        with write_beside(self.path / name) as part:
+            part.write_text(json.dumps(_finite(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            return _Recorded.of(_mapping(read_json(read_text(path)), path), path)
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path} has no {name}") from None
+        except DocumentError as error:
+            raise RunFolderError(f"{path} is damaged: {error}") from error
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        with write_beside(self.path / name) as part, part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        path = self.path / name
+        if special := special_file(path):
+            raise RunFolderError(f"{path} is {special}, not a file")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise RunFolderError(f"{path} is damaged: {error}. Evaluate the run again") from error
+
+    # Metrics
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl, flushed."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; what is no line of it, as a last one that a kill cut short, is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = []
+        for text in read_text(path).splitlines():
+            with contextlib.suppress(DocumentError):
+                line = read_json(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
+        return lines
+
+    def rewind_metrics(self, step: int) -> None:
+        """Take back the lines after `step`, which a resumed training writes again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        with write_beside(self.path / "metrics.jsonl") as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    # Checkpoints
+
+    def save(self, kind: Kind, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint beside, rename it into place, and drop those that are older than the one before."""
+        target = self._checkpoint_path(kind, checkpoint.step)
+        temporary = temporary_name(target)
+        temporary.mkdir(parents=True)
+        # Turned into bytes first: a full disk is then an OSError, which torch.save and safetensors hide.
+        contents = {WEIGHTS: save(checkpoint.weights), STATE: _state_bytes(checkpoint.state)}
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        contents[CHECKSUMS] = json.dumps(checksums).encode()
+        try:
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
+                sync(temporary / name)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+            sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for step in self.checkpoint_steps(kind)[KEPT:]:
+            shutil.rmtree(self._checkpoint_path(kind, step), ignore_errors=True)
+
+    def checkpoint_steps(self, kind: Kind) -> list[int]:
+        """The steps of the checkpoints of a kind, the newest first."""
+        names = (path.name.removeprefix(f"{kind}-") for path in (self.path / "checkpoints").glob(f"{kind}-*"))
+        return sorted((int(step) for step in names if step.isdecimal()), reverse=True)
+
+    def load(self, kind: Kind) -> Checkpoint | None:
+        """The newest checkpoint that can be read, None if there is none yet.
+
+        A damaged one is passed over with a warning that names it.
+
+        Raises:
+            CheckpointError: if there are some and none can be read.
+        """
+        steps = self.checkpoint_steps(kind)
+        for step in steps:
+            path = self._checkpoint_path(kind, step)
+            try:
+                return _read_checkpoint(path, step)
+            except CheckpointError as error:
+                warnings.warn(f"{error}: the checkpoint before it is used", DamagedCheckpointWarning, stacklevel=2)
+        if steps:
+            raise CheckpointError(
+                f"no '{kind}' checkpoint of {self.path} can be read: those of the steps {steps} are damaged. Move "
+                f"{self.path / 'checkpoints'}/{kind}-* elsewhere to go on without them"
+            )
+        return None
+
+    def _checkpoint_path(self, kind: Kind, step: int) -> Path:
+        return self.path / "checkpoints" / f"{kind}-{step:08d}"
+
+
+class _Recorded(dict[str, Any]):
+    """What a JSON file of a run folder holds, which may be damaged: a key that is missing is an error that names it."""
+
+    path = Path()
+
+    @classmethod
+    def of(cls, value: Any, path: Path) -> Any:
+        if isinstance(value, list):
+            return [cls.of(x, path) for x in value] if any(isinstance(x, dict | list) for x in value) else value
+        if not isinstance(value, dict):
+            return value
+        recorded = cls((name, cls.of(x, path)) for name, x in value.items())
+        recorded.path = path
+        return recorded
+
+    def __missing__(self, name: str) -> Any:
+        raise RunFolderError(f"{self.path} is damaged: it has no '{name}'")
+
+
+def _mapping(values: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise RunFolderError(f"{path} is damaged: it holds a {type(values).__name__} instead of names and values")
+    return values
+
+
+def _read_checkpoint(path: Path, step: int) -> Checkpoint:
+    try:
+        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        damaged = [name for name in (WEIGHTS, STATE) if _sha256(path / name) != checksums[name]]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error
+    if damaged:
+        raise CheckpointError(f"the checkpoint {path} is damaged ({damaged[0]} does not match its checksum)")
+    return Checkpoint(step, load_file(path / WEIGHTS), torch.load(path / STATE, weights_only=True))
+
+
+def _state_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    """The value with every number that is not finite replaced by None: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

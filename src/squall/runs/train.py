@@ -1,0 +1,346 @@
+"""A run from its configuration to its folder: trained, interrupted, resumed."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from squall._process.extras import explain_missing_extra
+from squall._process.threads import threads
+from squall._types import Validation
+from squall.data import Split
+from squall.runs.build import Experiment, build
+from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, to_dict
+from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint
+from squall.training.batched import Member, train_together
+from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
+from squall.training.sampling import StiffnessAwareSampler
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+else:  # slow to import; whoever trains has it imported
+    Fabric = Any
+
+__all__ = ["run", "run_together"]
+
+
+def run(
+    config: RunConfig, path: Path | str, watcher: Recorder | None = None, *, data_path: str | None = None
+) -> TrainingResult | None:
+    """Train what a configuration says, into a folder; go on where an interrupted run stopped.
+
+    Args:
+        config: the configuration.
+        path: the run folder; made if it is not there.
+        watcher: receives every step and line of metrics, and can ask for a stop.
+        data_path: the path of the data that config.yaml records; the absolute one if left out, so that the run can be
+            evaluated from any folder.
+
+    Returns:
+        the result, or None if the folder holds the finished run already.
+
+    Raises:
+        RunFolderError: if the folder holds a run of another configuration or of other data; the difference
+            is in the message.
+        TrainingDiverged: with the last good checkpoint in a note.
+    """
+    recorder = _prepare(config, path, watcher, data_path)
+    experiment = recorder.experiment
+    with threads(config.device.threads), recorder.opened():
+        if recorder.reached() == config.training.steps:
+            return None
+        try:
+            return train(
+                experiment.model,
+                experiment.transitions,
+                config.training,
+                sampler=experiment.sampler,
+                substeps=experiment.substeps,
+                loss=experiment.loss,
+                integrator=experiment.integrator,
+                scale=experiment.normalization.std,
+                validate=experiment.validation,
+                recorder=recorder,
+                fabric=recorder.fabric,
+            )
+        except TrainingDiverged as error:
+            error.add_note(recorder.last_good)
+            raise
+
+
+def run_together(
+    requested: Sequence[tuple[RunConfig, Path | str]],
+    watcher: Recorder | None = None,
+    *,
+    data_path: str | None = None,
+) -> list[TrainingResult | TrainingDiverged | None]:
+    """Train several configurations as one batched computation, into a folder each: see `config.can_run_together`.
+
+    Every run ends where `run` would have brought it, to rounding. One alone is left to `run`.
+
+    Args:
+        requested: the configurations and their run folders.
+        watcher, data_path: as `run` takes them.
+
+    Returns:
+        for each its result, what its training diverged by, or None if its folder holds the finished run already.
+
+    Raises:
+        ValueError: for configurations that cannot be run together.
+        RunFolderError: as `run`.
+    """
+    if not requested:
+        return []
+    first, first_path = requested[0]
+    if len(requested) == 1:
+        try:
+            return [run(first, first_path, watcher, data_path=data_path)]
+        except TrainingDiverged as error:
+            return [error]
+    if odd := [path for config, path in requested if not can_run_together(first, config)]:
+        raise ValueError(
+            f"{odd[0]} cannot be trained together with {first_path}: runs that can differ only by seed, loss and "
+            "sampling, and have no substeps and one full precision"
+        )
+    recorders: list[_FolderRecorder] = []
+    for config, path in requested:
+        split = recorders[0].experiment.split if recorders else None
+        recorders.append(_prepare(config, path, watcher, data_path, split))
+    results: list[TrainingResult | TrainingDiverged | None] = [None] * len(recorders)
+    with threads(first.device.threads), contextlib.ExitStack() as stack:
+        by_step: dict[int, list[int]] = {}  # a kill may have come between two checkpoints
+        for i, recorder in enumerate(recorders):
+            stack.enter_context(recorder.opened())
+            by_step.setdefault(recorder.reached(), []).append(i)
+        by_step.pop(first.training.steps, None)
+        for group in by_step.values():
+            for i, result in zip(group, _train_together([recorders[i] for i in group]), strict=True):
+                results[i] = result
+    return results
+
+
+def _train_together(recorders: Sequence["_FolderRecorder"]) -> list[TrainingResult | TrainingDiverged]:
+    experiments = [recorder.experiment for recorder in recorders]
+    first = experiments[0]
+    return train_together(
+        [
+            Member(x.model, x.loss, x.sampler, x.validation, recorder)
+            for x, recorder in zip(experiments, recorders, strict=True)
+        ],
+        first.transitions,
+        first.config.training,
+        integrator=first.integrator,
+        scale=first.normalization.std,
+        device=recorders[0].fabric.device,
+    )
+
+
+def _prepare(
+    config: RunConfig,
+    path: Path | str,
+    watcher: Recorder | None,
+    data_path: str | None,
+    split: Split | None = None,
+) -> "_FolderRecorder":
+    """Everything that can be refused is, before anything is written."""
+    folder = RunFolder(path)
+    if config.data.path:
+        data = dataclasses.replace(config.data, path=str(Path(config.data.path).resolve()))
+        config = dataclasses.replace(config, data=data)
+    _refuse_other(folder, config)
+    experiment = build(config, split=split)
+    _ = experiment.sampler  # refuses a minibatch that the data cannot fill
+    fabric = _fabric(config, folder)
+    fabric.launch()
+    return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), data_path or config.data.path)
+
+
+def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
+    """A folder belongs to one configuration and one data set."""
+    if not folder.has("config.yaml"):
+        if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
+            raise RunFolderError(f"{folder.path} is not empty and no run folder: choose another folder")
+        return
+    lines = [line for line in difference(folder.read_config(), to_dict(config)) if not line.startswith("data.path:")]
+    if lines:
+        raise RunFolderError(
+            f"{folder.path} holds a run of another configuration (there -> requested):\n  "
+            + "\n  ".join(lines)
+            + "\nChoose another folder, or the configuration that is there"
+        )
+    if folder.has("environment.json") and Path(config.data.path).exists():
+        before, now = folder.read_json("environment.json").get("data"), fingerprint(config.data.path)
+        if before != now:
+            raise RunFolderError(
+                f"{folder.path} holds a run on other data: {config.data.path} has changed since "
+                f"({before} -> {now}). Choose another folder, or bring the data back"
+            )
+
+
+@explain_missing_extra()
+def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
+    from lightning_fabric import Fabric
+
+    loggers = []
+    if config.tensorboard:
+        try:
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+            loggers.append(TensorBoardLogger(root_dir=folder.path, name="tensorboard", version=""))
+        except ImportError as error:
+            raise ConfigError(
+                "tensorboard is true, but it is not installed: pip install 'squall[tensorboard]'"
+            ) from error
+    device = config.device
+    try:
+        return Fabric(
+            accelerator=device.accelerator,
+            devices=device.devices,
+            strategy=device.strategy,
+            precision=device.precision,
+            loggers=loggers,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
+
+
+class _FolderRecorder(Recorder):
+    """Writes the training of an experiment into its folder, from the first process only, and informs the watcher."""
+
+    def __init__(
+        self, folder: RunFolder, experiment: Experiment, fabric: Fabric, watcher: Recorder, data_path: str
+    ) -> None:
+        self.folder, self.experiment, self.fabric = folder, experiment, fabric
+        self.watcher, self.data_path = watcher, data_path
+        self.saved_step: int | None = None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder, made and described, against other processes."""
+        first = self.fabric.is_global_zero
+        if first:
+            self.folder.create()
+        self.fabric.barrier()
+        with self.folder.locked() if first else contextlib.nullcontext():
+            if first:
+                self._describe()
+            yield
+
+    def _describe(self) -> None:
+        """Write what is needed to understand the run years later, where it is not there yet."""
+        folder, experiment = self.folder, self.experiment
+        if not folder.has("config.yaml"):
+            values = to_dict(experiment.config)
+            values["data"]["path"] = self.data_path
+            folder.write_config(values)
+        if not folder.has("normalization.json"):
+            folder.write_json("normalization.json", experiment.normalization.to_dict())
+        if not folder.has("environment.json"):
+            folder.write_json("environment.json", _environment(experiment, self.fabric))
+        sampler = experiment.sampler
+        if isinstance(sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
+            shape = (experiment.split.train.trajectories, -1)
+            index, stiff = (x.reshape(shape).numpy() for x in (sampler.index, sampler.is_stiff))
+            dt = np.array(experiment.transitions.dt)
+            folder.write_arrays(SAMPLING, index=index.astype("f4"), stiff=stiff, dt=dt)
+
+    def reached(self) -> int:
+        """The step of the last checkpoint; 0 without one."""
+        checkpoint = self.folder.load("last")
+        return checkpoint.step if checkpoint else 0
+
+    def resume(self) -> Checkpoint | None:
+        checkpoint = self.folder.load("last")
+        self.saved_step = checkpoint and checkpoint.step
+        if self.fabric.is_global_zero:
+            self.folder.rewind_metrics(self.saved_step or 0)
+        self.watcher.stepped(self.saved_step or 0)
+        return checkpoint
+
+    def resume_best(self) -> Checkpoint | None:
+        return self.folder.load("best")
+
+    @property
+    def last_good(self) -> str:
+        saved = "none yet" if self.saved_step is None else f"step {self.saved_step}"
+        return f"The last good checkpoint: {saved}, in {self.folder.path}"
+
+    def stopping(self) -> bool:
+        return self.watcher.stopping()
+
+    def stepped(self, step: int) -> None:
+        self.watcher.stepped(step)
+
+    def logged(self, metrics: dict[str, Any]) -> None:
+        self.watcher.logged(metrics)
+        if self.fabric.is_global_zero:
+            self.folder.append_metrics(metrics)
+        self.fabric.log_dict(_flat(metrics), step=metrics["step"])
+
+    def saved(self, checkpoint: Checkpoint) -> None:
+        self._save("last", checkpoint)
+        self.saved_step = checkpoint.step
+
+    def improved(self, checkpoint: Checkpoint, validation: Validation) -> None:
+        self._save("best", checkpoint)
+
+    def _save(self, kind: Kind, checkpoint: Checkpoint) -> None:
+        if self.fabric.is_global_zero:
+            self.folder.save(kind, checkpoint)
+
+
+def _environment(experiment: Experiment, fabric: Fabric) -> dict[str, Any]:
+    packages = ("squall", "torch", "numpy", "scipy", "h5py", "lightning-fabric", "numba")
+    return {
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+        "seed": experiment.config.training.seed,
+        "data": fingerprint(experiment.config.data.path),
+        "trajectories": {name: part.trajectories for name, part in experiment.split._asdict().items()},
+        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package; which passes compute depends on whether numba is there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of squall's own sources, where they are a checkout; of a copy, SQUALL_COMMIT."""
+    if commit := os.environ.get("SQUALL_COMMIT"):
+        return commit
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step":
+            flat[prefix + name] = float(value)
+    return flat

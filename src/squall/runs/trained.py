@@ -1,0 +1,103 @@
+"""A trained run, read back from its folder: evaluated, and rolled out."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from squall.data import Normalization, Split
+from squall.integrators import rollout
+from squall.models.placement import like_model
+from squall.runs.build import Experiment, build
+from squall.runs.config import ConfigError, from_dict
+from squall.runs.folder import (
+    CheckpointError,
+    DamagedCheckpointWarning,
+    Kind,
+    RunFolder,
+    RunFolderError,
+    fingerprint,
+)
+
+__all__ = ["TrainedRun", "open_run"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder and the objects that it was trained with; `load` gives the model its weights."""
+
+    folder: RunFolder
+    experiment: Experiment
+
+    def load(self, kind: Kind | None = None) -> tuple[Kind, int]:
+        """Load a checkpoint into the model: by default the one that rolled out best on the validation trajectories.
+
+        Returns:
+            which one it is, and its step.
+
+        Raises:
+            CheckpointError: if there is none, or none can be read.
+        """
+        kinds: tuple[Kind, ...] = (kind,) if kind else ("best", "last")
+        for candidate in kinds:
+            try:
+                checkpoint = self.folder.load(candidate)
+            except CheckpointError as error:
+                if candidate == kinds[-1]:
+                    raise
+                warnings.warn(f"{error}; the last one is used", DamagedCheckpointWarning, stacklevel=2)
+                continue
+            if checkpoint is not None:
+                self.experiment.model.load_state_dict(checkpoint.weights)
+                self.experiment.model.eval()
+                return candidate, checkpoint.step
+        raise CheckpointError(f"{self.folder.path} has no '{kinds[0]}' checkpoint: train it with `squall train` first")
+
+    def predict(self, initial: Tensor, steps: int) -> Tensor:
+        """Roll out from initial states of one's own.
+
+        Args:
+            initial: (batch, channel, *space), on the grid and in the units of the training data.
+            steps: how many steps of the data's dt.
+
+        Returns:
+            the trajectories, (batch, steps + 1, channel, *space), in the precision of the weights.
+
+        Raises:
+            ConfigError: if the states are not on the grid of the training data.
+        """
+        training = self.experiment.split.train
+        expected = (training.channels, *training.space)
+        if tuple(initial.shape[1:]) != expected:
+            shape = ", ".join(map(str, expected))
+            raise ConfigError(f"initial states have shape {tuple(initial.shape)}, but must have (batch, {shape})")
+        with torch.no_grad():
+            first = like_model(self.experiment.model, initial)
+            return rollout(self.experiment.integrator, self.experiment.model, first, training.dt, steps)
+
+
+def open_run(path: Path | str, data: str | None = None, *, split: Split | None = None) -> TrainedRun:
+    """A trained run, with its data, its normalisation and its model.
+
+    Args:
+        path: the run folder.
+        data: where its data file is now, if it was moved.
+        split: its data, where they are open already.
+
+    Raises:
+        RunFolderError: if it is no run folder, or the data file is not the one that it was trained on.
+    """
+    folder = RunFolder(path)
+    config = from_dict(folder.read_config())
+    if data is not None:
+        config = replace(config, data=replace(config.data, path=data))
+    normalization = Normalization.from_dict(folder.read_json("normalization.json"))
+    experiment = build(config, normalization, split=split)
+    if fingerprint(config.data.path) != folder.read_json("environment.json").get("data"):
+        raise RunFolderError(
+            f"{config.data.path} is not the file that {path} was trained on: it has changed since. If that file is "
+            "elsewhere, name it by --data"
+        )
+    return TrainedRun(folder, experiment)

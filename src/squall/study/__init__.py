@@ -1,0 +1,1 @@
+"""Studies: grids of runs, their folder, runner, results and statistics."""

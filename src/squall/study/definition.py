@@ -1,0 +1,399 @@
+"""A study: grids of runs in one YAML.
+
+A trial is a run configuration made of `base`, one variant of every axis of a grid, and a seed. Trials of the same
+configuration are one run, in however many grids they stand.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from squall._process.documents import DocumentError, load_yaml
+from squall._process.names import file_name
+from squall.integrators import INTEGRATORS, next_state
+from squall.runs.build import MODELS, integrator
+from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
+from squall.runs.folder import evaluation_suffix
+from squall.systems import SYSTEMS
+
+__all__ = [
+    "PRESETS",
+    "SHOWN_FROM_FIELDS",
+    "SIZES",
+    "Grid",
+    "OtherIntegrator",
+    "Study",
+    "Trial",
+    "read_study",
+    "slug",
+]
+
+PRESETS = ("paper", "paper-small", "sweeps-small", "smoke")
+"""The studies that come with the package."""
+
+KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
+GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
+SIZES = ("trajectories", "steps", "seed")
+"""What may be said of a system beside its parameters."""
+SHOWN = ("table", "fields", "temperature", "one-step", "training", "sampling", "integrators")
+"""What the report can make of a grid."""
+SHOWN_FROM_FIELDS = {"fields", "one-step"}
+"""What of it needs the fields of the rollouts."""
+NOT_THE_TRIAL = ("data.path", "device.threads")
+"""Keys that do not make another trial."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study.
+
+    Attributes:
+        labels: the names of its variants, one per axis of the grid that asked for it first.
+        seed: of the training.
+        system: which data set, as `systems` of the study has it.
+        config: the configuration, with `data.path` relative to the study's folder.
+    """
+
+    labels: tuple[str, ...]
+    seed: int
+    system: str
+    config: RunConfig
+
+    def with_seed(self, seed: int) -> "Trial":
+        """The same with another seed."""
+        training = dataclasses.replace(self.config.training, seed=seed)
+        return dataclasses.replace(self, seed=seed, config=dataclasses.replace(self.config, training=training))
+
+    @property
+    def name(self) -> str:
+        """The name of its run folder."""
+        return file_name("-".join([*(slug(label) for label in self.labels), f"seed-{self.seed}"]))
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for two trials that would compute the same."""
+        values = {key: value for key, value in flat(to_dict(self.config)).items() if key not in NOT_THE_TRIAL}
+        return _digest(values | {"system": self.system})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The trials that one table or figure is made of.
+
+    Attributes:
+        name, about: for people.
+        axes: the labels along each axis.
+        show: what the report makes of it, of `SHOWN`.
+        published: what others published for it, (states, energy) by the labels of a row and of a column.
+        trials: by their labels, one per axis, and their seed.
+    """
+
+    name: str
+    about: str
+    axes: tuple[tuple[str, ...], ...]
+    show: tuple[str, ...]
+    published: Mapping[tuple[str, str], tuple[float, float]]
+    trials: Mapping[tuple[tuple[str, ...], int], Trial] = field(repr=False)
+
+    @cached_property
+    def identities(self) -> set[str]:
+        """Of all its trials."""
+        return {trial.identity for trial in self.trials.values()}
+
+
+@dataclass(frozen=True)
+class OtherIntegrator:
+    """Rollouts by another integrator than that of the training.
+
+    Attributes:
+        integrator: its name.
+        substeps: how many steps of it cover one dt of the data.
+    """
+
+    integrator: str
+    substeps: int
+
+    @property
+    def suffix(self) -> str:
+        """What sets the files of its evaluations apart."""
+        return evaluation_suffix(self.integrator, self.substeps)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, as its YAML says it.
+
+    Attributes:
+        name, about: for people.
+        systems: data sets to simulate, by the name of their file: the system, its parameters, trajectories and steps.
+        grids: by name, in the order in which they are run.
+        baseline: the label of the trials that the others are tested against.
+        evaluations: by name, what the trials of the grids that show `integrators` are rolled out by as well.
+        keep_weights: whether the weights stay after a run is evaluated.
+        source: the values of the YAML.
+    """
+
+    name: str
+    about: str
+    systems: Mapping[str, Mapping[str, Any]]
+    grids: Mapping[str, Grid]
+    baseline: str | None
+    evaluations: Mapping[str, OtherIntegrator]
+    keep_weights: bool
+    source: Mapping[str, Any] = field(repr=False)
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial once, in the order of the grids and, within one, seed by seed."""
+        return tuple({trial.identity: trial for grid in self.grids.values() for trial in grid.trials.values()}.values())
+
+    def trials_of(self, grids: Iterable[str]) -> tuple[Trial, ...]:
+        """The trials of these grids, each once, in their order.
+
+        Raises:
+            ConfigError: if the study has no such grid.
+        """
+        wanted = list(grids)
+        _known(f"grid of the study '{self.name}'", wanted, self.grids)
+        identities = set().union(*(self.grids[name].identities for name in wanted))
+        return tuple(trial for trial in self.trials if trial.identity in identities)
+
+    def shown(self, trial: Trial) -> set[str]:
+        """What the report makes of the grids that a trial stands in."""
+        return {what for grid in self.grids.values() if trial.identity in grid.identities for what in grid.show}
+
+
+def read_study(path: Path | str) -> Study:
+    """A study from a YAML file, or from the preset of that name.
+
+    Raises:
+        ConfigError: if the file is no study: unknown keys, variants or values, with what is known.
+
+    >>> study = read_study("smoke")
+    >>> len(study.trials) == len({trial.identity for trial in study.trials})
+    True
+    """
+    if str(path) in PRESETS:
+        path = str(resources.files("squall.study").joinpath(f"presets/{path}.yaml"))
+    elif not Path(path).exists():
+        raise ConfigError(f"there is no study {path}: give a YAML file, or one of the presets {', '.join(PRESETS)}")
+    try:
+        values = load_yaml(path)
+    except DocumentError as error:
+        raise ConfigError(f"the study cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the study {path} holds {values!r}, but must hold the keys {', '.join(sorted(KEYS))}")
+    try:
+        return _study(values)
+    except ConfigError as error:
+        raise ConfigError(f"the study {path}: {error}") from error
+
+
+def _study(values: Mapping[str, Any]) -> Study:
+    _known("key", values, KEYS)
+    for key in ("name", "grids"):
+        if not values.get(key):
+            raise ConfigError(f"'{key}' is missing")
+    variants = {
+        name: _mapping(f"the variant '{name}'", part)
+        for name, part in _mapping("variants", values.get("variants")).items()
+    }
+    base = _mapping("base", values.get("base"))
+    systems: dict[str, dict[str, Any]] = {}
+    first: dict[str, Trial] = {}
+    grids = {}
+    for name, asked in _mapping("grids", values["grids"]).items():
+        _mapping(f"the grid '{name}'", asked)
+        _known(f"key of the grid '{name}'", asked, GRID_KEYS)
+        asked_axes = asked.get("axes")
+        lists = isinstance(asked_axes, list) and all(isinstance(axis, list) and axis for axis in asked_axes)
+        axes = tuple(tuple(str(label) for label in axis) for axis in asked_axes) if lists else ()
+        if not axes:
+            raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
+        seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
+        trials = {}
+        made = {labels: _trial(base, variants, labels, systems) for labels in itertools.product(*axes)}
+        for seed, labels in itertools.product(seeds, made):
+            trial = made[labels].with_seed(seed)
+            trials[labels, seed] = first.setdefault(trial.identity, trial)
+        show = asked.get("show", ["table"])
+        if not isinstance(show, list):
+            raise ConfigError(f"'show' of the grid '{name}' is {show!r}, but must be a list of {', '.join(SHOWN)}")
+        for what in show:
+            _known(f"part of a report, as 'show' of the grid '{name}' has it", [what], SHOWN)
+        theirs = _published(name, asked.get("published"), {label for axis in axes for label in axis})
+        grids[name] = Grid(name, str(asked.get("about", "")), axes, tuple(show), theirs, trials)
+    baseline = values.get("baseline")
+    if baseline is not None:
+        _known("variant, as 'baseline' has it", [baseline], variants)
+    _refuse_one_name_for_two(first.values())
+    about, keep = str(values.get("about", "")), values.get("keep_weights", False)
+    if not isinstance(keep, bool):
+        raise ConfigError(f"'keep_weights' is {keep!r}, but must be true or false")
+    evaluations = {
+        str(name): _evaluation(str(name), asked)
+        for name, asked in _mapping("evaluations", values.get("evaluations")).items()
+    }
+    _refuse_what_cannot_be_evaluated(grids.values())
+    return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values)
+
+
+def _refuse_what_cannot_be_evaluated(grids: Iterable[Grid]) -> None:
+    """Said before the hours of its training."""
+    for grid in grids:
+        for trial in grid.trials.values():
+            if trial.config.data.test == 0:
+                raise ConfigError(f"'{trial.name}' has data.test = 0: there would be nothing to evaluate on")
+            if "integrators" in grid.show and trial.config.model.predicts == "state":
+                raise ConfigError(
+                    f"'{trial.name}' predicts the next state, which no integrator applies to: take 'integrators' out "
+                    f"of 'show' of the grid '{grid.name}'"
+                )
+
+
+def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """What others published: a `table` of published_results.toml, its `rows` and `columns` named by our labels."""
+    about = _mapping(f"'published' of the grid '{grid}'", asked)
+    if not about:
+        return {}
+    where = f"'published' of the grid '{grid}'"
+    _known(f"key of {where}", about, ("table", "rows", "columns"))
+    tables: Any = tomllib.loads(
+        resources.files("squall.study").joinpath("presets/published_results.toml").read_text("utf-8")
+    )
+    known = {f"{group}.{name}": table for group, part in tables.items() for name, table in part.items()}
+    _known(f"table, as {where} has it", [about.get("table")], known)
+    table = known[about["table"]]
+    rows, columns = (_mapping(f"'{key}' of {where}", about.get(key)) for key in ("rows", "columns"))
+    _known(f"label of the grid '{grid}', as {where} has it", [*rows, *columns], labels)
+    _known(f"row of {about['table']}", rows.values(), [name for name in table if name != "columns"])
+    _known(f"column of {about['table']}", [f"{name}_states" for name in columns.values()], table["columns"])
+    found = {}
+    for (row, theirs), (column, name) in itertools.product(rows.items(), columns.items()):
+        numbers = dict(zip(table["columns"], table[theirs], strict=True))
+        found[row, column] = (numbers[f"{name}_states"], numbers[f"{name}_energy"])
+    return found
+
+
+def _evaluation(name: str, asked: Any) -> OtherIntegrator:
+    known = [integrator for integrator in INTEGRATORS if integrator != next_state.name]
+    values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", asked))
+    _known(f"key of the evaluation '{name}'", values, ("integrator", "substeps"))
+    _known(f"integrator, as the evaluation '{name}' has it", [values["integrator"]], known)
+    substeps = values["substeps"]
+    if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
+        raise ConfigError(f"'substeps' of the evaluation '{name}' is {substeps!r}, but must be at least 1")
+    return OtherIntegrator(values["integrator"], substeps)
+
+
+def _known(what: str, names: Any, known: Any) -> None:
+    for name in names:
+        if name not in list(known):
+            near = difflib.get_close_matches(str(name), [str(x) for x in known], n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(map(str, known)))}"
+            raise ConfigError(f"'{name}' is no {what}: {hint}")
+
+
+def _mapping(what: str, values: Any) -> Mapping[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{what} is {values!r}, but must hold names and values")
+    return {str(name): value for name, value in values.items()}  # YAML reads some names as numbers
+
+
+def _seeds(asked: Any) -> range:
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise ConfigError(f"'seeds' is {asked!r}, but must be how many seeds, at least 1")
+    return range(asked)
+
+
+def _trial(
+    base: Mapping[str, Any],
+    variants: Mapping[str, Mapping[str, Any]],
+    labels: tuple[str, ...],
+    systems: dict[str, dict[str, Any]],
+) -> Trial:
+    """The trial of seed 0, whose system is added to the systems."""
+    _known("variant", labels, variants)
+    values: dict[str, Any] = {}
+    for part in (base, *(variants[label] or {} for label in labels)):
+        for key, value in _dotted(part):
+            values[key] = value
+    system = values.pop("system", None)
+    if system is None:
+        raise ConfigError(f"{', '.join(labels)} names no system: set 'system' to one of {', '.join(SYSTEMS)}")
+    data, about = _data(system)
+    systems.setdefault(data, about)
+    nested: dict[str, Any] = {}
+    for key, value in (values | {"data.path": f"data/{data}.hdf5", "training.seed": 0}).items():
+        *groups, name = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"'{group}' is {place!r}, but '{key}' asks for a part of it")
+        place[name] = value
+    config = from_dict(nested)
+    integrator(config.integrator)
+    if config.model.name not in MODELS and "." not in config.model.name:
+        _known("model, nor the import path of one", [config.model.name], MODELS)
+    return Trial(labels, 0, data, config)
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and prefix + name not in ("system", "model.arguments"):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _data(system: Any) -> tuple[str, dict[str, Any]]:
+    """The name of a data set and what it is simulated with, from the value of the key 'system'."""
+    about: dict[str, Any] = {"name": system} if isinstance(system, str) else dict(_mapping("system", system))
+    if about.get("name") not in list(SYSTEMS):
+        raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SYSTEMS)}")
+    parameters = {key: value for key, value in about.items() if key != "name"}
+    for key in SIZES:
+        size = parameters.pop(key, 1)
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise ConfigError(f"system.{key} is {about[key]!r}, but must be a whole number")
+    try:
+        SYSTEMS[about["name"]](**parameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the system {about} cannot be made: {error}") from error
+    if len(about) == 1:
+        return about["name"], about
+    return f"{about['name']}-{_digest(about)[:8]}", about
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_one_name_for_two(trials: Any) -> None:
+    names: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.name in names:
+            raise ConfigError(f"two different trials would both be '{trial.name}': give the variants other names")
+        names[trial.name] = trial
+
+
+def slug(label: str) -> str:
+    """A label as part of a file's name.
+
+    >>> slug("T = 1e-3")
+    't-1e-3'
+    """
+    return re.sub("[^a-z0-9.+-]+", "-", label.lower()).strip("-")

@@ -1,0 +1,148 @@
+"""The folder of a study, one run folder for every trial.
+
+study.yaml      what was asked for
+data/           the simulated trajectories
+runs/<label>/   a run folder for every trial, or `failed.json` in it where the training diverged
+results.csv     the pack of finished runs, whose folders may then be removed
+results.npz
+"""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+
+from squall._process.documents import dump_yaml, load_yaml
+from squall.runs.config import RunConfig, difference, to_dict
+from squall.runs.folder import RunFolder, RunFolderError, write_beside
+from squall.study.definition import Study, Trial, read_study
+from squall.study.outcome import Outcome, read_outcome
+from squall.study.pack import PACK, read_pack
+
+__all__ = ["TRIAL", "StudyFolder"]
+
+TRIAL = "trial.json"
+"""What a run folder of a study gets last: whose it is, once all else is there."""
+
+FINISHED = ("done", "failed")
+
+
+class StudyFolder:
+    """A study on disk.
+
+    Args:
+        path: the folder; `create` makes it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def create(self, study: Study) -> None:
+        """Make the folder for a study, or make sure that it holds this one.
+
+        A study may grow: what it asks for beyond what is there is added.
+
+        Raises:
+            RunFolderError: if it holds another study, or a run that this study asks for otherwise.
+        """
+        self.refuse_other(study)
+        there = self.path / "study.yaml"
+        (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        (self.path / "data").mkdir(exist_ok=True)
+        if not there.exists() or load_yaml(there) != study.source:  # else its comments are kept
+            with write_beside(there) as part:
+                part.write_text(dump_yaml(dict(study.source)), encoding="utf-8")
+
+    def refuse_other(self, study: Study) -> None:
+        """Make sure, before anything is written, that the folder is free for a study or holds this one.
+
+        Raises:
+            RunFolderError: as `create`.
+        """
+        there = self.path / "study.yaml"
+        if there.exists():
+            before = load_yaml(there)
+            if not isinstance(before, dict) or before.get("name") != study.name:
+                other = before.get("name") if isinstance(before, dict) else before
+                raise RunFolderError(
+                    f"{self.path} holds the study '{other}', not '{study.name}': choose another folder"
+                )
+        elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            raise RunFolderError(f"{self.path} is not empty and no study: choose another folder")
+        self._refuse_other_runs(study)
+
+    def _refuse_other_runs(self, study: Study) -> None:
+        for trial in study.trials:
+            folder, packed = self.run(trial), self.packed.get(trial.name)
+            if folder.has("config.yaml") or packed:
+                there = folder.read_config() if folder.has("config.yaml") or not packed else {**packed.config}
+                asked = to_dict(trial.config)
+                there["data"]["path"] = (
+                    f"data/{Path(there['data']['path']).name}"  # absolute in folders of earlier versions
+                )
+                lines = [line for line in difference(there, asked) if not line.startswith("device.threads:")]
+                if lines:
+                    raise RunFolderError(
+                        f"{folder.path} holds a run of another configuration (there -> asked for):\n  "
+                        + "\n  ".join(lines)
+                        + "\nChoose another folder, or give the variant another name"
+                    )
+
+    def read(self) -> Study:
+        """The study that the folder holds.
+
+        Raises:
+            RunFolderError: if it holds none.
+        """
+        if not (self.path / "study.yaml").exists():
+            raise RunFolderError(f"{self.path} is no study: it has no study.yaml. `squall study run` makes one")
+        return read_study(self.path / "study.yaml")
+
+    def run(self, trial: Trial) -> RunFolder:
+        """The run folder of a trial."""
+        return RunFolder(self.path / "runs" / trial.name)
+
+    def config(self, trial: Trial) -> RunConfig:
+        """The configuration of a trial, with the path of its data in this folder."""
+        data = dataclasses.replace(trial.config.data, path=str(self.path / trial.config.data.path))
+        return dataclasses.replace(trial.config, data=data)
+
+    @cached_property
+    def packed(self) -> dict[str, Outcome]:
+        """The runs of the pack, by name."""
+        there = all((self.path / name).exists() for name in ("study.yaml", PACK))
+        return read_pack(self.path, self.read().name) if there else {}
+
+    def only_packed(self, trial: Trial) -> bool:
+        """Whether a finished run is in the pack and not, or not finished, in its folder."""
+        packed = self.packed.get(trial.name)
+        return packed is not None and packed.state in FINISHED and self._state(trial) not in FINISHED
+
+    def outcome(self, trial: Trial) -> Outcome:
+        """What a trial left, in its folder or in the pack.
+
+        Raises:
+            RunFolderError: if a file of it, or the pack, is damaged.
+        """
+        state = self._state(trial)
+        if self.only_packed(trial) or (state == "missing" and trial.name in self.packed):
+            return self.packed[trial.name]
+        return read_outcome(self.run(trial), trial.seed, state, to_dict(trial.config))
+
+    def state(self, trial: Trial) -> str:
+        """`done`, `failed` (the training diverged), `started` or `missing`."""
+        return self.packed[trial.name].state if self.only_packed(trial) else self._state(trial)
+
+    def _state(self, trial: Trial) -> str:
+        folder = self.run(trial)
+        if folder.has(TRIAL):
+            return "done"
+        if folder.has("failed.json"):
+            return "failed"
+        return "started" if folder.has("config.yaml") else "missing"
+
+    def steps_done(self, trial: Trial) -> int:
+        """Training steps behind a trial."""
+        if self.state(trial) in FINISHED:
+            return trial.config.training.steps
+        lines = self.run(trial).read_metrics()
+        return min(lines[-1]["step"], trial.config.training.steps) if lines else 0

@@ -1,0 +1,133 @@
+"""What one run left, as plain data: read from its folder, or from the pack of its study."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from squall.runs.folder import SAMPLING, Kind, RunFolder
+
+__all__ = ["ABSENT", "FIELDS", "STATES", "Metric", "Outcome", "Place", "metrics", "read_outcome", "value_at"]
+
+Place = tuple[str, ...]
+"""Where a checkpoint's part of `evaluation.json` has a number: the names on the way to it."""
+
+ABSENT = object()
+"""What `value_at` returns by default where there is no number; null is a number that is not finite."""
+
+FIELDS = "rollouts.npz"
+
+STATES: Place = ("rollout", "states")
+_ROLLOUT = ("states", "energy", "mass", "diverged")
+_ONE_STEP: dict[str, Place] = {
+    "one step: mean": ("one_step", "mean"),
+    "one step: top 1 %": ("one_step", "top_1_percent"),
+    "one step: max": ("one_step", "max"),
+    "one step: quiet": ("regimes", "quiet", "error"),
+    "one step: active": ("regimes", "active", "error"),
+    "one step: extreme": ("regimes", "extreme", "error"),
+    "growth factor: median": ("growth", "median"),
+    "growth factor: max": ("growth", "max"),
+}
+
+
+class Metric(NamedTuple):
+    """A number of a run: its place, the checkpoint, and the integrator of the rollouts ("" for that of the training,
+    else the suffix of the evaluation's file)."""
+
+    place: Place
+    checkpoint: Kind = "last"
+    integrator: str = ""
+
+
+def metrics(fields: Sequence[str]) -> dict[str, Place]:
+    """Every headline number of an evaluation by its name; of each, smaller is better."""
+    rollout: dict[str, Place] = {f"rollout: {name}": ("rollout", name) for name in _ROLLOUT}
+    vrmse: dict[str, Place] = {f"rollout: VRMSE of {name}": ("rollout", "vrmse", name) for name in fields}
+    return rollout | vrmse | _ONE_STEP
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, as far as it is.
+
+    Attributes:
+        name: of its folder.
+        seed: of the training.
+        state: `done`, `failed` (the training diverged), `started` or `missing`.
+        config: its configuration, nested plain values.
+        evaluations: what `evaluation.json` holds under "", evaluations by other integrators under their suffix.
+        history: the validations during the training by quantity, also `step`; None is a number that is not finite.
+        environment: versions, commit, machine and data.
+        failure: where and why the training diverged.
+        arrays: gives the arrays of a file of the run, such as `rollouts.npz`, or None.
+    """
+
+    name: str
+    seed: int
+    state: str
+    config: Mapping[str, Any] = field(repr=False)
+    evaluations: Mapping[str, Mapping[str, Any]] = field(repr=False, default_factory=dict)
+    history: Mapping[str, Sequence[float | None]] = field(repr=False, default_factory=dict)
+    environment: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    failure: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    arrays: Callable[[str], dict[str, np.ndarray] | None] = field(repr=False, default=lambda name: None)
+
+    def checkpoint(self, kind: Kind, integrator: str = "") -> Mapping[str, Any]:
+        """The evaluation of a checkpoint; weights that are both the best and the last are evaluated once."""
+        found = self.evaluations.get(integrator, {}).get("checkpoints", {})
+        return found.get(kind) or next(iter(found.values()), {})
+
+    def value(self, place: Place, checkpoint: Kind = "last", integrator: str = "") -> float | None:
+        """A number of an evaluation; infinite where it became NaN or infinite or the training diverged, None where it
+        does not apply or does not exist yet."""
+        if self.state == "failed":
+            return math.inf
+        number = value_at(self.checkpoint(checkpoint, integrator), place)
+        return None if number is ABSENT else math.inf if number is None else number
+
+    def fields(self) -> dict[str, np.ndarray] | None:
+        """Truth, prediction and one-step errors of some test trajectories, if they were kept."""
+        return self.arrays(FIELDS)
+
+    def stiffness(self) -> dict[str, np.ndarray] | None:
+        """The stiffness-aware index of the training transitions, if the run sampled by it."""
+        return self.arrays(SAMPLING)
+
+
+def read_outcome(folder: RunFolder, seed: int, state: str, config: Mapping[str, Any]) -> Outcome:
+    """What a run folder holds; evaluations only of a run that is done."""
+    paths = sorted(folder.path.glob("evaluation*.json"), key=lambda path: path.stem) if state == "done" else []
+    lines = [{"step": line["step"], **line["validation"]} for line in folder.read_metrics() if "validation" in line]
+    quantities = dict.fromkeys(name for line in lines for name in line)
+    return Outcome(
+        folder.path.name,
+        seed,
+        state,
+        config,
+        {path.stem.removeprefix("evaluation"): folder.read_json(path.name) for path in paths},
+        {name: [_number(line.get(name)) for line in lines] for name in quantities},
+        folder.read_json("environment.json") if folder.has("environment.json") else {},
+        folder.read_json("failed.json") if state == "failed" else {},
+        functools.partial(_read_arrays, folder),
+    )
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _read_arrays(folder: RunFolder, name: str) -> dict[str, np.ndarray] | None:
+    return folder.read_arrays(name) if folder.has(name) else None
+
+
+def value_at(values: Any, place: Place, missing: Any = ABSENT) -> Any:
+    """What nested values have at a place."""
+    for name in place:
+        if not isinstance(values, dict) or name not in values:
+            return missing
+        values = values[name]
+    return values

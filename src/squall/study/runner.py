@@ -1,0 +1,333 @@
+"""A study from its YAML to its folder: what is not there yet is simulated, trained and evaluated, several at a time."""
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from squall._process.threads import keep_freed_memory
+from squall.evaluation.rollouts import Keep
+from squall.runs.config import RunConfig, can_run_together
+from squall.runs.evaluate import evaluate_runs
+from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
+from squall.runs.simulate import simulate_to_file
+from squall.runs.train import run_together
+from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial
+from squall.study.folder import TRIAL, StudyFolder
+from squall.study.outcome import FIELDS
+from squall.systems import SYSTEMS
+from squall.training.loop import Recorder, TrainingDiverged
+
+__all__ = ["Progress", "part_of", "run_study"]
+
+PROGRESS_SECONDS = 2.0
+LOCK_SECONDS = 30
+"""How long to wait for a worker of a study that was killed: it ends by itself within a moment."""
+
+FRAMES_KEPT = 101
+"""Times at which the fields and curves of a rollout are kept."""
+
+Progress = Callable[[int, int], None]
+"""Told of the training steps that are done, and of all."""
+
+
+def run_study(
+    study: Study,
+    path: Path | str,
+    *,
+    workers: int | None = None,
+    together: int = 1,
+    part: tuple[int, int] = (1, 1),
+    grids: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Trial]:
+    """Run every trial that its folder does not hold yet.
+
+    A process that is killed, at any moment, loses nothing: the same call goes on. A training that diverges is a
+    result, kept as `failed.json`.
+
+    Args:
+        study: what to run.
+        path: the folder of the study.
+        workers: how many processes, one thread each; as many as there are cores if left out.
+        together: how many trials a process trains at once as one batched computation, where they differ only by
+            seed, loss and sampling; meant for a GPU.
+        part: (i, n): only the i-th of n parts of the trials, for n machines whose folders are then copied together.
+        grids: only the trials of these; of all grids if left out.
+        progress: told of the steps that are done.
+
+    Returns:
+        the trials whose training diverged.
+
+    Raises:
+        RunFolderError: if the folder holds another study, or another process works on it.
+        ConfigError: if the study has no such grid.
+        ValueError: for a part or a number of workers that cannot be.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    for name, value in (("workers", workers), ("together", together)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, but must be at least 1")
+    trials = part_of(study.trials if grids is None else study.trials_of(grids), part)
+    folder = StudyFolder(path)
+    folder.refuse_other(study)
+    RunFolder(folder.path).create()
+    with RunFolder(folder.path).locked():
+        folder.create(study)
+        to_run = [trial for trial in trials if not folder.only_packed(trial)]
+        _simulate(folder, study, to_run)
+        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
+        _run_all(folder, trials, _batches(pending, together), workers, progress or (lambda done, total: None))
+    return [trial for trial in trials if folder.state(trial) == "failed"]
+
+
+Item = TypeVar("Item")
+
+
+def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
+    """Every n-th trial, from the i-th on, for part (i, n).
+
+    >>> part_of(["a", "b", "c"], (1, 2)), part_of(["a", "b", "c"], (2, 2))
+    (['a', 'c'], ['b'])
+    """
+    i, n = part
+    if not 1 <= i <= n:
+        raise ValueError(f"part is {i}/{n}, but must be one of 1/{n} ... {n}/{n}")
+    return list(trials[i - 1 :: n])
+
+
+def _pending(tasks: Sequence["_Task"], folder: StudyFolder) -> list["_Task"]:
+    """What is not there yet: trainings, and evaluations that a grown study asks for where the weights were kept."""
+    pending, lacking = [], []
+    for task in tasks:
+        state = folder.state(task.trial)
+        if state not in ("done", "failed"):
+            pending.append(task)
+        elif state == "done" and not all(RunFolder(task.path).has(name) for name in task.wanted):
+            kept = RunFolder(task.path).checkpoint_steps("last")
+            (pending if kept else lacking).append(task)
+        else:
+            _forget(task)  # a kill may have come before
+    if lacking:
+        names = ", ".join(task.trial.name for task in lacking)
+        warnings.warn(
+            f"the study asks for more of {len(lacking)} trials that are done, whose weights are gone: {names}. The "
+            "report shows what there is; remove their folders to run them again",
+            stacklevel=3,
+        )
+    return pending
+
+
+def _simulate(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> None:
+    for part in (folder.path / "data").glob(".*.part"):  # of a study that was killed: this one holds the lock
+        part.unlink()
+    for name in dict.fromkeys(trial.system for trial in trials):
+        path = folder.path / "data" / f"{name}.hdf5"
+        if not path.exists():
+            options = dict(study.systems[name])
+            system = SYSTEMS[options.pop("name")]
+            sizes = {key: options.pop(key) for key in SIZES if key in options}
+            simulate_to_file(system(**options), path, **sizes)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does: one trial, and what is kept of it."""
+
+    trial: Trial
+    config: RunConfig
+    path: Path
+    evaluations: tuple[OtherIntegrator, ...]
+    shown: frozenset[str]
+    keep_weights: bool
+
+    @property
+    def wanted(self) -> list[str]:
+        """The files that the report needs of it."""
+        names = [f"{name}.json" for name in ("evaluation", *self.others)]
+        if self.shown & SHOWN_FROM_FIELDS:
+            names.append(FIELDS)
+        if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
+            names.append(SAMPLING)
+        return names
+
+    @property
+    def keep(self) -> Keep:
+        """What its evaluation keeps for the figures of the report."""
+        fields = ("truth", "prediction") + (("step_error", "regime") if "one-step" in self.shown else ())
+        return Keep(times=FRAMES_KEPT, fields=fields if self.shown & SHOWN_FROM_FIELDS else (), dtype="f2")
+
+    @property
+    def others(self) -> list[str]:
+        """The names of the evaluations by other integrators, without their ending."""
+        return [f"evaluation{other.suffix}" for other in self.evaluations]
+
+
+def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
+    shown = frozenset(study.shown(trial))
+    evaluations = tuple(study.evaluations.values()) if "integrators" in shown else ()
+    config = _on_one_thread(folder.config(trial))
+    return _Task(trial, config, folder.run(trial).path, evaluations, shown, study.keep_weights)
+
+
+def _batches(tasks: Sequence[_Task], together: int) -> list[list[_Task]]:
+    """Tasks that are trained as one, at most so many at once, in the order of their first."""
+    alike: list[list[_Task]] = []
+    for task in tasks:
+        for group in alike:
+            if len(group) < together and can_run_together(group[0].config, task.config):
+                group.append(task)
+                break
+        else:
+            alike.append([task])
+    return alike
+
+
+def _run_all(
+    folder: StudyFolder, trials: Sequence[Trial], batches: Sequence[list[_Task]], workers: int, progress: Progress
+) -> None:
+    total = sum(trial.config.training.steps for trial in trials)
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
+        jobs: list[Future[None]] = [pool.submit(_run_batch, batch) for batch in batches]
+        try:
+            waiting = set(jobs)
+            while waiting:
+                progress(sum(folder.steps_done(trial) for trial in trials), total)
+                done, waiting = wait(waiting, PROGRESS_SECONDS, FIRST_COMPLETED)
+                if any(_failed(job) for job in done):
+                    break
+        finally:
+            stop.set()  # after an interrupt or an error: every worker saves and stops
+            pool.shutdown(cancel_futures=True)
+        try:
+            for job in jobs:
+                job.result()
+        except BrokenProcessPool as error:
+            raise RunFolderError(
+                "a worker was killed, perhaps for memory: give the same command again, with fewer --workers or a "
+                "smaller --together"
+            ) from error
+    progress(sum(folder.steps_done(trial) for trial in trials), total)
+
+
+def _failed(job: Future[None]) -> bool:
+    return job.done() and not job.cancelled() and job.exception() is not None
+
+
+def _on_one_thread(config: RunConfig) -> RunConfig:
+    device = dataclasses.replace(config.device, threads=1)
+    return dataclasses.replace(config, device=device)
+
+
+# In a worker
+
+
+class _Stop(Recorder):
+    """Asks for a stop when the study is interrupted."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+    def stopping(self) -> bool:
+        return self.event.is_set()
+
+
+_stop: Recorder = Recorder()
+
+
+def _start_worker(event: Any) -> None:
+    global _stop
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's own process turns it into a stop
+    _stop = _Stop(event)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if connection.wait([parent.sentinel], timeout=0):  # it ended while this worker was still importing
+        os._exit(1)
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker with the study's process, however that ended; what it was writing is written beside."""
+    connection.wait([parent])
+    os._exit(1)
+
+
+def _run_batch(tasks: Sequence[_Task]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for task in tasks:
+            _wait_for(RunFolder(task.path))
+        # Named from the study's folder, which may be copied anywhere.
+        data_path = tasks[0].trial.config.data.path
+        results = run_together([(task.config, task.path) for task in tasks], _stop, data_path=data_path)
+        finished: dict[tuple[OtherIntegrator, ...], list[_Task]] = {}
+        for task, result in zip(tasks, results, strict=True):
+            if isinstance(result, TrainingDiverged):
+                _keep_failure(task, result)
+            elif result is None or result.finished:
+                finished.setdefault(task.evaluations, []).append(task)
+        for group in finished.values():
+            _keep_results(group)
+
+
+def _device(config: RunConfig) -> str:
+    """Where a trial is evaluated: on a CUDA device if it was trained on one."""
+    return "cuda" if config.device.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+
+
+def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
+    folder = RunFolder(task.path)
+    folder.write_json("failed.json", {"step": error.step, "message": str(error)})
+    _forget(task)
+
+
+def _keep_results(tasks: Sequence[_Task]) -> None:
+    """Of tasks that are trained and want the same evaluations."""
+    first, paths = tasks[0], [task.path for task in tasks]
+    where: dict[str, Any] = {"data": first.config.data.path, "device": _device(first.config)}
+    evaluate_runs(paths, fields_of="last", keep=[task.keep for task in tasks], **where)
+    for other in first.evaluations:
+        keep = Keep(times=FRAMES_KEPT, fields=())
+        evaluate_runs(paths, method=other.integrator, count=other.substeps, keep=keep, **where)
+    for task in tasks:
+        _keep_result(task)
+
+
+def _keep_result(task: _Task) -> None:
+    folder, trial = RunFolder(task.path), task.trial
+    folder.write_json(TRIAL, {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system})
+    _forget(task)
+
+
+def _wait_for(folder: RunFolder) -> None:
+    """Until a worker of a killed study has let go of a folder."""
+    for _ in range(LOCK_SECONDS if folder.path.exists() else 0):
+        try:
+            with folder.locked():
+                return
+        except RunFolderError:
+            time.sleep(1)
+
+
+def _forget(task: _Task) -> None:
+    """Remove what no part of the report needs."""
+    if not task.keep_weights:
+        shutil.rmtree(task.path / "checkpoints", ignore_errors=True)
+    if task.trial.seed != 0:  # the index is of the data alone
+        (task.path / SAMPLING).unlink(missing_ok=True)

@@ -1,0 +1,269 @@
+"""A training under way: its settings, where it stands, and how that is saved and resumed."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from squall._process.extras import explain_missing_extra
+from squall._types import Score, Validation
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+else:  # importing it takes as long as importing torch, and who comes for the loss alone does not need it
+    Fabric = Any
+
+__all__ = ["Checkpoint", "Recorder", "TrainingDiverged", "TrainingResult", "TrainingSettings"]
+
+Residual = Literal["rate", "state"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how often.
+
+    Args:
+        steps: number of optimiser steps.
+        batch: transitions in a minibatch, over all ranks together.
+        learning_rate: of Adam.
+        residual: what the loss compares: the mean rate over the step, (u' − u)/dt, or the next state u'. The
+            squared error of the rate is 1/dt² times that of the state, and a temperature has its unit.
+        seed: draws the initial weights and the minibatches.
+        log_every: steps between two lines of metrics.
+        validate_every: steps between two rollouts of the validation trajectories; 0 for none.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    steps: int = 10_000
+    batch: int = 200
+    learning_rate: float = 1e-3
+    residual: Residual = "rate"
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "steps": 1,
+            "batch": 1,
+            "log_every": 1,
+            "validate_every": 0,
+            "checkpoint_every": 1,
+            "seed": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"training.{name} is {getattr(self, name)}, but must be at least {least}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"training.learning_rate is {self.learning_rate}, but must be a positive number")
+        if self.residual not in get_args(Residual):
+            raise ValueError(f"training.residual is {self.residual!r}, but must be one of {get_args(Residual)}")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a weight became NaN or infinite at `step`."""
+
+    def __init__(self, step: int, what: str) -> None:
+        self.step, self.what = step, what
+        super().__init__(
+            f"training diverged at step {step}: {what}. A smaller learning rate, a higher temperature, float64 "
+            "or normalised data may help"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainingDiverged, (self.step, self.what)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after `step` steps: the weights, and all else that the rest of it depends on."""
+
+    step: int
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Recorder:
+    """Follows a training, and may hand it the checkpoint to go on from. This one does neither."""
+
+    def resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from."""
+        return None
+
+    def resume_best(self) -> Checkpoint | None:
+        """The best checkpoint until then."""
+        return None
+
+    def stopping(self) -> bool:
+        """Whether to save and stop before the next step."""
+        return False
+
+    def stepped(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def logged(self, metrics: dict[str, Any]) -> None:
+        """A line of metrics."""
+
+    def saved(self, checkpoint: Checkpoint) -> None:
+        """The latest checkpoint."""
+
+    def improved(self, checkpoint: Checkpoint, validation: Validation) -> None:
+        """The checkpoint that rolls out best so far."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained model.
+
+    `model` holds the last weights and `best`, after a validation, those that rolled out best, with the step
+    they come from; `history` is every line of metrics. `finished` is false after a requested stop.
+    """
+
+    model: nn.Module
+    step: int
+    finished: bool
+    history: list[dict[str, Any]]
+    best: Checkpoint | None
+
+
+@dataclass
+class Training:
+    """A training under way: what it has, where it stands, and how that is saved and restored."""
+
+    model: nn.Module
+    optimizer: Any
+    loss: nn.Module
+    recorder: Recorder
+    fabric: Fabric
+    validate: Callable[[nn.Module], Validation] | None = None
+    step: int = 0
+    seconds: float = 0.0
+    score: Score | None = None
+    best: Checkpoint | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    diverged: TrainingDiverged | None = None
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        line = {"step": self.step, **metrics, "seconds": round(self.seconds, 3)}
+        self.history.append(line)
+        self.recorder.logged(line)
+
+    def validation(self) -> Validation | None:
+        if self.validate is None or self.diverged:
+            return None
+        self.model.eval()
+        validation = self.validate(self.model)
+        self.model.train()
+        return validation
+
+    def record(self, validation: Validation | None, save: bool) -> None:
+        """Log a validation and keep its checkpoint if it is the best; save the last checkpoint."""
+        if self.diverged:
+            return
+        try:
+            if validation is not None:
+                self._validated(validation)
+            if save:
+                self.recorder.saved(self._checkpoint())
+        except TrainingDiverged as error:
+            self.diverged = error
+
+    def _validated(self, validation: Validation) -> None:
+        self.log({"validation": dict(validation.metrics)})
+        if self.score is None or validation.score < self.score:
+            self.score = validation.score
+            self.best = self._checkpoint()
+            self.recorder.improved(self.best, validation)
+
+    def _checkpoint(self) -> Checkpoint:
+        weights = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.model.state_dict().items()
+        }
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
+        state = {
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "loss": copy.deepcopy(self.loss.state_dict()),
+            "random": _random_state(self.fabric.device),
+            "precision": copy.deepcopy(self.fabric.strategy.precision.state_dict()),
+            "seconds": self.seconds,
+            "score": self.score and (self.score.diverged, self.score.error),
+        }
+        return Checkpoint(self.step, weights, state)
+
+    def resume(self) -> None:
+        """Go on from the recorder's checkpoint, if it has one."""
+        checkpoint = self.recorder.resume()
+        self.model.train()
+        if checkpoint is None:
+            return
+        self.model.load_state_dict(checkpoint.weights)
+        load_optimizer(self.optimizer, checkpoint.state["optimizer"])
+        self.loss.load_state_dict(checkpoint.state["loss"])
+        self.fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
+        _set_random_state(checkpoint.state["random"], self.fabric.device)
+        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
+        self.score = checkpoint.state["score"] and Score(*checkpoint.state["score"])
+        self.best = self.recorder.resume_best()
+
+
+@explain_missing_extra()
+def one_process() -> Fabric:
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def adam(
+    parameters: Iterable[Tensor], settings: TrainingSettings, device: torch.device, *, replayed: bool = False
+) -> torch.optim.Optimizer:
+    """Adam, in one pass on a CPU over plain parameters: that pass knows no complex numbers and no strides.
+
+    `replayed`: as part of a CUDA graph, likewise in one pass, which counts its steps on the device.
+    """
+    parameters = list(parameters)
+    if not parameters:
+        raise ValueError("the model has no parameters: there is nothing to train")
+    plain = all(p.is_floating_point() and p.is_contiguous() for p in parameters)
+    fused = plain and (replayed or device.type == "cpu")
+    return torch.optim.Adam(parameters, settings.learning_rate, fused=fused or None, capturable=replayed)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load what another run of this or an earlier version saved, for how this one computes."""
+    bare = getattr(optimizer, "optimizer", optimizer)  # within the one of Fabric
+    fused = [group.get("fused") for group in bare.param_groups]
+    optimizer.load_state_dict(state)
+    for group, ours in zip(bare.param_groups, fused, strict=True):
+        if "fused" in group:
+            group["fused"] = ours
+    for parameter, values in bare.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def private_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """What a model draws (dropout) follows the seed, and the caller's generators are left as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

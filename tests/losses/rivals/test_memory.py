@@ -1,0 +1,179 @@
+"""Losses that remember: their recursions by hand, their checkpoints, and what they refuse."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from squall.losses.rivals import RBA, VRBA, ChannelLoss
+
+from .cases import fields
+
+SAMPLES, BATCH, SHAPE = 6, 3, (2, 5)
+
+
+def batches(steps: int):
+    """Indices, predictions and targets of a few steps over six samples."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(steps):
+        index = torch.randperm(SAMPLES, generator=generator)[:BATCH]
+        yield index, *fields(BATCH, *SHAPE, seed=seed)
+
+
+def rba_by_hand(steps: int, gamma: float, eta: float, r) -> tuple[list[float], np.ndarray]:
+    weights, values = np.zeros((SAMPLES, *SHAPE)), []
+    for k, (index, prediction, target) in enumerate(batches(steps)):
+        e = (prediction - target).detach().numpy()
+        for row, sample in enumerate(index.tolist()):
+            weights[sample] = gamma * weights[sample] + eta * r(np.abs(e), row, k)
+        values.append(np.mean([(weights[s] * e[row]) ** 2 for row, s in enumerate(index.tolist())]))
+    return values, weights
+
+
+def run(loss: torch.nn.Module, steps: int, start: int = 0) -> list[float]:
+    todo = list(batches(steps))[start:]
+    return [loss(prediction, target, index=index).item() for index, prediction, target in todo]
+
+
+def test_rba_follows_its_recursion():
+    values, weights = rba_by_hand(5, 0.9, 0.1, lambda size, row, k: size[row] / size.max())
+    loss = RBA((SAMPLES, *SHAPE), gamma=0.9, eta=0.1).double()
+    assert run(loss, 5) == pytest.approx(values, rel=1e-12)
+    np.testing.assert_allclose(loss.memory.numpy(), weights, rtol=1e-12)
+
+
+def test_vrba_follows_its_recursion():
+    def increment(size, row, k):
+        epsilon = 0.7 * size[row].max() / np.log(k + 2)
+        q = np.exp(size[row] / epsilon)
+        return 0.6 * q / q.max() + 0.4
+
+    values, weights = rba_by_hand(5, 0.9, 0.1, increment)
+    loss = VRBA((SAMPLES, *SHAPE), gamma=0.9, eta=0.1, phi=0.6, c=0.7).double()
+    assert run(loss, 5) == pytest.approx(values, rel=1e-12)
+    np.testing.assert_allclose(loss.memory.numpy(), weights, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [RBA, VRBA])
+def test_weights_stay_below_their_bound(kind):
+    loss = kind((1, 1, 3), gamma=0.5, eta=1.0)
+    prediction = torch.tensor([[[1.0, 2.0, 3.0]]], requires_grad=True)
+    for _ in range(60):
+        loss(prediction, torch.zeros(1, 1, 3), index=torch.tensor([0]))
+    assert loss.memory.max().item() == pytest.approx(2.0)
+    assert (loss.memory <= 2).all()
+
+
+@pytest.mark.parametrize("kind", [RBA, VRBA])
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(kind):
+    unbroken = run(kind((SAMPLES, *SHAPE)).double(), 8)
+    first = kind((SAMPLES, *SHAPE)).double()
+    values = run(first, 4)
+    saved = copy.deepcopy(first.state_dict())
+    second = kind((SAMPLES, *SHAPE)).double()
+    second.load_state_dict(saved)
+    assert values + run(second, 8, start=4) == unbroken
+
+
+@pytest.mark.parametrize("kind", [RBA, VRBA])
+def test_validation_changes_no_memory(kind):
+    loss = kind((SAMPLES, *SHAPE)).double()
+    run(loss, 2)
+    before = copy.deepcopy(loss.state_dict())
+    with torch.no_grad():
+        run(loss, 2)
+    run(loss.eval(), 2)
+    for name, value in loss.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("kind", [RBA, VRBA])
+def test_masked_points_keep_their_weight(kind):
+    loss = kind((SAMPLES, *SHAPE)).double()
+    run(loss, 3)
+    before = loss.memory.clone()
+    mask = torch.rand(BATCH, *SHAPE, generator=torch.Generator().manual_seed(3)) > 0.5
+    loss(*fields(BATCH, *SHAPE), index=torch.arange(BATCH), mask=mask)
+    assert torch.equal(loss.memory[:BATCH][~mask], before[:BATCH][~mask])
+    assert (loss.memory[:BATCH][mask] != before[:BATCH][mask]).all()
+
+
+@pytest.mark.parametrize("kind", [RBA, VRBA])
+def test_calls_without_the_right_samples_are_refused(kind):
+    loss = kind((SAMPLES, *SHAPE)).double()
+    prediction, target = fields(BATCH, *SHAPE)
+    with pytest.raises(ValueError, match=f"{kind.__name__} remembers every training sample: pass index"):
+        loss(prediction, target)
+    with pytest.raises(ValueError, match=r"made for samples 0 to 5, got 1 to 6"):
+        loss(prediction, target, index=torch.tensor([1, 2, 6]))
+    with pytest.raises(ValueError, match=r"made for samples 0 to 5, got -1 to 3"):
+        loss(prediction, target, index=torch.tensor([-1, 2, 3]))
+    with pytest.raises(ValueError, match=r"made for samples of shape \[2, 5\], got \[2, 4\]"):
+        loss(prediction[..., :4], target[..., :4], index=torch.arange(BATCH))
+    for bad in (torch.arange(2), torch.ones(BATCH), torch.tensor([True, False, True])):
+        with pytest.raises(ValueError, match=r"index must be integers of shape \(batch,\)"):
+            loss(prediction, target, index=bad)
+    with pytest.raises(RuntimeError, match="size mismatch for memory"):
+        kind((SAMPLES + 1, *SHAPE)).load_state_dict(loss.state_dict())
+    assert (loss.memory == 0).all(), "a refused call leaves no trace"
+
+
+def channel_by_hand(steps: int, window: float, limit: float) -> tuple[list[float], np.ndarray]:
+    scales, values = np.ones(2), []
+    for _, prediction, target in batches(steps):
+        size = np.array([1.0, 10.0]).reshape(1, 2, 1)
+        l = ((size * (prediction - target).detach().numpy()) ** 2).mean((0, 2))
+        values.append((scales * l).mean())
+        wanted = np.clip(1 / l, (1 / l).min(), limit * (1 / l).min())
+        scales = ((window - 1) * scales + wanted) / window
+    return values, scales
+
+
+@pytest.mark.parametrize("limit", [3.0, 1e6])
+def test_channel_scales_follow_their_recursion(limit):
+    values, scales = channel_by_hand(6, 25, limit)
+    loss = ChannelLoss(2, limit=limit).double()
+    size = torch.tensor([1.0, 10.0], dtype=torch.float64).reshape(1, 2, 1)
+    found = [loss(size * prediction, size * target).item() for _, prediction, target in batches(6)]
+    assert found == pytest.approx(values, rel=1e-12)
+    np.testing.assert_allclose(loss.scales.numpy(), scales, rtol=1e-12)
+
+
+def test_in_the_long_run_channels_weigh_alike_whatever_their_unit():
+    loss = ChannelLoss(2, limit=1e9).double()
+    prediction, target = fields(BATCH, *SHAPE)
+    size = torch.tensor([1.0, 1e-3], dtype=torch.float64).reshape(1, 2, 1)
+    for _ in range(2000):
+        value = loss(size * prediction, size * target)
+    assert value.item() == pytest.approx(1)
+
+
+def test_channel_scales_resume_and_rest_in_validation():
+    def calls(loss, todo):
+        return [loss(prediction, target).item() for _, prediction, target in todo]
+
+    steps = list(batches(8))
+    unbroken = calls(ChannelLoss(2).double(), steps)
+    first = ChannelLoss(2).double()
+    values = calls(first, steps[:4])
+    with torch.no_grad():
+        calls(first, steps)
+    second = ChannelLoss(2).double()
+    second.load_state_dict(first.state_dict())
+    assert values + calls(second, steps[4:]) == unbroken
+
+
+def test_a_channel_that_is_masked_wholly_keeps_its_scale():
+    loss = ChannelLoss(2).double()
+    prediction, target = fields(BATCH, *SHAPE)
+    mask = torch.tensor([True, False]).reshape(1, 2, 1)
+    value = loss(prediction, target, mask=mask)
+    torch.testing.assert_close(value, (prediction - target)[:, 0].square().mean())
+    assert loss.scales[1] == 1
+    assert loss.scales[0] != 1
+
+
+def test_another_number_of_channels_is_refused():
+    with pytest.raises(ValueError, match="made for 3 channels, got 2"):
+        ChannelLoss(3)(torch.ones(1, 2, 4), torch.zeros(1, 2, 4))

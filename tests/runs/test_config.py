@@ -1,0 +1,56 @@
+import pytest
+
+from squall.losses import ImbalanceAwareLoss, KLBudget, absolute_error
+from squall.runs.build import _loss as loss_of
+from squall.runs.config import ConfigError, RunConfig, difference, from_dict, keys, to_dict
+
+
+def test_a_configuration_survives_the_way_to_a_file_and_back():
+    config = from_dict({"loss": {"temperature": 0.1}, "training": {"steps": 7}, "data": {"validation": 0.2}})
+    assert from_dict(to_dict(config)) == config
+    assert from_dict({}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"training": {"stps": 3}}, "stps.*did you mean 'training.steps'"),
+        ({"trainig": {"steps": 3}}, "did you mean 'training.steps'"),
+        ({"data": {"pth": "a"}}, "did you mean 'data.path'"),
+        ({"training": {"steps": "many"}}, "training.steps"),
+        ({"training": {"steps": 0}}, "training.steps is 0, but must be at least 1"),
+        ({"loss": {"name": "rms"}}, "imbalance-aware"),
+        ({"loss": {"temperature": -1.0}}, "loss.temperature is -1.0"),
+        ({"loss": {"temperature": float("nan")}}, "loss.temperature is nan"),
+        ({"loss": {"temperature": 1.0, "kl_budget": 0.5}}, "choose one rule"),
+        ({"loss": {"name": "mse", "temperature": 1.0}}, "'mse', which has no temperature"),
+        ({"loss": {"name": "mse", "cap": 2.0}}, "loss.cap is set, but loss.name is 'mse'"),
+        ({"loss": {"relative": 4.0, "budget_cap": 2.0}}, "loss.budget_cap belongs to loss.kl_budget"),
+        ({"loss": {"over": "space"}}, "loss.over"),
+        ({"loss": {"error": "cubed"}}, "loss.error"),
+    ],
+)
+def test_a_configuration_that_cannot_be_run_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(values)
+
+
+def test_the_guards_of_a_configuration_reach_the_loss():
+    guards = {"cap": 9.0, "trim": 0.01, "winsorize": 0.02, "mean_share": 0.1, "over": "channel", "error": "huber"}
+    loss = loss_of(from_dict({"loss": {**guards, "kl_budget": 1.0, "budget_cap": 5.0}}).loss)
+    assert loss.recipe == ImbalanceAwareLoss(KLBudget(1.0, cap=5.0), **guards).recipe
+    capped = loss_of(from_dict({"loss": {"budget_cap": 5.0}}).loss)
+    assert capped.recipe == ImbalanceAwareLoss(KLBudget(0.3, cap=5.0)).recipe
+    with pytest.raises(ConfigError, match="cap is in units of the uniform weight"):
+        loss_of(from_dict({"loss": {"cap": 0.5}}).loss)
+    assert loss_of(from_dict({"loss": {"name": "mse", "error": "absolute"}}).loss).recipe.error is absolute_error
+
+
+def test_every_key_is_known_by_its_dotted_name():
+    assert {"data.path", "model.hidden", "integrator", "loss.kl_budget", "training.seed"} <= set(keys(RunConfig))
+
+
+def test_a_difference_names_the_key_and_both_values():
+    ours, theirs = to_dict(RunConfig()), to_dict(from_dict({"training": {"seed": 3}}))
+    assert difference(ours, ours) == []
+    assert difference(ours, theirs) == ["training.seed: 0 -> 3"]

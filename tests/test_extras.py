@@ -1,0 +1,132 @@
+"""The core alone, and what each missing extra answers."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import squall
+from squall._process.extras import EXTRAS
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+MODULE_OF = {"lightning-fabric": "lightning_fabric", "pyyaml": "yaml"}  # where it differs from the name to install
+PACKAGE = Path(squall.__file__).parent
+
+WITHOUT = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, *place):
+        return None if name.partition(".")[0] in MISSING else self.finder.find_spec(name, *place)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+def python(program: str, missing: tuple[str, ...]) -> subprocess.CompletedProcess:
+    """Run the program where these packages cannot be imported."""
+    words = [sys.executable, "-c", f"MISSING = {missing}\n{WITHOUT}\n{program}"]
+    return subprocess.run(words, capture_output=True, text=True)
+
+
+def requirements(extra: str) -> set[str]:
+    names = {re.split(r"[\[<>=!]", text)[0] for text in PROJECT["optional-dependencies"][extra]}
+    return {MODULE_OF.get(name, name) for name in names}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_holds_what_the_project_says(extra):
+    assert set(EXTRAS[extra]) == requirements(extra)
+
+
+def test_malicious_releases_are_excluded():
+    for extra, name in (("train", "lightning-fabric"), ("lightning", "lightning")):
+        (text,) = [text for text in PROJECT["optional-dependencies"][extra] if text.startswith(name)]
+        assert "!=2.6.2,!=2.6.3" in text
+
+
+def test_every_import_is_of_the_core_or_of_an_extra():
+    known = {"squall", "torch", "numpy", "jaxtyping", *sys.stdlib_module_names}.union(*EXTRAS.values())
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.partition(".")[0] in known, f"{path} imports {name}, which no extra installs"
+
+
+NEEDS = {
+    "train": ["squall.train", "squall.evaluate", "squall.open_run", "squall.CahnHilliard", "squall.data.open"],
+    "report": ["squall.report"],
+}
+
+
+@pytest.mark.parametrize("extra", NEEDS)
+def test_a_name_whose_extra_is_missing_answers_with_the_command(extra):
+    program = (
+        "import importlib, squall\n"
+        f"for name in {NEEDS[extra]}:\n"
+        "    try:\n"
+        "        importlib.import_module(name) if name == 'squall.report' else eval(name)\n"
+        "    except ImportError as error:\n"
+        "        print(error)\n"
+    )
+    lines = python(program, EXTRAS[extra]).stdout.splitlines()
+    assert len(lines) == len(NEEDS[extra])
+    for line in lines:
+        assert re.fullmatch(rf"\w+ is not installed; run: pip install 'squall\[{extra}\]'", line)
+
+
+@pytest.mark.parametrize("package", EXTRAS["train"])
+def test_a_training_names_the_one_package_that_is_missing(package):
+    """Also one that is imported by a function only."""
+    program = (
+        "import torch, squall\n"
+        "settings = squall.TrainingSettings(steps=1, batch=2)\n"
+        "data = squall.data.Transitions(squall.data.InMemory(torch.zeros(2, 4, 1, 8), dt=0.1))\n"
+        "squall.train(torch.nn.Identity(), data, settings)\n"
+    )
+    if package in ("h5py", "lightning_fabric"):
+        error = python(program, (package,)).stderr.splitlines()[-1]
+        assert error.endswith(f"{package} is not installed; run: pip install 'squall[train]'")
+    result = python("import squall.cli; sys.exit(squall.cli.main(['train', '--data.path', 'a.hdf5']))", (package,))
+    assert result.returncode == 2
+    assert result.stderr == f"squall: {package} is not installed; run: pip install 'squall[train]'\n"
+
+
+@pytest.mark.parametrize("words", [["simulate", "--help"], ["compare", "a"], ["evaluate", "a"]])
+def test_a_command_whose_extra_is_missing_answers_with_the_command(words):
+    extra = "train" if "--help" in words else "report"
+    result = python(f"import squall.cli; sys.exit(squall.cli.main({words}))", EXTRAS[extra])
+    assert result.returncode == 2
+    assert re.fullmatch(rf"squall: \w+ is not installed; run: pip install 'squall\[{extra}\]'\n", result.stderr)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_the_command_describes_itself_without_pytorch(words):
+    missing = ("torch", "numpy", *EXTRAS["train"])
+    result = python(f"import squall.cli; sys.exit(squall.cli.main({words}))", missing)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "squall" in result.stdout
+
+
+def test_the_loss_needs_no_extra():
+    program = (
+        "import torch, squall\n"
+        "x = torch.linspace(-1, 1, 64, requires_grad=True)\n"
+        "loss = squall.ImbalanceAwareLoss()\n"
+        "loss(x, torch.zeros(64)).backward()\n"
+        "print(x.grad.isfinite().all().item(), 'temperature' in loss.report())\n"
+    )
+    result = python(program, tuple(package for packages in EXTRAS.values() for package in packages))
+    assert result.stdout == "True True\n", result.stderr

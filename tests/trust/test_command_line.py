@@ -1,0 +1,135 @@
+"""No traceback and no hang from the command line; no value dropped in silence."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import squall.data
+from squall.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    states = np.random.default_rng(0).normal(size=(6, 11, 1, 16))
+    return squall.data.write(tmp_path_factory.mktemp("data") / "u.hdf5", states, dt=0.1)
+
+
+def config_of(tmp_path, data) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"data: {{path: {data}, validation: 1, test: 1}}\nmodel: {{hidden: 4}}\n"
+        "training: {steps: 4, batch: 8}\ndevice: {accelerator: cpu}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("order", [("file", "group", "key"), ("key", "group", "file"), ("key=", "file=", "group")])
+def test_the_more_specific_value_wins_wherever_it_stands(tmp_path, data, order):
+    path = config_of(tmp_path, data)
+    parts = {
+        "file": ["--config", str(path)],
+        "file=": [f"--config={path}"],
+        "group": ["--training", '{"steps": 3, "batch": 8, "seed": 5}'],
+        "key": ["--training.steps", "2"],
+        "key=": ["--training.steps=2"],
+    }
+    words = [word for name in order for word in parts[name]]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "steps: 2\n" in text
+    assert "seed: 5\n" in text
+    assert "hidden: 4\n" in text
+
+
+def test_an_option_that_is_given_twice_is_said(tmp_path, data, capsys):
+    words = ["--training.steps", "3", "--training.steps=2", "--out", str(tmp_path / "run")]
+    assert main(["train", "--config", str(config_of(tmp_path, data)), *words]) == 0
+    assert "--training.steps is given 2 times: the last one counts" in capsys.readouterr().err
+
+
+def test_a_key_twice_in_a_value_of_the_command_line_is_refused(tmp_path, data, capsys):
+    words = ["--model.arguments", "{a: 1, a: 2}", "--out", str(tmp_path / "run")]
+    assert main(["train", "--config", str(config_of(tmp_path, data)), *words]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+MISTAKES = {
+    "a pipe as data": ("train", "--data.path", "pipe"),
+    "a folder as data": ("train", "--data.path", "folder"),
+    "a device as data": ("train", "--data.path", "/dev/zero"),
+    "a loop of links as data": ("train", "--data.path", "loop"),
+    "a NUL in a path": ("train", "--data.path", "a\0b"),
+    "a very long path": ("train", "--data.path", "x" * 5000),
+    "a pipe as initial states": ("simulate", "cahn-hilliard", "--points", "8", "--initial", "pipe", "--out", "o.hdf5"),
+    "several arrays": ("simulate", "cahn-hilliard", "--points", "8", "--initial", "a.npz", "--out", "o.hdf5"),
+    "an array of objects": ("simulate", "cahn-hilliard", "--points", "8", "--initial", "o.npy", "--out", "o.hdf5"),
+    "more points than there is memory": ("simulate", "cahn-hilliard", "--points", "1" + 15 * "0", "--out", "o.hdf5"),
+    "more steps than numbers": ("simulate", "cahn-hilliard", "--steps", "1" + 30 * "0", "--out", "o.hdf5"),
+    "no width": ("simulate", "cahn-hilliard", "--points", "8", "--width", "1e-300", "--out", "o.hdf5"),
+    "a relative import": ("train", "--data.path", "{data}", "--model.name", "..x"),
+    "a function as model": ("train", "--data.path", "{data}", "--model.name", "sys.exit"),
+    "a class that is no module as model": ("train", "--data.path", "{data}", "--model.name", "pathlib.Path"),
+    "a model larger than the memory": ("train", "--data.path", "{data}", "--model.hidden", "1" + 12 * "0"),
+    "a model larger than numbers": ("train", "--data.path", "{data}", "--model.hidden", "1" + 30 * "0"),
+    "a batch larger than numbers": ("train", "--data.path", "{data}", "--training.batch", "1" + 30 * "0"),
+    "a pipe as run folder": ("evaluate", "pipe"),
+    "a file as run folder": ("compare", "a.npz"),
+    "a pipe as study": ("study", "run", "pipe"),
+    "a folder as study": ("study", "run", "folder"),
+    "a pipe as study folder": ("study", "status", "pipe"),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_by_a_sentence_in_time(tmp_path, data, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("loop").symlink_to("loop")
+    np.savez("a.npz", x=np.zeros((2, 8)))
+    np.save("o.npy", np.array([{}, None], dtype=object), allow_pickle=True)
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    began = time.monotonic()
+    small = ["--data.validation", "1", "--data.test", "1"] if words[0] == "train" else []
+    batch = ["--training.batch", "8"] if words[0] == "train" and "--training.batch" not in words else []
+    assert main([*(word.replace("{data}", str(data)) for word in words), *small, *batch]) == 2
+    error = capsys.readouterr().err
+    assert "squall: " in error
+    assert "Traceback" not in error
+    assert "allow_pickle" not in error
+    assert time.monotonic() - began < 10
+    assert before == {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypatch):
+    def command(*_: object) -> int:
+        raise KeyError("a bug")
+
+    monkeypatch.setitem(COMMANDS, "evaluate", command)
+    with pytest.raises(KeyError) as caught:
+        main(["evaluate", "x"])
+    assert "Please report" in caught.value.__notes__[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at what the process has loaded")
+def test_an_interrupt_while_pytorch_is_loaded_leaves_no_traceback():
+    source = str(Path(squall.__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "squall.cli", "train", "--help"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "libtorch" not in maps.read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=30)[1]
+    assert (process.returncode, error) == (130, "squall: interrupted\n")
