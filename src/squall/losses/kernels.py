@@ -545,27 +545,23 @@ def _errors_of(x, y, m, seen, delta, l, mass):
 
 
 @compiled
-def _points(a, b, m, seen, delta, g, ordered, l, mass):
+def _points(a, b, m, seen, delta, g, l, mass):
     """Every point of a group as an atom; see `_bins`."""
     size, fine = 0, True
     for o in range(a.shape[0]):
         x, y, w, k = _slab(a, b, m, seen, o, g, 0, a.shape[2])
         fine &= _errors_of(x, y, w, k, delta, l[size : size + x.size], mass[size : size + x.size])
         size += x.size
-    if ordered:
-        order = np.argsort(l[:size])
-        l[:size], mass[:size] = l[:size][order], mass[:size][order]
     return size, fine
 
 
 @compiled
-def sketch(a, b, m, seen, delta, scratch, start, ordered, l, mass, keys, sizes, rows):
+def sketch(a, b, m, seen, delta, scratch, start, l, mass, keys, sizes, rows):
     """The atoms of the groups from `start` on: of few points each point, else bins of a window below the largest error.
 
     Args:
         scratch: bits of a block, unsigned integers as wide as the errors; an array of signed ones; measures of a block;
             counters of all keys, of zeros, and two sums for each; bits of the mantissa below the key.
-        ordered: whether points have to be in ascending order, as bins are.
         l, mass, keys, sizes: filled: error and measure of the atoms, (group, some), the keys of bins, and how many
         they are. rows: the mean error and no limit are filled in, (group, COLUMNS).
 
@@ -575,7 +571,7 @@ def sketch(a, b, m, seen, delta, scratch, start, ordered, l, mass, keys, sizes, 
     small = a.shape[0] * a.shape[2] <= SMALL
     for i in range(sizes.size):
         if small:
-            sizes[i], fine = _points(a, b, m, seen, delta, start + i, ordered, l[i], mass[i])
+            sizes[i], fine = _points(a, b, m, seen, delta, start + i, l[i], mass[i])
         else:
             sizes[i], fine = _bins(a, b, m, seen, delta, start + i, scratch, l[i], mass[i], keys[i])
         if not fine:
@@ -798,9 +794,9 @@ def weigh(a, b, m, seen, delta, scratch, start, cap, share, write, out, rows):
         write: whether `out` is wanted, μ e ∂l/∂a (half of it for squares), or μ e without b; of the shape of a.
 
     Returns:
-        Σμ, and Σμ times the mean of w l, over these groups.
+        Σμ over these groups.
     """
-    total, value = 0.0, 0.0
+    total = 0.0
     for i in range(rows.shape[0]):
         row = rows[i]
         settles, mixes = cap < np.inf and row[BINDS] > 0, share > 0
@@ -817,16 +813,14 @@ def weigh(a, b, m, seen, delta, scratch, start, cap, share, write, out, rows):
             row[FLOOR], mixes, settles = share / (1 - share) * sums[0] / max(row[TOTAL], 1e-300), False, False
         row[PARTITION], row[VALUE], row[LARGEST] = sums[0] if sums[0] > 0 else 1.0, sums[1], sums[3]
         total += row[TOTAL]
-        value += row[TOTAL] * row[VALUE] / row[PARTITION]
-    return total, value
+    return total
 
 
 @compiled
 def keep(l, mass, sizes, start, step, atoms, kept):
     """Copy the atoms of every `step`-th group, with its number, to those that a report keeps: how many they are."""
     for i in range((-start) % step, sizes.size, step):
-        n = min(sizes[i], atoms.shape[1] - kept)
-        atoms[0, kept : kept + n], atoms[1, kept : kept + n] = l[i, :n], mass[i, :n]
-        atoms[2, kept : kept + n] = start + i
-        kept += n
+        for j in range(min(sizes[i], atoms.shape[1] - kept)):
+            atoms[0, kept], atoms[1, kept], atoms[2, kept] = l[i, j], mass[i, j], start + i
+            kept += 1
     return kept

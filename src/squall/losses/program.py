@@ -283,7 +283,7 @@ def _narrowed(
     rows, columns = inside.nonzero(as_tuple=True)
     counts = inside.sum(1)
     places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    points = errors.new_zeros((2, len(errors), int(counts.amax())))
+    points = errors.new_zeros((2, len(errors), max(counts.tolist(), default=0)))
     points[0, rows, places] = errors[rows, columns]
     points[1, rows, places] = 1 if measure is None else measure[rows, columns]
     return points[0], points[1]

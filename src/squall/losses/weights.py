@@ -207,17 +207,20 @@ def weigh_compiled(
     cap = min(demand.cap, weighing.cap)
     bins, tiny = points > SMALL, torch.finfo(dtype).tiny if points > SMALL else 0.0
     ordered = bool(cap < math.inf or weighing.trim or weighing.winsorize)
-    scratch, room = _scratch.of(dtype), (WINDOW if points > SMALL else points) + 2
+    scratch, room = _scratch.of(dtype), (WINDOW + 2 if bins else points)
     many = min(groups, max(1, ATOMS_AT_ONCE // room))
     l, mass, keys = np.empty((many, room)), np.empty((many, room)), np.empty((many, room if bins else 0), np.int64)
     rows, sizes = np.empty((groups, len(kernels.COLUMNS))), np.empty(many, np.int64)
     atoms, kept, step = np.empty((3, min(groups * room, MOST_ATOMS))), 0, -(-groups * room // MOST_ATOMS)
     out = torch.empty(shape if wanted else (1, 1, 0), dtype=dtype)
-    to, everything, value, missed = out.numpy(), 0.0, 0.0, 0
+    to, everything, missed = out.numpy(), 0.0, 0
     for start in range(0, groups, many):
         part, sizes = rows[start : start + many], sizes[: groups - start]
-        if not kernels.sketch(*arrays, scratch, start, ordered, l, mass, keys, sizes, part):
-            return Compiled(arrays, rows, value, None, None)
+        if not kernels.sketch(*arrays, scratch, start, l, mass, keys, sizes, part):
+            return Compiled(arrays, rows, math.nan, None, None)
+        if ordered and not bins:
+            order = l[: len(part)].argsort(1)
+            l[: len(part)], mass[: len(part)] = (np.take_along_axis(x[: len(part)], order, 1) for x in (l, mass))
         if weighing.trim or weighing.winsorize:
             _guard(kernels, arrays, scratch[1], start, weighing, sizes, l, mass, keys, part)
         coarse, unmet, edges = kernels.solve(l, mass, sizes, tiny, arrays[2] is None, caps, part)
@@ -226,13 +229,13 @@ def weigh_compiled(
             unmet, edges = unmet + more[0], edges + more[1]
         if edges:
             _place_edges(kernels, arrays, scratch[1], start, cap, sizes, l, mass, keys, part)
-        total, weighed = kernels.weigh(*arrays, scratch, start, cap, weighing.mean_share, wanted, to, part)
-        everything, value, missed = everything + total, value + weighed, missed + unmet
+        everything += kernels.weigh(*arrays, scratch, start, cap, weighing.mean_share, wanted, to, part)
+        missed += unmet
         kept = kernels.keep(l, mass, sizes, start, step, atoms, kept)
     check_any(everything)
     if missed:
         warn_unmet(missed, groups, demand.number)
-    value = value / everything
+    value = float(rows[:, 8] / everything @ (rows[:, 7] / rows[:, 6]))
     return Compiled(arrays, rows, value, out if wanted else None, Account.of_rows(rows, atoms[:, :kept].copy(), value))
 
 
