@@ -478,9 +478,9 @@ def _fill(a, b, m, seen, delta, g, scratch):
 
 
 @compiled
-def _collect(packed, sums, lowest, highest, bias, top, ties, l, mass, keys):
+def _collect(packed, sums, summed, lowest, highest, bias, top, ties, l, mass, keys):
     """The atoms of the bins, ascending, with the points that tie at the largest error last; leaves zeros. How many they
-    are. What lies below the window stands at 0."""
+    are. What lies below the window stands at 0. `summed`: whether the sums are in use."""
     floor, below, size = highest - WINDOW + 1, 0.0, 0
     for key in range(lowest, min(floor + 1, highest)):
         below += sums[key, 0] + (packed[key] >> 40)
@@ -489,15 +489,17 @@ def _collect(packed, sums, lowest, highest, bias, top, ties, l, mass, keys):
         l[0], mass[0], keys[0], size = 0.0, below, max(floor, 0), 1
     for key in range(max(lowest, floor + 1), highest + 1):
         counter = packed[key]
-        w, r = sums[key, 0] + (counter >> 40), sums[key, 1] + (counter & (ONE - 1))
-        packed[key] = sums[key, 0] = sums[key, 1] = 0
-        if w > 0:
-            exponent = max(key >> 6, 1)
-            power = real_of(np.int64(exponent + 1023 - bias) << 52)  # pyright: ignore[reportCallIssue]
-            leading = 1.0 if key >= OCTAVE else 0.0
-            l[size] = power * (leading + (key & (OCTAVE - 1)) / OCTAVE + r / w / (OCTAVE << REST_BITS))
-            mass[size], keys[size] = w, key
-            size += 1
+        packed[key] = 0
+        w, r = np.float64(counter >> 40), np.float64(counter & (ONE - 1))
+        if summed:
+            w, r = w + sums[key, 0], r + sums[key, 1]
+            sums[key, 0] = sums[key, 1] = 0
+        exponent = max(key >> 6, 1)
+        power = real_of(np.int64(exponent + 1023 - bias) << 52)  # pyright: ignore[reportCallIssue]
+        leading = 1.0 if key >= OCTAVE else 0.0
+        l[size] = power * (leading + (key & (OCTAVE - 1)) / OCTAVE + r / w / (OCTAVE << REST_BITS))
+        mass[size], keys[size] = w, key
+        size += 1 if w > 0 else 0  # no branch: which bins are empty is hard to predict
     if size:
         last = size - 1
         left = mass[last] - ties
@@ -517,7 +519,8 @@ def _bins(a, b, m, seen, delta, g, scratch, l, mass, keys):
     lowest, highest, last, ties, worst, negative = _fill(a, b, m, seen, delta, g, scratch)
     top = np.float64(real_of(signed.dtype.type(last)))  # pyright: ignore[reportCallIssue]
     most = np.float64(real_of(signed.dtype.type(worst)))  # pyright: ignore[reportCallIssue]
-    size = _collect(packed, sums, lowest, highest, 127 if a.itemsize == 4 else 1023, top, ties, l, mass, keys)
+    summed, bias = m is not None or a.shape[0] * a.shape[2] >= FLUSH, 127 if a.itemsize == 4 else 1023
+    size = _collect(packed, sums, summed, lowest, highest, bias, top, ties, l, mass, keys)
     return size, most < np.inf and not negative
 
 

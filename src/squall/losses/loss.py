@@ -293,9 +293,9 @@ class ImbalanceAwareLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self.recipe = _recipe(
-            temperature, error, over, cap, mean_share, trim, winsorize, differentiate_weights, group, reduction
-        )
+        cap = math.inf if cap is None else cap
+        weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+        self.recipe = Recipe(weighing, as_error(error), over, group, reduction)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64), persistent=False)
         self.lagged = False
@@ -439,23 +439,6 @@ def _pair(input: Tensor | None, target: Tensor | None, prediction: Tensor | None
     return prediction, target
 
 
-def _recipe(
-    temperature: Temperature,
-    error: str | PointwiseError,
-    over: Over,
-    cap: float | None,
-    mean_share: float,
-    trim: float,
-    winsorize: float,
-    differentiate_weights: bool,
-    group: Group,
-    reduction: Reduction,
-) -> Recipe:
-    cap = math.inf if cap is None else cap
-    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
-    return Recipe(weighing, as_error(error), over, group, reduction)
-
-
 def imbalance_aware_loss(
     prediction: Tensor,
     target: Tensor,
@@ -479,7 +462,6 @@ def imbalance_aware_loss(
         >>> imbalance_aware_loss(torch.tensor([0.0, 1.0]), torch.zeros(2), float("inf"))
         tensor(0.5000)
     """
-    recipe = _recipe(
-        temperature, error, over, cap, mean_share, trim, winsorize, differentiate_weights, group, reduction
-    )
-    return recipe.evaluate(prediction, target, mask, measure).value
+    cap = math.inf if cap is None else cap
+    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+    return Recipe(weighing, as_error(error), over, group, reduction).evaluate(prediction, target, mask, measure).value

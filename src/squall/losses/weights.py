@@ -72,8 +72,6 @@ class Weighing:
     differentiate: bool = False
 
     def __post_init__(self) -> None:
-        if self.cap is None:
-            object.__setattr__(self, "cap", math.inf)
         if not self.cap >= 1:
             raise ValueError(f"cap is in units of the uniform weight and must be at least 1, got {self.cap}")
         for name in ("mean_share", "trim", "winsorize"):
@@ -236,7 +234,7 @@ def weigh_compiled(
     if missed:
         warn_unmet(missed, groups, demand.number)
     value = float(rows[:, 8] / everything @ (rows[:, 7] / rows[:, 6]))
-    return Compiled(arrays, rows, value, out if wanted else None, Account.of_rows(rows, atoms[:, :kept].copy(), value))
+    return Compiled(arrays, rows, value, out if wanted else None, Account.of_rows(rows, atoms[:, :kept], value))
 
 
 def _guard(kernels: Any, arrays: Any, signed: Any, start: int, weighing: Weighing, sizes, l, mass, keys, rows) -> None:
@@ -358,7 +356,8 @@ def imbalance_weights(
         >>> imbalance_weights(torch.tensor([1.0, 3.0, 3.0]), temperature=0)
         tensor([0.0000, 0.5000, 0.5000])
     """
-    weighing = Weighing(as_rule(temperature), math.inf if cap is None else cap, mean_share, trim, winsorize)
+    cap = math.inf if cap is None else cap
+    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize)
     errors = check_errors(errors.detach(), over)
     check_not_empty(errors)
     total = combined_measure(mask, measure, errors)
