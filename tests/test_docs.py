@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 README = (ROOT / "README.md").read_text()
 SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
+MODELS = (ROOT / "docs" / "models.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -34,6 +36,16 @@ def test_the_demo_finds_what_it_imports():
 def test_a_program_runs(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "page", "exec"), {})
+
+
+def test_the_programs_of_the_models_page_run():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its import warns
+        pytest.importorskip("neuralop.models", reason="needs pip install 'squall[models]'")
+    names = {}
+    exec(compile("".join(blocks(MODELS, "python")), "page", "exec"), names)
+    assert names["rate"].shape == names["u"].shape
+    assert names["next_fields"].shape == names["fields"].shape
 
 
 def test_the_configuration_of_the_page_is_one():

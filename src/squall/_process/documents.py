@@ -28,7 +28,7 @@ class DocumentError(ValueError):
 
 
 def special_file(path: Path) -> str | None:
-    """What stands at a path instead of a file, in words; None for a file. Opening a pipe would wait for ever.
+    """What stands at a path instead of a file, in words; None for a file. Opening a pipe would block.
 
     Raises:
         OSError: if nothing is there.
