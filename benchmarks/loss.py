@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from squall.losses import ImbalanceAwareLoss, KLBudget, batch, weights
+from squall.losses import ImbalanceAwareLoss, KLBudget, weights
 
 TEMPERATURE = 8.0
 """Four times the mean squared error of two independent standard normal fields."""
@@ -337,7 +337,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.plain:
-        batch.compiled_kernels = weights.compiled_kernels = lambda: None
+        weights.compiled_kernels = lambda: None
     if arguments.shares:
         shares()
     elif arguments.uses or arguments.compile or arguments.plain:

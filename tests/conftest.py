@@ -27,3 +27,11 @@ def pytest_make_collect_report(collector):
 def same_seed():
     """Every test draws the same numbers, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_state_folder(tmp_path_factory):
+    """The secret that signs runs is not the one of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield

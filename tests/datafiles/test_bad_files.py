@@ -34,8 +34,9 @@ def test_missing_file_names_those_that_come_near(path):
     refused(path.parent / "no" / "such" / "a.hdf5", f"{path.parent} is there", error=DataError)
 
 
-def test_folder_is_not_a_file(path):
-    refused(path.parent, "a folder", "waves.hdf5")
+def test_a_folder_without_data_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing here")
+    refused(tmp_path, "a folder without data files", "train/", "found notes.txt")
 
 
 @pytest.mark.parametrize("content", [b"", b"1.0, 2.0\n", b"PK\x03\x04" + bytes(1000)], ids=["empty", "csv", "npz"])
@@ -89,7 +90,13 @@ def test_missing_group_is_named(path, group):
 def test_all_groups_missing(tmp_path):
     with h5py.File(tmp_path / "plain.hdf5", "w") as file:
         file["tensor"] = trajectories(3, 4, 5)
-    refused(tmp_path / "plain.hdf5", "dimensions, boundary_conditions, scalars", "found: tensor")
+    refused(tmp_path / "plain.hdf5", "without x-coordinate and t-coordinate", "'tensor' has the shape", "axes=")
+
+
+def test_hdf5_of_no_known_layout_says_what_was_looked_for(tmp_path):
+    with h5py.File(tmp_path / "plain.hdf5", "w") as file:
+        file["run/results"] = trajectories(3, 4, 5)
+    refused(tmp_path / "plain.hdf5", "unknown layout; found run", "t0_fields", "PDEBench's tensor", "NetCDF")
 
 
 def test_no_field(path):

@@ -111,7 +111,7 @@ def test_pair_number_says_trajectory_and_time(data, batch, times):
     assert torch.equal(before.flatten(), (trajectory * times + time).float())
 
 
-@given(total=st.integers(1, 30), validation=st.integers(0, 40), test=st.integers(0, 40))
+@given(total=st.integers(2, 30), validation=st.integers(0, 40), test=st.integers(0, 40))
 def test_split_takes_the_last_for_test(total, validation, test):
     source = InMemory(torch.arange(total * 2.0).reshape(total, 2, 1, 1), dt=1.0)
     if validation + test >= total:

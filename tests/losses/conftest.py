@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from squall.losses import batch, weights
+from squall.losses import weights
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -19,8 +19,7 @@ def passes(request):
     """The passes on the CPU: compiled by numba (where it is installed), and in plain PyTorch."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            for module in (batch, weights):
-                patch.setattr(module, "compiled_kernels", lambda: None)
+            patch.setattr(weights, "compiled_kernels", lambda: None)
         else:
             pytest.importorskip("numba")
         yield

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from squall.losses import EffectiveFraction, Huber, ImbalanceAwareLoss, KLBudget, Relative
+from squall.losses import EffectiveFraction, Huber, ImbalanceAwareLoss, KLBudget, Relative, program
 from squall.losses.errors import squared_error
 from squall.losses.sketch import SMALL
-from squall.losses.traced import trace
 from squall.losses.weights import from_groups, to_groups
 
 from . import oracle
@@ -226,15 +225,17 @@ def test_the_weights_of_the_gradient_sum_to_one_however_sharp(exponent, measured
 @pytest.mark.parametrize("rule", [r for r in RULES if r != "cvar"])
 @pytest.mark.parametrize("guard", GUARDS, ids=str)
 @pytest.mark.parametrize("size", SHAPE)
-def test_a_traced_program_gives_the_same_weights(rule, guard, size):
+def test_a_traced_program_gives_the_same_weights(rule, guard, size, monkeypatch):
     prediction, target = fields(size, tail=True)
     for kind in ("plain", "both"):
         loss = ImbalanceAwareLoss(RULES[rule][0], over="channel", **guard)
         given = options(kind, size)
         errors, total = loss.recipe.checked_errors(prediction, target, given.get("mask"), given.get("measure"))
         total = None if total is None else to_groups(total, "channel")
-        made = trace(to_groups(errors, "channel"), total, loss.recipe.weighing, 1.0)
-        traced = from_groups(made.weights * made.share.float().unsqueeze(1), errors.shape, "channel")
+        with monkeypatch.context() as patch:
+            patch.setattr(program, "is_traced", lambda _: True)
+            made = program.weigh(to_groups(errors, "channel"), total, loss.recipe.weighing, 1.0)
+        traced = from_groups(made.weights, errors.shape, "channel")
         assert (traced - loss.weights(prediction, target, **given)).abs().sum() < 2e-3
 
 

@@ -26,8 +26,8 @@ def replace(file, key, make):
     """Put what `make(group, name)` makes in the place of a dataset, with its attributes."""
     attributes = dict(file[key].attrs)
     file.move(key, "aside")
-    group, name = key.rsplit("/", 1)
-    made = make(file[group], name)
+    group, _, name = key.rpartition("/")
+    made = make(file[group or "/"], name)
     if made is not None:
         made.attrs.update(attributes)
 
@@ -186,7 +186,7 @@ def test_the_advice_for_land_does_not_leave_out_every_trajectory(land):
     states[:, :, :, 3] = np.nan
     if not land:
         states[0, 0, 0, 3] = 0.0
-    with pytest.raises(DataError, match="the mask" if land else "leave them out$"):
+    with pytest.raises(DataError, match="the mask" if land else "leave them out\\."):
         squall.data.InMemory(states, dt=0.1)
 
 
@@ -216,3 +216,82 @@ def test_whole_files_are_read_without_a_word(path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(squall.data.open(path).read(), STATES)
+
+
+def netcdf(path):
+    with h5py.File(path, "w") as file:
+        for name, values in (("time", np.arange(6.0)), ("x", np.arange(8.0)), ("u", STATES[0, :, 0])):
+            file[name] = values
+        for name in ("time", "x"):
+            file[name].make_scale(name)
+        for axis, name in enumerate(("time", "x")):
+            file["u"].dims[axis].attach_scale(file[name])
+    return "u", "time"
+
+
+def pdebench(path):
+    with h5py.File(path, "w") as file:
+        file["tensor"] = STATES[:, :, 0]
+        file["t-coordinate"], file["x-coordinate"] = np.arange(6.0), np.arange(8.0)
+    return "tensor", "t-coordinate"
+
+
+def pdebench_groups(path):
+    with h5py.File(path, "w") as file:
+        file["0000/data"] = STATES[0, :, 0, :, None]
+        file["0000/grid/t"], file["0000/grid/x"] = np.arange(6.0), np.arange(8.0)
+    return "0000/data", "0000/grid/t"
+
+
+def matlab(path):
+    with h5py.File(path, "w") as file:
+        file["u"], file["t"] = STATES[:, :, 0].transpose(1, 2, 0), np.arange(6.0)[None]
+        file["a"] = STATES[:, 0, 0].T
+        for name in "uta":
+            file[name].attrs["MATLAB_class"] = np.bytes_("double")
+    return "u", "t"
+
+
+@pytest.mark.parametrize("write", [netcdf, pdebench, pdebench_groups, matlab])
+@pytest.mark.parametrize(
+    "make",
+    [external, soft_through_external, pipe_behind_link, raw_storage, virtual("other.hdf5"), never_written(chunks=True)],
+)
+@pytest.mark.parametrize("which", [0, 1], ids=["states", "times"])
+def test_other_formats_in_hdf5_take_nothing_from_elsewhere(tmp_path, write, make, which):
+    path = tmp_path / "data.h5"
+    keys = write(path)
+    assert squall.data.open(path).read().isfinite().all()
+    with h5py.File(path, "r+") as file:
+        replace(file, keys[which], make)
+    with pytest.raises(DataError, match=r"another file|never|chunks are missing"):
+        squall.data.open(path).read()
+
+
+@pytest.mark.parametrize("write", [netcdf, pdebench, pdebench_groups, matlab])
+def test_a_lock_is_said_for_other_formats_too(tmp_path, write):
+    path = tmp_path / "data.h5"
+    write(path)
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="is locked"):
+            squall.data.open(path)
+
+
+def test_pipes_in_folders_are_refused_and_not_waited_for(tmp_path):
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "a.npy")
+    with pytest.raises(DataError, match="named pipe"):
+        squall.data.open(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/hostname", path)], ids=["pipe", "link"])
+def test_zarr_takes_nothing_from_elsewhere(tmp_path, make):
+    zarr = pytest.importorskip("zarr")
+    store = tmp_path / "a.zarr"
+    group = zarr.open_group(store, mode="w")
+    group.create_array("u", data=STATES[0, :, 0], dimension_names=("time", "x"))
+    assert squall.data.open(store, dt=1.0).shape == (1, 6, 1, 8)
+    make(next(entry for entry in (store / "u").rglob("*") if entry.name != "zarr.json").with_name("more"))
+    with pytest.raises(DataError, match=r"named pipe|a link to a file elsewhere"):
+        squall.data.open(store, dt=1.0)

@@ -10,6 +10,7 @@ EXTRAS = MappingProxyType(
     {
         "train": ("h5py", "jsonargparse", "lightning_fabric", "rich", "safetensors", "scipy", "yaml"),
         "report": ("jinja2", "matplotlib", "plotly"),
+        "formats": ("h5netcdf", "xarray", "zarr"),
         "fast": ("numba",),
         "models": ("neuralop",),
         "sphere": ("torch_harmonics",),

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import threading
 import warnings
@@ -42,6 +43,9 @@ from squall.training.loop import Recorder, TrainingDiverged
 __all__ = ["execute"]
 
 INTERRUPTED = 130
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C, and the notices of batch systems and containers before they kill."""
 
 REPORT = (
     f"This is a fault of squall {squall.__version__}, not yours. Please report the command and the lines above as an "
@@ -183,6 +187,26 @@ def _simulate_parser() -> Parser:
     return parser, list(known)
 
 
+def _data_parser() -> Parser:
+    parser = _command_parser("data")
+    actions = parser.add_subcommands(dest="action")
+    describe = _new_parser(description="Print sizes, units, time step, masks, gaps, conditions and the next command.")
+    convert = _new_parser(description="Write trajectories in squall's layout, the one of The Well.")
+    for part in (describe, convert):
+        part.add_argument("path", type=Path, help="a file or folder of any known format")
+        part.add_argument("--dt", type=float | None, default=None, help="time between two states")
+        part.add_argument("--axes", type=str | None, default=None, help="a word per axis: 'batch time channel x y'")
+        part.add_argument("--fields", type=str, nargs="+", default=None, help="those that make the state")
+        part.add_argument("--lengths", type=float, nargs="+", default=None, help="of the domain, per axis")
+        part.add_argument("--boundary", type=str, nargs="+", default=None, help="periodic, wall or open, per axis")
+        part.add_argument("--fill", type=float | None, default=None, help="a number that means a missing value")
+        part.add_argument("--gaps", type=bool, default=False, help="NaN in The Well's layout means a missing value")
+    convert.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+    actions.add_subcommand("describe", describe, help=describe.description)
+    actions.add_subcommand("convert", convert, help=convert.description)
+    return parser, _options(convert)
+
+
 def _study_parser() -> Parser:
     parser = _command_parser("study")
     actions = parser.add_subcommands(dest="action")
@@ -228,6 +252,9 @@ def _evaluate_parser() -> Parser:
     parser.add_argument("--substeps", type=int, default=1, help="how many steps of it cover one dt")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the model's code, also from outside the installed packages"
+    )
     return parser, _options(parser)
 
 
@@ -256,6 +283,10 @@ def _predict_parser() -> Parser:
         help="which weights; the best if there are",
     )
     parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+    parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the model's code, also from outside the installed packages"
+    )
     return parser, _options(parser)
 
 
@@ -325,7 +356,7 @@ def _train(arguments: Namespace, console: Console) -> int:
         console.print(f"{out} holds the finished run: nothing to train")
     elif not result.finished:
         console.print(f"stopped and saved at step {result.step}; the same command goes on", style="yellow")
-        return INTERRUPTED
+        return 128 + (watcher.received or signal.SIGINT)
     print(out)
     return 0
 
@@ -337,31 +368,32 @@ def default_folder(config: RunConfig) -> Path:
 
 
 class _Watcher(Recorder):
-    """Moves the progress bar, and turns the first Ctrl-C into a checkpoint and a stop."""
+    """Moves the progress bar, and turns the first Ctrl-C or notice of a batch system into a checkpoint and a stop."""
 
     def __init__(self, progress: Progress | ProgressLines, config: RunConfig) -> None:
-        self.progress, self.interrupted = progress, False
+        self.progress, self.received = progress, 0
         self.unit = f"({config.training.residual})²"
         self.task = progress.add_task("training", total=config.training.steps, status="")
 
     def __enter__(self) -> "_Watcher":
-        self.before = None
+        self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # signals go nowhere else
-            self.before = signal.signal(signal.SIGINT, self._interrupt)
+            self.before = {number: signal.signal(number, self._interrupt) for number in STOPPING}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
-    def _interrupt(self, *_: object) -> None:
-        if self.interrupted:
+    def _interrupt(self, number: int, _: object) -> None:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.interrupted = True
-        self.progress.console.print("saving after this step; Ctrl-C again to stop at once", style="yellow")
+        self.received = self.received or number
 
     def stopping(self) -> bool:
-        return self.interrupted
+        if self.received:
+            self.progress.console.print("saving after this step; Ctrl-C again to stop at once", style="yellow")
+        return self.received > 0
 
     def stepped(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
@@ -387,6 +419,7 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
             count=arguments.substeps,
             device=arguments.device,
             data=arguments.data,
+            trust=arguments.trust,
         )
         suffix = evaluation_suffix(arguments.integrator, arguments.substeps)
         pictures = write_figures(arguments.run, suffix)
@@ -420,7 +453,7 @@ def _predict(arguments: Namespace, console: Console) -> int:
         raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or move it away")
     if arguments.steps < 1:
         raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
-    trained = open_run(arguments.run)
+    trained = open_run(arguments.run, arguments.data, trust=arguments.trust)
     kind, trained_steps = trained.load(arguments.checkpoint)
     training = trained.experiment.split.train
     initial = _initial_states(arguments.initial, (training.channels, *training.space))
@@ -441,6 +474,29 @@ def _predict(arguments: Namespace, console: Console) -> int:
         },
     )
     print(arguments.out)
+    return 0
+
+
+def _data(arguments: Namespace, console: Console) -> int:
+    from squall.data.summary import next_command
+
+    action = arguments.action
+    options = dict(vars(arguments[action]))
+    path, out = options.pop("path"), options.pop("out", None)
+    told = {name: value for name, value in options.items() if value}
+    for name in ("lengths", "boundary"):
+        if len(told.get(name, ())) == 1:
+            (told[name],) = told[name]
+    source = squall.data.open(path, **told)
+    if action == "convert":
+        with console.status("writing"):
+            print(squall.data.convert(source, out))
+        return 0
+    words = [
+        f" --{n} {shlex.join(map(str, v)) if isinstance(v, list) else shlex.quote(str(v))}" for n, v in told.items()
+    ]
+    print(squall.data.summary(source))
+    print(f"{'next':<11} {next_command(path, source, ''.join(words))}")
     return 0
 
 
@@ -506,6 +562,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "evaluate": _evaluate_parser,
     "compare": _compare_parser,
     "predict": _predict_parser,
+    "data": _data_parser,
     "study": _study_parser,
 }
 RUN: dict[str, Callable[[Namespace, Console], int]] = {
@@ -514,5 +571,6 @@ RUN: dict[str, Callable[[Namespace, Console], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "predict": _predict,
+    "data": _data,
     "study": _study,
 }

@@ -54,6 +54,8 @@ class Description:
         parameters: coefficients of the simulation.
         provenance: who made the data, and how: version, seed, protocol.
         start: time of the first state.
+        axes: names of the space axes, such as ("latitude", "longitude"); x, y, z where nothing else is said.
+        units: of the fields by name, and of "time", where they are known.
     """
 
     dt: float
@@ -65,6 +67,11 @@ class Description:
     parameters: dict[str, float | str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     start: float = 0.0
+    axes: tuple[str, ...] = ()
+    units: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(self.axes) or AXES[: len(self.coordinates)])
 
 
 def describe(
@@ -103,22 +110,29 @@ def describe(
     """
     shape = tuple(shape)
     _check_shape(shape)
+    channels, *space = shape[2:]
     if not (math.isfinite(dt) and dt > 0):
         raise DataError(f"dt: got {dt}; it has to be a positive number, the time between two states")
-    space = shape[3:]
+    if fields is None and len(space) > 1 and space[-1] <= 4 and channels >= 16:
+        raise DataError(
+            f"states: the shape {shape} looks like channels last, (batch, time, *space, channel); expected (batch, "
+            f"time, channel, *space): np.moveaxis(states, -1, 2). If there are {channels} channels, name them by fields"
+        )
     ends = _per_axis(boundary, len(space), "boundary")
     for end in ends:
         if end not in BOUNDARIES:
             raise DataError(f"boundary: got {end!r}; allowed: {', '.join(BOUNDARIES)}, for all axes or one per axis")
     if coordinates is None:
-        points, spacing = _lattice(space, _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends)
+        points, spacing = _lattice(
+            tuple(space), _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends
+        )
     elif lengths is None:
-        points, spacing = _given(space, coordinates)
+        points, spacing = _given(tuple(space), coordinates)
     else:
         raise DataError("lengths and coordinates: both were given; give one of them")
     return Description(
         dt=float(dt),
-        fields=_names(fields, shape[2]),
+        fields=_names(fields, channels),
         coordinates=points,
         spacing=spacing,
         boundary=ends,
@@ -202,7 +216,7 @@ def _given(
         steps = np.diff(axis)
         if not np.isfinite(axis).all() or not ((steps > 0).all() or (steps < 0).all()):
             raise DataError(f"coordinates: the points of axis {name} have to be finite and in order")
-    return points, tuple(equal_step(axis) for axis in points)
+    return points, tuple(None if (step := equal_step(axis)) is None else abs(step) for axis in points)
 
 
 def _names(fields: Sequence[str] | str | None, channels: int) -> tuple[str, ...]:

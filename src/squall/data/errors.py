@@ -8,6 +8,8 @@ from torch import Tensor
 
 from squall._types import Trajectories
 
+GAPS = ". Where NaN stands for land or for missing times, `{}` takes it so"
+
 
 class DataError(ValueError):
     """The data are not what they have to be."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from squall.data.errors import DataError
 
-__all__ = ["dataset_of", "member", "open_file", "small_values"]
+__all__ = ["Datasets", "dataset_of", "in_one_piece", "member", "members", "open_file", "open_hdf5", "small_values"]
 
 SOFT_LINKS = 16
 SMALL_BYTES = 2**30
@@ -74,6 +74,41 @@ def member(group: Any, name: str, left: int = SOFT_LINKS) -> Any:
         else:
             here = None if link is None else here[part]
     return here
+
+
+def members(group: Any) -> dict[str, Any]:
+    """The objects in a group by name; a link that leads nowhere is left out.
+
+    Raises:
+        DataError: at a link to another file, before that is opened.
+    """
+    found = {name: member(group, name) for name in group}
+    return {name: item for name, item in found.items() if item is not None}
+
+
+def in_one_piece(dataset: Any) -> bool:
+    """Whether the numbers lie in the file one after the other, neither packed nor elsewhere."""
+    elsewhere = dataset.is_virtual or dataset.external is not None or dataset.file.userblock_size > 0
+    return dataset.chunks is None and not elsewhere and dataset.id.get_storage_size() > 0
+
+
+class Datasets:
+    """The datasets of an open file by their paths, each checked by `dataset_of`."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __getitem__(self, key: str) -> Any:
+        return dataset_of(self.file, key, key)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def open_hdf5(place: Path) -> Datasets:
+    """The datasets of a file, with room for large chunks: one that does not fit is unpacked anew at every read."""
+    return Datasets(open_file(place, place, rdcc_nbytes=32 * 2**20))
 
 
 def dataset_of(group: Any, name: str, key: str) -> Any:

@@ -48,23 +48,45 @@ class Normalization:
         that of the population (divided by the number of values). A channel that is constant to the rounding
         of its type (max − min ≤ 8 eps max|u|) gets std 1: it becomes zero, not noise.
 
+        Masked points and states with a gap do not count. Statistics that the data bring along (`stats.yaml` of a
+        folder of The Well) are taken as they are.
+
         Raises:
             DataError: where there is no trajectory, or the states are not finite.
         """
+        if source.statistics is not None:
+            return cls(*source.statistics)
         if source.trajectories == 0:
             raise DataError("normalization: there is no trajectory to fit it to; fit it to the training split")
-        count = 0
+        mask, valid = source.mask, source.valid
+        count: torch.Tensor | int = 0
         mean = squares = torch.zeros(source.channels, dtype=torch.float64)
         low, high = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
         for chosen, start, stop in source.chunks(8 * 2**20):
-            values = source.read(chosen, start, stop).movedim(2, 0).flatten(1).double().cpu()
-            size = values.shape[1]
-            piece = values.mean(1)
+            rows = torch.tensor(chosen)
+            shape = (len(chosen), stop - start, *source.shape[2:])
+            values = source._gather(rows, torch.full_like(rows, start), stop - start)
+            values = values.movedim(2, 0).flatten(1).double().cpu()
+            if mask is None and valid is None:
+                size, piece = values.shape[1], values.mean(1)
+                deviations = (values - piece[:, None]).square().sum(1)
+                least, most = values.amin(1), values.amax(1)
+            else:
+                counts = torch.ones(shape, dtype=torch.bool) if mask is None else mask.expand(shape)
+                if valid is not None:
+                    counts = counts & valid[rows, start:stop].reshape(*shape[:2], *(1,) * (len(shape) - 2))
+                counts = counts.movedim(2, 0).flatten(1)
+                size = counts.sum(1)
+                piece = values.where(counts, 0.0).sum(1) / size.clamp(min=1)
+                deviations = (values - piece[:, None]).where(counts, 0.0).square().sum(1)
+                least, most = values.where(counts, torch.inf).amin(1), values.where(counts, -torch.inf).amax(1)
+            total = count + size
+            share = size / total if isinstance(total, int) else size / total.clamp(min=1)
             shift = piece - mean
-            squares = squares + (values - piece[:, None]).square().sum(1) + shift**2 * (count * size / (count + size))
-            mean = mean + shift * (size / (count + size))
-            count += size
-            low, high = torch.minimum(low, values.amin(1)), torch.maximum(high, values.amax(1))
+            squares = squares + deviations + shift**2 * (count * share)
+            mean = mean + shift * share
+            count = total
+            low, high = torch.minimum(low, least), torch.maximum(high, most)
         rounding = 8 * torch.finfo(source.dtype).eps * torch.maximum(low.abs(), high.abs())
         std = torch.where(high - low <= rounding, 1.0, (squares / count).sqrt())
         return cls(tuple(mean.tolist()), tuple(std.tolist()))

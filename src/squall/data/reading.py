@@ -1,8 +1,8 @@
 """Reads HDF5 files in the layout of The Well, a few states at a time."""
 
 import difflib
-import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from jaxtyping import Int64, Shaped
 from squall._process.documents import special_file
 from squall._process.limits import too_large
 from squall._types import Trajectories
+from squall.data.arrays import Handle
+from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
-from squall.data.errors import DataError, MissingFileError, NonFinite
-from squall.data.hdf5 import open_file
+from squall.data.errors import GAPS, DataError, MissingFileError, NonFinite
+from squall.data.hdf5 import open_file, open_hdf5
+from squall.data.missing import Screened, refuse_unexpected, whole_only
 from squall.data.source import Numbers, Source
 from squall.data.structure import StoredField, read_structure
 
@@ -43,27 +46,31 @@ class TrajectoryFile(Source):
 
     Args:
         path: of the HDF5 file.
+        fields: names of those that make the state; the others are then forcings.
 
     Raises:
         DataError: as `open`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    format = "The Well, HDF5"
+
+    def __init__(self, path: str | os.PathLike[str], fields: Sequence[str] | None = None) -> None:
         self.path = Path(path)
         self._place = Path(os.path.abspath(path))  # a worker may have another working folder
         self._process = -1
         self._descriptor: int | None = None
         self._hdf5: h5py.File | None = None
-        _check_file(self.path, self._place)
+        check_exists(self.path, self._place)
         self._stamp = _stamp(self._place)
+        self._values = Handle(self._place, open_hdf5, self.path)
         try:
             with open_file(self.path, self._place) as file:
-                self._structure = read_structure(file)
+                self._structure = read_structure(file, fields)
         except DataError as error:
             prefix = f"{self.path}: "
             raise DataError(prefix + str(error).removeprefix(prefix)) from None
         except DAMAGE as error:
-            raise DataError(_damaged(self.path, error)) from error
+            raise DataError(damaged(self.path, error)) from error
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,9 +95,33 @@ class TrajectoryFile(Source):
         return self._structure.constant_fields
 
     @property
-    def varying_scalars(self) -> tuple[str, ...]:
-        """Names of the scalars that vary in time or differ between trajectories, and are left out."""
-        return self._structure.varying_scalars
+    def mask(self) -> Mask | None:
+        return self._structure.mask
+
+    @property
+    def valid(self) -> Valid | None:
+        return self._structure.valid
+
+    @property
+    def measure(self) -> Areas | None:
+        return self._structure.measure
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        ones = (1,) * len(self.space)
+        read = [variable.condition(self.shape, self.description.axes) for variable in self._structure.conditions]
+        names = [condition.name for condition in read]
+        numbers = [n for n, value in self.parameters.items() if not isinstance(value, str) and n not in names]
+        return (*read, *(Condition(name, "parameter", (1, 1, 1, *ones)) for name in numbers))
+
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
+        variable = next((v for v in self._structure.conditions if v.name == name), None)
+        if variable is None:
+            value = float(self.parameters[name])
+            return torch.full((1, 1, 1, *(1,) * len(self.space)), value, dtype=self.dtype)
+        space = dict(zip(self.description.axes, self.space, strict=True))
+        values = variable.read(self._values.array, trajectories.numpy(), starts.numpy(), length, space)
+        return torch.from_numpy(values).to(self.dtype)
 
     def check(self) -> None:
         """Read the whole file once, piece by piece.
@@ -102,11 +133,13 @@ class TrajectoryFile(Source):
         for chosen, start, stop in self.chunks():
             trajectories = torch.tensor(chosen)
             starts = torch.full_like(trajectories, start)
-            found.look(self._states(trajectories, starts, stop - start), chosen, [start] * len(chosen))
-        found.refuse(str(self.path))
+            states = whole_only(self._states(trajectories, starts, stop - start), self.valid, trajectories, starts)
+            found.look(states, chosen, [start] * len(chosen))
+        found.refuse(str(self.path), GAPS.format("squall.data.open(path, gaps=True)"))
 
     def close(self) -> None:
         """Close the file; it opens again when it is read."""
+        self._values.close()
         if self._process == os.getpid():
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -122,7 +155,7 @@ class TrajectoryFile(Source):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_process"):
+        if hasattr(self, "_values"):
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,9 +163,7 @@ class TrajectoryFile(Source):
 
     def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         states = self._states(trajectories, starts, length)
-        found = NonFinite(self.fields)
-        found.look(states, trajectories, starts)
-        found.refuse(f"{self.path}, in what was read now", "; `squall.data.open(path).check()` looks at all")
+        refuse_unexpected(self, states, self.valid, trajectories, starts)
         return states
 
     def _states(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
@@ -142,7 +173,7 @@ class TrajectoryFile(Source):
         try:
             parts = [self._read(field, trajectories.numpy(), starts.numpy(), length) for field in stored]
         except (OSError, LookupError, RuntimeError) as error:
-            raise DataError(_damaged(self.path, error)) from error
+            raise DataError(damaged(self.path, error)) from error
         if len(parts) == 1:
             return torch.from_numpy(np.require(parts[0], number, ["C", "W"]))
         return torch.from_numpy(np.concatenate(parts, axis=2, dtype=number, casting="same_kind"))
@@ -169,7 +200,7 @@ class TrajectoryFile(Source):
         if self._process == os.getpid():
             return
         self.close()
-        _check_file(self.path, self._place)
+        check_exists(self.path, self._place)
         if _stamp(self._place) != self._stamp:
             raise DataError(f"{self.path}: the file has changed since it was opened; open it again")
         in_place = hasattr(os, "preadv")
@@ -180,26 +211,11 @@ class TrajectoryFile(Source):
         self._process = os.getpid()
 
 
-def open(path: str | os.PathLike[str]) -> TrajectoryFile:
-    """Open a file of trajectories in the layout of The Well; states stay there until they are asked for.
+class ScreenedTrajectoryFile(Screened, TrajectoryFile):
+    """A file in The Well's layout whose NaN stand for missing values."""
 
-    Args:
-        path: of the HDF5 file, in one to three space dimensions, with any number of fields.
-
-    Raises:
-        MissingFileError: where there is no such file, with the names in the folder that come near.
-        DataError: not HDF5, truncated, a group missing, no field, one time only, times unequally spaced,
-            fields of different shapes: what was found, what is expected, what to do.
-
-    Example:
-        >>> import tempfile, squall.data
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = squall.data.write(f"{folder}/waves.hdf5", np.zeros((4, 11, 2, 8, 8)), dt=0.1)
-        ...     source = open(path)
-        ...     source.read([3, 0], start=5, stop=7).shape
-        torch.Size([2, 2, 2, 8, 8])
-    """
-    return TrajectoryFile(path)
+    def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
+        return self._states(trajectories, starts, length)
 
 
 def _read_in_place(descriptor: int, offset: int, values: Any, rows: list[int], order: list[int]) -> None:
@@ -248,24 +264,14 @@ def _spread(
     return np.moveaxis(values, -1, 2)
 
 
-def _check_file(path: Path, place: Path) -> None:
-    """Refuse what cannot be an HDF5 file, by its kind and first bytes."""
-    if place.is_dir():
-        found = sorted(str(p.relative_to(place)) for p in itertools.islice(place.rglob("*.h*5"), 100))
-        listed = f"; it holds {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else ""
-        raise DataError(f"{path}: this is a folder; name one HDF5 file{listed}")
+def check_exists(path: Path, place: Path) -> None:
+    """Refuse a path at which there is nothing, with the names that come near."""
     if not place.exists():
         raise MissingFileError(_missing(path, place))
-    if special := special_file(place):
-        raise DataError(f"{path}: this is {special}; name one HDF5 file")
-    with place.open("rb") as file:
-        head = file.read(8)
-    if not head:
+    if not place.is_dir() and (special := special_file(place)):
+        raise DataError(f"{path}: this is {special}; name a file or a folder of data")
+    if place.is_file() and place.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes). Let its writer finish, or make or fetch it again")
-    if not h5py.is_hdf5(place):
-        raise DataError(
-            f"{path}: this is not an HDF5 file (it begins with {head!r}); `squall.data.write` writes one from an array"
-        )
 
 
 def _missing(path: Path, place: Path) -> str:
@@ -278,7 +284,8 @@ def _missing(path: Path, place: Path) -> str:
     return f"{path}: there is no such file" + (f"; the folder has {', '.join(near)}" if near else "")
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> str:
+    """What to say about a file that cannot be read."""
     reason = str(error).strip("'\"")
     if too_large(error):
         return f"{path}: the memory does not suffice to read it ({reason})"

@@ -1,8 +1,8 @@
 """One interface for trajectories in memory and in a file, parts of them, and the split for an experiment."""
 
 import abc
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -10,8 +10,21 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from squall._types import Trajectories
+from squall.data.conditions import (
+    Areas,
+    Condition,
+    ConditionValues,
+    Mask,
+    Valid,
+    as_conditions,
+    as_mask,
+    as_measure,
+    as_valid,
+    known,
+    pick,
+)
 from squall.data.description import About, Description, describe
-from squall.data.errors import DataError, NonFinite
+from squall.data.errors import GAPS, DataError, NonFinite
 
 AnyArray = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
 """What a user gives, before it is checked."""
@@ -32,6 +45,9 @@ class Source(abc.ABC):
     them apart.
     """
 
+    _statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    _own_parts: Mapping[str, range] = {}
+
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +65,59 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
-        """`windows` after its arguments were checked; refuses what is not finite."""
+        """`windows` after its arguments were checked; refuses what is not finite, except NaN in gaps."""
+
+    @property
+    def mask(self) -> Mask | None:
+        """Points that count, bool (channel, *space); `None` where all do. Masked points hold finite numbers."""
+        return None
+
+    @property
+    def valid(self) -> Valid | None:
+        """States without a gap, bool (trajectory, time); `None` where all are."""
+        return None
+
+    @property
+    def measure(self) -> Areas | None:
+        """Relative areas of the cells, float64 (*space), mean 1; `None` where all are equal."""
+        return None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Parameters, static fields and forcings, which `condition` gives by name."""
+        return ()
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Means and standard deviations of the channels, where the data bring them along."""
+        return self._statistics
+
+    @property
+    def parts(self) -> "Split | None":
+        """Train, validation and test, where the data bring them along."""
+        if not self._own_parts:
+            return None
+        train, validation, test = (subset(self, self._own_parts[part]) for part in ("train", "valid", "test"))
+        train._statistics = self._statistics
+        return Split(train, validation, test)
+
+    def condition(self, name: str, trajectories: Indices, starts: Indices, length: int) -> ConditionValues:
+        """A condition at the times of `windows`: (window or 1, length or 1, channel, *space or 1).
+
+        Raises:
+            DataError: where there is no condition of this name, with the names that there are.
+            IndexError: where a window reaches beyond the data.
+        """
+        known(name, self.conditions)
+        return self._condition(name, *self._checked(trajectories, starts, length), length)
+
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
+        """`condition` after its arguments were checked."""
+        raise NotImplementedError
+
+    def _known_valid(self) -> Valid | None:
+        """`valid` as far as it is known without reading."""
+        return self.valid
 
     def windows(self, trajectories: Indices, starts: Indices, length: int) -> Trajectories:
         """States u[trajectories[i], starts[i] : starts[i] + length], one window per i.
@@ -66,6 +134,21 @@ class Source(abc.ABC):
             IndexError: where a window reaches beyond the data.
             DataError: where the states read are not finite or the file is damaged.
         """
+        chosen, begin = self._checked(trajectories, starts, length)
+        states = self._gather(chosen, begin, length)
+        valid = self._known_valid()
+        if valid is not None:
+            whole = valid[chosen[:, None], begin[:, None] + torch.arange(length)]
+            if not whole.all():
+                row, time = (~whole).nonzero()[0].tolist()
+                raise DataError(
+                    f"{self.name}: the state of trajectory {int(chosen[row])} at time index {int(begin[row]) + time} "
+                    "has a gap (missing values). `Transitions` and `squall.data.windows` leave gaps out; "
+                    "`source.valid` says where they are"
+                )
+        return states
+
+    def _checked(self, trajectories: Indices, starts: Indices, length: int) -> tuple[Tensor, Tensor]:
         chosen, begin = as_indices(trajectories, "trajectories"), as_indices(starts, "starts")
         if chosen.shape != begin.shape:
             raise IndexError(f"starts: {len(begin)} given for {len(chosen)} trajectories; give one for each")
@@ -73,7 +156,7 @@ class Source(abc.ABC):
             raise IndexError(f"length: got {length}; a trajectory has {self.shape[1]} states")
         check_range(chosen, self.trajectories, "trajectories")
         check_range(begin, self.shape[1] - length + 1, "starts")
-        return self._gather(chosen, begin, length)
+        return chosen, begin
 
     def read(self, trajectories: Indices | None = None, start: int = 0, stop: int | None = None) -> Trajectories:
         """States at the times start ... stop − 1 of some trajectories (all of them where `None`).
@@ -186,25 +269,78 @@ class InMemory(Source):
         (3, 10, 1, (50,))
     """
 
-    def __init__(self, states: AnyArray, **about: Unpack[About]) -> None:
+    def __init__(
+        self,
+        states: AnyArray,
+        *,
+        gaps: bool = False,
+        mask: AnyArray | None = None,
+        valid: AnyArray | None = None,
+        measure: AnyArray | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        **about: Unpack[About],
+    ) -> None:
         tensor = as_states(states)
-        self._hold(tensor, describe(tensor.shape, **about))
+        self._hold(tensor, describe(tensor.shape, **about), mask, valid, measure, conditions, gaps=gaps)
 
     @classmethod
-    def described(cls, states: Tensor, description: Description) -> "InMemory":
-        """States with the description of those that they were read or computed from."""
+    def described(cls, states: Tensor, description: Description, like: Source | None = None) -> "InMemory":
+        """States with the description of those that they were read or computed from, and what stands beside them."""
         source = cls.__new__(cls)
-        source._hold(as_states(states), description)
+        if like is None:
+            source._hold(as_states(states), description)
+            return source
+        every, zeros = torch.arange(like.trajectories), torch.zeros(like.trajectories, dtype=torch.int64)
+        conditions = {c.name: like._condition(c.name, every, zeros, like.shape[1]) for c in like.conditions}
+        source._hold(as_states(states), description, like.mask, like.valid, like.measure, conditions)
+        source._statistics, source._own_parts = like._statistics, like._own_parts
         return source
 
-    def _hold(self, states: Trajectories, description: Description) -> None:
+    def _hold(
+        self,
+        states: Trajectories,
+        description: Description,
+        mask: Any = None,
+        valid: Any = None,
+        measure: Any = None,
+        conditions: Mapping[str, Any] | None = None,
+        gaps: bool = False,
+    ) -> None:
         self._description = description
         self._states = states.contiguous()
+        self._mask, self._valid = as_mask(mask, self.shape), as_valid(valid, self.shape)
+        self._measure = as_measure(measure, self.space)
+        self._held = as_conditions(conditions, self.shape, states.dtype)
+        if gaps:
+            from squall.data.missing import fill_missing
+
+            self._states, self._mask, self._valid = fill_missing(self)
         found = NonFinite(self.fields)
         for chosen, start, stop in self.chunks():
             piece = self._states[chosen.start : chosen.stop, start:stop]
+            if self._valid is not None:
+                piece = piece[self._valid[chosen.start : chosen.stop, start:stop]][None]
             found.look(piece, chosen, [start] * len(chosen))
-        found.refuse("states")
+        found.refuse("states", GAPS.format("gaps=True"))
+
+    @property
+    def mask(self) -> Mask | None:
+        return self._mask
+
+    @property
+    def valid(self) -> Valid | None:
+        return self._valid
+
+    @property
+    def measure(self) -> Areas | None:
+        return self._measure
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return tuple(Condition.of(name, values.shape) for name, values in self._held.items())
+
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
+        return pick(self._held[name], trajectories, starts, length)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -246,6 +382,32 @@ class Subset(Source):
     def description(self) -> Description:
         return self.source.description
 
+    @property
+    def mask(self) -> Mask | None:
+        return self.source.mask
+
+    @property
+    def valid(self) -> Valid | None:
+        return None if self.source.valid is None else self.source.valid[self.indices]
+
+    @property
+    def measure(self) -> Areas | None:
+        return self.source.measure
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        rows = len(self.indices)
+        return tuple(
+            Condition(c.name, c.kind, (rows if c.shape[0] > 1 else 1, *c.shape[1:])) for c in self.source.conditions
+        )
+
+    def _known_valid(self) -> Valid | None:
+        valid = self.source._known_valid()
+        return None if valid is None else valid[self.indices]
+
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
+        return self.source._condition(name, self.indices[trajectories], starts, length)
+
     def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         return self.source._gather(self.indices[trajectories], starts, length)
 
@@ -267,15 +429,26 @@ class Split(NamedTuple):
     test: Source
 
 
-def split(source: Source, *, validation: int | float = 0, test: int | float = 0) -> Split:
-    """Cut trajectories into train, validation and test: the last ones test, the last of the rest validate.
+def split(
+    source: Source,
+    *,
+    validation: int | float = 0,
+    test: int | float = 0,
+    gap: int = 0,
+    by: str | None = None,
+) -> Split:
+    """Cut into train, validation and test: the last ones test, the last of the rest validate.
 
-    Nothing is drawn by chance, so that a file says by itself which of its trajectories were never trained on.
+    Nothing is drawn by chance, so that a file says by itself what of it was never trained on.
 
     Args:
         source: all trajectories.
-        validation: how many trajectories, or a fraction of all (a float below 1), at least one unless 0.
+        validation: how many trajectories, or a fraction of all (a float below 1), at least one unless 0; in time: how
+            many states.
         test: the same.
+        gap: states left out between the parts in time: as many as the steps that are unrolled.
+        by: "trajectory", whole ones; "time", each cut in time, as a single trajectory is if nothing is said; "parts",
+            those of a folder with train, valid and test, which are taken if nothing is said.
 
     Raises:
         DataError: where a number is negative or nothing is left to train on.
@@ -284,9 +457,22 @@ def split(source: Source, *, validation: int | float = 0, test: int | float = 0)
         >>> parts = split(InMemory(torch.zeros(10, 2, 1, 8), dt=1.0), validation=0.2, test=1)
         >>> [part.trajectories for part in parts]
         [7, 2, 1]
+        >>> one = InMemory(torch.zeros(1, 100, 1, 8), dt=1.0)
+        >>> [part.shape[1] for part in split(one, validation=0.1, test=0.2, gap=4)]
+        [62, 10, 20]
     """
+    if by not in (None, "trajectory", "time", "parts"):
+        raise DataError(f"by: got {by!r}; allowed are 'trajectory', 'time', 'parts'")
+    if by == "parts" and source.parts is None:
+        raise DataError("by='parts': the data have no parts of their own; a folder with train, valid and test has")
+    if source.parts is not None and by in (None, "parts"):
+        return source.parts
+    if by == "time" or (by is None and source.trajectories == 1 and (validation or test)):
+        from squall.data.periods import split_times
+
+        return Split(*split_times(source, validation, test, gap))
     total = source.trajectories
-    held_out, tested = _count(validation, total, "validation"), _count(test, total, "test")
+    held_out, tested = share(validation, total, "validation"), share(test, total, "test")
     left = total - held_out - tested
     if left < 1:
         raise DataError(
@@ -306,12 +492,16 @@ def load(source: Source, limit_bytes: int = 2 * 2**30) -> Source:
     Raises:
         DataError: where the states are not finite or the file is damaged.
     """
-    if isinstance(source, InMemory) or source.nbytes > limit_bytes or source.trajectories == 0:
+    beside = sum(int(np.prod(condition.shape, dtype=np.int64)) for condition in source.conditions)
+    size = source.nbytes + beside * source.dtype.itemsize
+    if isinstance(source, InMemory) or size > limit_bytes or source.trajectories == 0:
         return source
     states = torch.empty(source.shape, dtype=source.dtype)
     for chosen, start, stop in source.chunks():
-        states[chosen.start : chosen.stop, start:stop] = source.read(chosen, start, stop)
-    return InMemory.described(states, source.description)
+        trajectories = torch.tensor(chosen)
+        piece = source._gather(trajectories, torch.full_like(trajectories, start), stop - start)
+        states[chosen.start : chosen.stop, start:stop] = piece
+    return InMemory.described(states, source.description, source)
 
 
 def as_states(states: AnyArray) -> AnyFloats:
@@ -349,12 +539,13 @@ def check_range(indices: Numbers, size: int, argument: str) -> None:
         raise IndexError(f"{argument}: got {low if low < 0 else high}; allowed are 0 ... {size - 1}")
 
 
-def _count(share: int | float, total: int, argument: str) -> int:
-    if isinstance(share, float) and 0 < share < 1:
-        return max(1, round(share * total))
-    if not (share >= 0 and share % 1 == 0):
-        raise DataError(f"{argument}: got {share}; give a number of trajectories, or a fraction between 0 and 1")
-    return int(share)
+def share(size: int | float, total: int, argument: str) -> int:
+    """A number, or a fraction of all below 1."""
+    if isinstance(size, float) and 0 < size < 1:
+        return max(1, round(size * total))
+    if not (size >= 0 and size % 1 == 0):
+        raise DataError(f"{argument}: got {size}; give a number of trajectories, or a fraction between 0 and 1")
+    return int(size)
 
 
 def _wrong_type(found: object) -> str:

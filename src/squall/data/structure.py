@@ -1,18 +1,22 @@
 """Everything in a file of The Well's layout but the states: what fields lie where, axes, origin."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from squall._process.documents import DocumentError, read_json
+from squall.data.arrays import Variable
+from squall.data.conditions import Areas, Mask, Valid, as_mask, as_measure, as_valid
 from squall.data.description import AXES, Description, equal_step
 from squall.data.errors import DataError
-from squall.data.hdf5 import dataset_of, member, small_values
+from squall.data.hdf5 import dataset_of, in_one_piece, member, members, small_values
+from squall.data.measure import areas
 
 FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 """Scalar, vector and matrix fields; the tensor order is the place in this list."""
@@ -59,14 +63,17 @@ class Structure:
     dtype: torch.dtype
     stored: tuple[StoredField, ...]
     constant_fields: tuple[str, ...]
-    varying_scalars: tuple[str, ...]
+    conditions: tuple[Variable, ...]
+    mask: Mask | None
+    valid: Valid | None
+    measure: Areas | None
     description: Description
     attributes: dict[str, Any]
     cache_bytes: int
 
 
-def read_structure(file: Any) -> Structure:
-    """Read and check an open `h5py.File`, without its states.
+def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
+    """Read and check an open `h5py.File`, without its states; `chosen` fields make the state, the others forcings.
 
     Raises:
         DataError: a group missing, no field, one time only, times unequally spaced, shapes that do not fit.
@@ -83,16 +90,26 @@ def read_structure(file: Any) -> Structure:
     batch = _trajectories(stored, file.attrs)
     for field in stored:
         _check_shape(field, batch, times.shape[1], space)
+    varying = {field.key.rpartition("/")[2]: field for field in stored}
+    if chosen is not None and not set(chosen) <= set(varying):
+        raise DataError(f"fields: got {', '.join(chosen)}; the file has {', '.join(varying)}")
+    names = [n for n, field in varying.items() if not _role(file[field.key])] if chosen is None else list(chosen)
+    stored = tuple(varying[name] for name in names)
+    forcings = tuple(field for name, field in varying.items() if name not in names)
     start, dt = _clock(times, clock.attrs)
     lattice = [_axis(line) for line in lines]
     fields = tuple(itertools.chain.from_iterable(field.channels for field in stored))
     number = np.result_type(np.float32, *(field.dtype for field in stored))
+    shape = (batch, times.shape[1], len(fields), *space)
     return Structure(
-        shape=(batch, times.shape[1], len(fields), *space),
+        shape=shape,
         dtype=torch.float64 if number == np.float64 else torch.float32,
         stored=stored,
-        constant_fields=constant,
-        varying_scalars=_varying_scalars(file["scalars"]),
+        constant_fields=tuple(key.rpartition("/")[2] for key in constant if not _role(file[key])),
+        conditions=_conditions(file, axes, constant, forcings),
+        mask=as_mask(_mask(file, constant, fields, shape), shape),
+        valid=as_valid(_valid(file), shape),
+        measure=_measure(file, constant, axes, [points for points, _ in lattice]),
         description=Description(
             dt=dt,
             fields=fields,
@@ -103,6 +120,8 @@ def read_structure(file: Any) -> Structure:
             parameters=_parameters(file.attrs),
             provenance=_provenance(file.attrs),
             start=start,
+            axes=axes,
+            units=_units(file.attrs),
         ),
         attributes={name: _plain(value) for name, value in file.attrs.items()},
         cache_bytes=_cache_bytes(file, stored),
@@ -136,7 +155,7 @@ def _space_axes(dimensions: Any) -> tuple[str, ...]:
 
 
 def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], tuple[str, ...]]:
-    """The fields that vary in time, and the names of the others."""
+    """The fields that vary in time, and the keys of the others."""
     stored: list[StoredField] = []
     constant: list[str] = []
     for order, group in enumerate(FIELD_GROUPS):
@@ -148,9 +167,9 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
             if member(file[group], name).attrs.get("time_varying", True):
                 stored.append(_stored_field(file, f"{group}/{name}", order, axes))
             else:
-                constant.append(name)
+                constant.append(f"{group}/{name}")
     if not stored:
-        only = f" (constant ones: {', '.join(constant)})" if constant else ""
+        only = f" (constant ones: {', '.join(key.rpartition('/')[2] for key in constant)})" if constant else ""
         raise DataError(
             f"there is no field that varies in time in {', '.join(FIELD_GROUPS)}{only}; a trajectory needs "
             "at least one: `squall.data.write` writes a file from an array"
@@ -177,15 +196,73 @@ def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> Sto
         order=order,
         sample_varying=bool(dataset.attrs.get("sample_varying", True)),
         dim_varying=varying,
-        offset=dataset.id.get_offset() if _in_one_piece(dataset) else None,
+        offset=dataset.id.get_offset() if in_one_piece(dataset) else None,
         channels=tuple(f"{name}_{part}" if part else name for part in parts),
     )
 
 
-def _in_one_piece(dataset: Any) -> bool:
-    """Whether the numbers lie in the file one after the other, neither packed nor elsewhere."""
-    elsewhere = dataset.is_virtual or dataset.external is not None or dataset.file.userblock_size > 0
-    return dataset.chunks is None and not elsewhere and dataset.id.get_storage_size() > 0
+def _role(dataset: Any) -> str:
+    """What squall wrote the array for: "mask", "valid", "measure" or "forcing"; nothing in files of others."""
+    return str(_plain(dataset.attrs.get("role", "")))
+
+
+def _conditions(
+    file: Any, axes: tuple[str, ...], constant: tuple[str, ...], forcings: tuple[StoredField, ...]
+) -> tuple[Variable, ...]:
+    """Fields that do not change in time, scalars, and fields that are not part of the state."""
+    found = []
+    roles = ("mask", "valid", "measure")
+    keys = [key for key in constant if dataset_of(file, key, key).dtype.kind == "f"]
+    fields = [_stored_field(file, key, FIELD_GROUPS.index(key.partition("/")[0]), axes) for key in keys]
+    for field in (*fields, *forcings):
+        dataset = file[field.key]
+        if _role(dataset) in roles:
+            continue
+        leading = ("batch",) * field.sample_varying + ("time",) * bool(dataset.attrs.get("time_varying", True))
+        kept = dataset.ndim - len(leading) - field.order == len(axes)  # an axis that does not vary may have length 1
+        space = [axis if vary else "" for axis, vary in zip(axes, field.dim_varying, strict=True) if vary or kept]
+        name = field.key.rpartition("/")[2]
+        found.append(
+            Variable(name, field.key, (*leading, *space, *("channel",) * field.order), field.channels, field.dtype)
+        )
+    scalars = members(file["scalars"])
+    first = [name for name in map(str, _plain(file["scalars"].attrs.get("field_names", []))) if name in scalars]
+    for name in dict.fromkeys([*first, *scalars]):
+        scalar = scalars[name]
+        if not isinstance(scalar, h5py.Dataset) or scalar.dtype.kind not in "iuf" or _role(scalar) in roles:
+            continue
+        varying = {"batch": "sample_varying", "time": "time_varying"}
+        leading = tuple(axis for axis, attribute in varying.items() if scalar.attrs.get(attribute, False))
+        found.append(Variable(name, f"scalars/{name}", leading, (name,), scalar.dtype))
+    return tuple(found)
+
+
+def _mask(
+    file: Any, constant: tuple[str, ...], fields: tuple[str, ...], shape: tuple[int, ...]
+) -> Bool[np.ndarray, "channel *space"] | None:
+    """Valid points (channel, *space): one array for all fields, or one for each."""
+    stored = [dataset_of(file, key, key) for key in constant if _role(file[key]) == "mask"]
+    masks = {_plain(mask.attrs.get("of", "")): small_values(mask, mask.name) > 0 for mask in stored}
+    if not masks:
+        return None
+    return np.stack([masks.get(name, masks.get("", np.ones(shape[3:], bool))) for name in fields])
+
+
+def _valid(file: Any) -> Bool[np.ndarray, "trajectory time"] | None:
+    names = [name for name, scalar in members(file["scalars"]).items() if _role(scalar) == "valid"]
+    return small_values(dataset_of(file["scalars"], names[0], f"scalars/{names[0]}"), names[0]) > 0 if names else None
+
+
+def _measure(
+    file: Any, constant: tuple[str, ...], axes: tuple[str, ...], coordinates: list[np.ndarray]
+) -> Areas | None:
+    key = next((key for key in constant if _role(file[key]) == "measure"), None)
+    if key is not None:
+        stored = small_values(dataset_of(file, key, key), key)
+        return as_measure(stored, stored.shape)
+    spherical = _plain(file.attrs.get("grid_type", "")) == "spherical"
+    roles = {"theta": "colatitude", "latitude": "latitude", "lat": "latitude"} if spherical else {}
+    return areas(coordinates, [roles.get(axis, axis) for axis in axes]) if spherical else None
 
 
 def _trajectories(stored: tuple[StoredField, ...], attributes: Any) -> int:
@@ -217,7 +294,7 @@ def _check_shape(field: StoredField, batch: int, times: int, space: tuple[int, .
         )
 
 
-def _clock(times: np.ndarray, attributes: Any) -> tuple[float, float]:
+def _clock(times: Shaped[np.ndarray, "row time"], attributes: Any) -> tuple[float, float]:
     """Time of the first state and the step; `times` has one row, or one per trajectory."""
     if "step" in attributes:
         step = float(attributes["step"])
@@ -238,14 +315,15 @@ def _clock(times: np.ndarray, attributes: Any) -> tuple[float, float]:
     return float(times[0, 0]), steps[0]
 
 
-def _axis(dataset: Any) -> tuple[np.ndarray, float | None]:
+def _axis(dataset: Any) -> tuple[Shaped[np.ndarray, " points"], float | None]:
     """Points and spacing of a space axis; of the first trajectory where each has its own."""
     points = np.atleast_2d(small_values(dataset, dataset.name))[0]
     if "step" in dataset.attrs and "start" in dataset.attrs:
         start, step = float(dataset.attrs["start"]), float(dataset.attrs["step"])
         if _explains(points, start, step):
-            return start + step * np.arange(len(points)), step
-    return points.astype(np.float64), equal_step(points)
+            return start + step * np.arange(len(points)), abs(step)
+    step = equal_step(points)
+    return points.astype(np.float64), None if step is None else abs(step)
 
 
 def _explains(points: Shaped[np.ndarray, " points"], start: float, step: float) -> bool:
@@ -273,19 +351,18 @@ def _boundary(conditions: Any, axis: str) -> str:
     return ends[0] if ends[0] == ends[1] else "mixed"
 
 
-def _varying_scalars(group: Any) -> tuple[str, ...]:
-    """Names of the scalars that vary in time or differ between trajectories."""
-    found = {name: member(group, name) for name in group}
-    varying = ("time_varying", "sample_varying")
-    return tuple(
-        name for name, scalar in found.items() if scalar is not None and any(scalar.attrs.get(key) for key in varying)
-    )
-
-
 def _parameters(attributes: Any) -> dict[str, float | str]:
     names = map(str, _plain(attributes.get("simulation_parameters", [])))
     values = {name: _plain(attributes[name]) for name in names if name in attributes}
     return {name: float(v) if isinstance(v, int | float) else str(v) for name, v in values.items()}
+
+
+def _units(attributes: Any) -> dict[str, str]:
+    try:
+        found = read_json(str(_plain(attributes.get("units", "{}"))))
+    except DocumentError:
+        found = None
+    return {str(name): str(unit) for name, unit in found.items()} if isinstance(found, dict) else {}
 
 
 def _provenance(attributes: Any) -> dict[str, Any]:

@@ -1,22 +1,30 @@
-"""Pairs of a state and the next one: what a one-step model learns from."""
+"""Short windows of states: what a one-step or an unrolled model learns from."""
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from squall._types import State
-from squall.data.source import Indices, Numbers, Source, as_indices, check_range
+from squall._types import Trajectories
+from squall.data.conditions import ConditionValues
+from squall.data.errors import DataError
+from squall.data.periods import whole_windows
+from squall.data.source import AnyFloats, Indices, Numbers, Source, as_indices, check_range
 
 
 class Transitions(Dataset[tuple[Tensor, Tensor]]):
-    """All one-step pairs (u_i, u_{i+1}) of a source: trajectories × steps of them.
+    """All one-step pairs (u_i, u_{i+1}) of a source, or all windows of `history` states and `unroll` next ones.
 
-    Transition number k is step k mod steps of trajectory k div steps. From a file, only the states asked for
-    are read. A list of numbers gives a batch, so that a batch is read at once by
-    `DataLoader(transitions, sampler=batch_sampler, batch_size=None)`.
+    Windows that touch a gap are left out. Without gaps, number k is start k mod n of trajectory k div n, with n starts
+    in a trajectory. From a file, only the states asked for are read. A list of numbers gives a batch, so that a batch
+    is read at once by `DataLoader(transitions, sampler=batch_sampler, batch_size=None)`.
 
     Args:
         source: the trajectories.
+        unroll: number of next states.
+        history: number of states up to and including the present one.
+
+    Raises:
+        DataError: where no trajectory is long enough, or every window touches a gap.
 
     Example:
         >>> from squall.data import InMemory
@@ -29,39 +37,70 @@ class Transitions(Dataset[tuple[Tensor, Tensor]]):
         ([0.0, 6.0, 10.0], [1.0, 7.0, 11.0])
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, unroll: int = 1, history: int = 1) -> None:
+        self.source, self.unroll, self.history = source, unroll, history
+        if unroll < 1 or history < 1 or self.length > source.shape[1]:
+            raise DataError(
+                f"transitions: {history} state(s) of history and {unroll} next one(s) do not fit into the "
+                f"{source.shape[1]} states of a trajectory; each is at least 1"
+            )
+        self._starts = source.shape[1] - self.length + 1
+        whole = whole_windows(source, self.length) if source.trajectories else None
+        self._whole = None if whole is None else whole.flatten().nonzero().flatten()
+        if self._whole is not None and len(self._whole) == 0:
+            raise DataError(
+                f"{source.name}: every window of {self.length} states touches a gap; use fewer steps, or fill "
+                "small gaps"
+            )
 
     @property
     def dt(self) -> float:
-        """Time between the two states of a pair."""
+        """Time between two states."""
         return self.source.dt
 
+    @property
+    def length(self) -> int:
+        """Number of states in a window."""
+        return self.history + self.unroll
+
     def __len__(self) -> int:
-        return self.source.trajectories * self.source.steps
+        return self.source.trajectories * self._starts if self._whole is None else len(self._whole)
 
     def locate(self, indices: Indices) -> tuple[Numbers, Numbers]:
-        """Trajectory and time index of the first state of each transition.
+        """Trajectory and time index of the first state of each window.
 
         Raises:
             IndexError: where a number is not in 0 ... len − 1.
         """
         numbers = as_indices(indices, "indices")
         check_range(numbers, len(self), "indices")
-        return torch.div(numbers, self.source.steps, rounding_mode="floor"), numbers % self.source.steps
+        if self._whole is not None:
+            numbers = self._whole[numbers]
+        return torch.div(numbers, self._starts, rounding_mode="floor"), numbers % self._starts
 
-    def fetch(self, indices: Indices) -> tuple[State, State]:
-        """The pairs (u, u_next) with these numbers, each (batch, channel, *space), in the order asked for.
+    def windows(self, indices: Indices) -> Trajectories:
+        """The windows with these numbers (batch, history + unroll, channel, *space), in the order asked for."""
+        return self.source.windows(*self.locate(indices), self.length)
 
-        They have the type of the data: a trainer casts.
+    def condition(self, name: str, indices: Indices) -> ConditionValues:
+        """A condition at the times of `windows`: (batch or 1, history + unroll or 1, channel, *space or 1)."""
+        return self.source.condition(name, *self.locate(indices), self.length)
+
+    def fetch(self, indices: Indices) -> tuple[AnyFloats, AnyFloats]:
+        """The present state u (batch, channel, *space) and the next one, in the order asked for.
+
+        They have the type of the data: a trainer casts. With more than one state of history or next state, the
+        first or second is (batch, history, channel, *space) or (batch, unroll, channel, *space).
 
         Raises:
             IndexError: where a number is not in 0 ... len − 1.
             DataError: where the states read are not finite or the file is damaged.
         """
-        trajectories, starts = self.locate(indices)
-        pairs = self.source.windows(trajectories, starts, 2)
-        return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
+        states = self.windows(indices)
+        past, future = states[:, : self.history], states[:, self.history :]
+        past = past[:, 0] if self.history == 1 else past
+        future = future[:, 0] if self.unroll == 1 else future
+        return past.contiguous(), future.contiguous()
 
     def __getitem__(self, index: int | Indices) -> tuple[Tensor, Tensor]:
         if isinstance(index, int):

@@ -5,8 +5,9 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Unpack
+from typing import Any, BinaryIO, NamedTuple, Unpack
 
 import h5py
 import numpy as np
@@ -15,9 +16,20 @@ from jaxtyping import Float, Shaped
 
 from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name
 from squall._types import Trajectories
-from squall.data.description import AXES, About, Description, describe
+from squall.data.conditions import (
+    Areas,
+    Condition,
+    ConditionValues,
+    Mask,
+    Valid,
+    as_conditions,
+    as_mask,
+    as_measure,
+    as_valid,
+)
+from squall.data.description import About, Description, describe
 from squall.data.errors import DataError, NonFinite
-from squall.data.source import CHUNK_BYTES, AnyArray, as_states
+from squall.data.source import AnyArray, InMemory, Source, as_states
 
 STRUCTURE_BYTES = 2**20
 """Room reserved for everything in a file that is not states."""
@@ -35,6 +47,11 @@ def write(
     name: str = "trajectories",
     parameters: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    gaps: bool = False,
+    mask: AnyArray | None = None,
+    valid: AnyArray | None = None,
+    measure: AnyArray | None = None,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write trajectories u[batch, time, channel, *space] as an HDF5 file in the layout of The Well.
 
@@ -52,6 +69,12 @@ def write(
         name: name of the data set.
         parameters: numbers and words by name, such as the coefficients of the equation.
         provenance: anything that JSON can hold: version, seed, protocol.
+        gaps: whether NaN means a missing value: a mask where it never changes, a gap where it comes and goes.
+        mask: points that count, bool (*space) or (channel, *space).
+        valid: states without a gap, bool (trajectory, time).
+        measure: relative areas of cells (*space).
+        conditions: what the state depends on, by name: (trajectory,), (trajectory, time) or (*space); or in full
+            (trajectory or 1, time or 1, channel, *space or 1).
 
     Returns:
         The path of the file.
@@ -68,27 +91,56 @@ def write(
         ...     squall.data.open(path)
         TrajectoryFile('trajectories', shape=(4, 11, 1, 50), fields=('u',), dt=0.1)
     """
+    about: About = {
+        "dt": dt,
+        "fields": fields,
+        "lengths": lengths,
+        "coordinates": coordinates,
+        "boundary": boundary,
+        "name": name,
+        "parameters": parameters,
+        "provenance": provenance,
+    }
     tensor = as_states(states)
-    about = describe(
-        tensor.shape,
-        dt=dt,
-        fields=fields,
-        lengths=lengths,
-        coordinates=coordinates,
-        boundary=boundary,
-        name=name,
-        parameters=parameters,
-        provenance=provenance,
-    )
+    describe(tensor.shape, **about)
     _refuse_existing(Path(path))
-    pieces = _pieces(tensor)
-    found = NonFinite(about.fields)
-    for chosen in pieces:
-        found.look(tensor[chosen.start : chosen.stop], chosen, [0] * len(chosen))
-    found.refuse("states")
-    with _writer(Path(path), tuple(tensor.shape), tensor.dtype, about) as writer:
-        for chosen in pieces:
-            writer._put(tensor[chosen.start : chosen.stop])
+    beside = {"mask": mask, "valid": valid, "measure": measure, "conditions": conditions}
+    return convert(InMemory(tensor, gaps=gaps, **beside, **about), path)
+
+
+def convert(source: Source, path: str | os.PathLike[str]) -> Path:
+    """Write all of a source as a file in the layout of The Well, a piece at a time.
+
+    Mask, gaps, areas and conditions are kept: masks and areas as fields that do not change, whole states as the scalar
+    `valid`, parameters and forcings as scalars, static fields as fields that do not change. An attribute `role` says
+    which is which. States in a gap stay NaN. A condition of several channels that is no vector gets one field each.
+
+    Raises:
+        DataError, FileExistsError, OSError: as `write` does.
+
+    Example:
+        >>> import tempfile, squall.data
+        >>> source = InMemory(torch.zeros(4, 11, 1, 8), dt=0.1, conditions={"viscosity": torch.arange(4.0)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     squall.data.open(convert(source, f"{folder}/waves.hdf5")).conditions
+        (Condition(name='viscosity', kind='parameter', shape=(4, 1, 1, 1)),)
+    """
+    beside = Beside(
+        source.mask,
+        source.valid,
+        source.measure,
+        tuple(condition for condition in source.conditions if condition.name not in source.parameters),
+    )
+    with _writer(Path(path), source.shape, source.dtype, source.description, beside) as writer:
+        for chosen, start, stop in source.chunks():
+            rows = torch.tensor(chosen)
+            starts = torch.full_like(rows, start)
+            writer._put(source._gather(rows, starts, stop - start), chosen.start, start)
+            for name, _, _, shape in writer._slots:
+                if chosen.start * (shape[0] > 1) + start * (shape[1] > 1) == chosen.start + start:
+                    values = source._condition(name, rows, starts, stop - start)
+                    writer._put_condition(name, values, chosen.start, start)
+        writer.written = source.trajectories
     return Path(path)
 
 
@@ -98,6 +150,10 @@ def create(
     shape: Sequence[int],
     *,
     dtype: torch.dtype = torch.float64,
+    mask: AnyArray | None = None,
+    valid: AnyArray | None = None,
+    measure: AnyArray | None = None,
+    conditions: Mapping[str, Any] | None = None,
     **about: Unpack[About],
 ) -> "Iterator[Writer]":
     """Write a file piece by piece, for data that do not fit into memory.
@@ -109,6 +165,7 @@ def create(
         path: of the new file.
         shape: of the whole, (batch, time, channel, *space).
         dtype: float32 or float64.
+        mask, valid, measure, conditions: as for `write`.
         about: `dt` and the other arguments of `write`.
 
     Yields:
@@ -128,9 +185,37 @@ def create(
     """
     if dtype not in (torch.float32, torch.float64):
         raise DataError(f"dtype: got {dtype}; allowed are torch.float32 and torch.float64")
-    description = describe(shape, **about)
-    with _writer(Path(path), tuple(shape), dtype, description) as writer:
+    description, shape = describe(shape, **about), tuple(shape)
+    held = as_conditions(conditions, shape, dtype)
+    beside = Beside(
+        as_mask(mask, shape),
+        as_valid(valid, shape),
+        as_measure(measure, shape[3:]),
+        tuple(Condition.of(name, values.shape) for name, values in held.items()),
+    )
+    with _writer(Path(path), shape, dtype, description, beside) as writer:
+        for name, values in held.items():
+            writer._put_condition(name, values, 0, 0)
         yield writer
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What is written beside the states."""
+
+    mask: Mask | None = None
+    valid: Valid | None = None
+    measure: Areas | None = None
+    conditions: tuple[Condition, ...] = ()
+
+
+class Slot(NamedTuple):
+    """Room for one component of a condition, or for all of a vector, in the file."""
+
+    name: str
+    channel: int | None
+    offset: int
+    shape: tuple[int, ...]
 
 
 class Writer:
@@ -143,7 +228,9 @@ class Writer:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         about: Description,
+        valid: Valid | None,
         offsets: list[int],
+        slots: list[Slot],
     ) -> None:
         self.path = path
         self.shape = shape
@@ -151,7 +238,9 @@ class Writer:
         self._dtype = dtype
         self._file = file
         self._fields = about.fields
+        self._valid = valid
         self._offsets = offsets
+        self._slots = slots
 
     def append(self, states: AnyArray) -> None:
         """Write the next trajectories (batch, time, channel, *space).
@@ -172,18 +261,31 @@ class Writer:
             )
         numbers = range(self.written, self.written + len(tensor))
         found = NonFinite(self._fields)
-        found.look(tensor, numbers, [0] * len(tensor))
+        looked = tensor
+        if self._valid is not None:
+            gap = ~self._valid[numbers.start : numbers.stop]
+            looked = tensor.masked_fill(gap.reshape(*gap.shape, *(1,) * (tensor.ndim - 2)), 0)
+        found.look(looked, numbers, [0] * len(tensor))
         found.refuse("append")
-        self._put(tensor)
+        self._put(tensor, self.written, 0)
+        self.written += len(tensor)
 
-    def _put(self, states: Trajectories) -> None:
+    def _put(self, states: Trajectories, first: int, start: int) -> None:
+        """Write whole trajectories from number `first` on, or some times of one from `start` on."""
         numbers = states.cpu().numpy()
-        trajectory_bytes = numbers[:1, :, 0].nbytes
+        for channel, offset in enumerate(self._offsets):
+            self._place(numbers[:, :, channel], offset, first * self.shape[1] + start)
+
+    def _put_condition(self, name: str, values: ConditionValues, first: int, start: int) -> None:
+        numbers = values.to(self._dtype).cpu().numpy()
+        for _, channel, offset, shape in (slot for slot in self._slots if slot.name == name):
+            part = np.moveaxis(numbers, 2, -1) if channel is None else numbers[:, :, channel]
+            self._place(part, offset, first * (shape[0] > 1) * shape[1] + start * (shape[1] > 1))
+
+    def _place(self, numbers: Shaped[np.ndarray, "..."], offset: int, states_before: int) -> None:
         with _explained(self.path):
-            for channel, offset in enumerate(self._offsets):
-                self._file.seek(offset + self.written * trajectory_bytes)
-                _write_all(self._file, np.ascontiguousarray(numbers[:, :, channel]))
-        self.written += len(states)
+            self._file.seek(offset + states_before * numbers[:1, :1].nbytes)
+            _write_all(self._file, np.ascontiguousarray(numbers))
 
     def _finish(self) -> None:
         if self.written != self.shape[0]:
@@ -196,13 +298,16 @@ class Writer:
 
 
 @contextlib.contextmanager
-def _writer(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description) -> Iterator[Writer]:
+def _writer(
+    path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description, beside: Beside
+) -> Iterator[Writer]:
     """A writer into a temporary file, which takes its place when all went well and is removed otherwise."""
     _refuse_existing(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    data_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    numbers = [shape, *(condition.shape for condition in beside.conditions)]
+    data_bytes = sum(int(np.prod(size, dtype=np.int64)) for size in numbers) * dtype.itemsize
     try:
         # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
         # give its room back, once the disk was full.
@@ -211,11 +316,11 @@ def _writer(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descr
                 _write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
                 file.truncate(data_bytes + STRUCTURE_BYTES)
                 _reserve(file, data_bytes + STRUCTURE_BYTES)
-            offsets = _lay_out(temporary, shape, dtype, about)
+            offsets, slots = _lay_out(temporary, shape, dtype, about, beside)
         with temporary.open("r+b", buffering=0) as raw:
             with _explained(path):
                 _reserve(raw, temporary.stat().st_size)
-            writer = Writer(raw, path, shape, dtype, about, offsets)
+            writer = Writer(raw, path, shape, dtype, about, beside.valid, offsets, slots)
             yield writer
             writer._finish()
         with _explained(path):
@@ -225,10 +330,12 @@ def _writer(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descr
             temporary.unlink(missing_ok=True)
 
 
-def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description) -> list[int]:
-    """Write everything but the states; returns where in the file the states of each channel begin."""
+def _lay_out(
+    path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description, beside: Beside
+) -> tuple[list[int], list[Slot]]:
+    """Write everything but the states; returns where in the file the states and conditions begin."""
     batch, times, _, *space = shape
-    axes = AXES[: len(space)]
+    axes = about.axes
     with h5py.File(path, "w", locking=False) as file:  # nobody else knows its name
         file.attrs["dataset_name"] = about.name
         file.attrs["grid_type"] = "cartesian"
@@ -238,6 +345,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
         for name, value in about.parameters.items():
             file.attrs[name] = value
         file.attrs["provenance"] = json.dumps(about.provenance)
+        file.attrs["units"] = json.dumps(about.units)
 
         dimensions = file.create_group("dimensions")
         dimensions.attrs["spatial_dims"] = _words(axes)
@@ -247,12 +355,59 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Desc
 
         conditions = file.create_group("boundary_conditions")
         for axis, points, kind in zip(axes, space, about.boundary, strict=True):
-            _boundary(conditions, axis, points, kind)
+            _boundary(conditions, axis, points, "open" if kind == "mixed" else kind)
 
         for group in ("scalars", "t0_fields", "t1_fields", "t2_fields"):
-            file.create_group(group).attrs["field_names"] = _words(about.fields if group == "t0_fields" else ())
+            file.create_group(group).attrs["field_names"] = _words(())
         kind = np.dtype(str(dtype).removeprefix("torch."))
-        return [_field(file["t0_fields"], name, (batch, times, *space), kind) for name in about.fields]
+        offsets = [_field(file, f"t0_fields/{name}", (batch, times, *space), kind) for name in about.fields]
+        slots = [slot for condition in beside.conditions for slot in _slots(file, condition, space, kind)]
+        _beside(file, beside, about.fields, kind)
+        return offsets, slots
+
+
+def _slots(file: Any, condition: Condition, space: list[int], dtype: np.dtype) -> list[Slot]:
+    """Room for a condition: a scalar or a field for each channel, or one vector field."""
+    name, _, shape = condition
+    leading = shape[:1] * (shape[0] > 1) + shape[1:2] * (shape[1] > 1)
+    varying = {"sample_varying": shape[0] > 1, "time_varying": shape[1] > 1}
+    if max(shape[3:]) == 1:
+        channels = enumerate([name] if shape[2] == 1 else [f"{name}_{i}" for i in range(shape[2])])
+        return [
+            Slot(name, channel, _field(file, f"scalars/{key}", leading, dtype, **varying), shape)
+            for channel, key in channels
+        ]
+    varying |= {"dim_varying": np.array(shape[3:]) > 1} | ({"role": "forcing"} if shape[1] > 1 else {})
+    if shape[2] == len(space) > 1:
+        place = _field(file, f"t1_fields/{name}", (*leading, *shape[3:], shape[2]), dtype, **varying)
+        return [Slot(name, None, place, shape)]
+    channels = enumerate([name] if shape[2] == 1 else [f"{name}_{i}" for i in range(shape[2])])
+    return [
+        Slot(name, channel, _field(file, f"t0_fields/{key}", (*leading, *shape[3:]), dtype, **varying), shape)
+        for channel, key in channels
+    ]
+
+
+def _beside(file: Any, beside: Beside, fields: Sequence[str], dtype: np.dtype) -> None:
+    """Mask, areas and gaps, small enough to be written at once."""
+    fixed: dict[str, tuple[np.ndarray, dict[str, str]]] = {}
+    if beside.mask is not None:
+        one = bool((beside.mask == beside.mask[0]).all())
+        masks = {"": beside.mask[0]} if one else dict(zip(fields, beside.mask, strict=True))
+        for name, mask in masks.items():
+            fixed["_".join(filter(None, ["mask", name]))] = mask.numpy().astype(dtype), {"role": "mask", "of": name}
+    if beside.measure is not None:
+        fixed["measure"] = beside.measure.numpy(), {"role": "measure"}
+    for name, (values, attributes) in fixed.items():
+        key = f"t0_fields/{name}"
+        _announce(file, key)
+        file[key] = values
+        file[key].attrs.update(sample_varying=False, time_varying=False, dim_varying=np.ones(values.ndim, bool))
+        file[key].attrs.update(attributes)
+    if beside.valid is not None:
+        _announce(file, "scalars/valid")
+        file["scalars/valid"] = beside.valid.numpy().astype(dtype)
+        file["scalars/valid"].attrs.update(sample_varying=True, time_varying=True, role="valid")
 
 
 def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: float | None) -> None:
@@ -261,7 +416,7 @@ def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: flo
     axis.attrs["sample_varying"] = False
     axis.attrs["time_varying"] = False
     if step is not None:
-        axis.attrs["step"] = step
+        axis.attrs["step"] = float(np.copysign(step, points[-1] - points[0]))
         axis.attrs["start"] = float(points[0])
 
 
@@ -277,28 +432,34 @@ def _boundary(group: Any, axis: str, points: int, kind: str) -> None:
     condition["mask"] = mask
 
 
-def _field(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
+def _field(file: Any, key: str, shape: tuple[int, ...], dtype: np.dtype, **attributes: Any) -> int:
     """An empty data set in one piece; returns its place in the file."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    dataset = group.create_dataset(name, shape, dtype, dcpl=properties)
-    dataset.attrs["dim_varying"] = np.ones(len(shape) - 2, dtype=bool)
-    dataset.attrs["sample_varying"] = True
-    dataset.attrs["time_varying"] = True
+    _announce(file, key)
+    dataset = file.create_dataset(key, shape, dtype, dcpl=properties)
+    varying = {"dim_varying": np.ones(max(len(shape) - 2, 0), dtype=bool), "sample_varying": True, "time_varying": True}
+    dataset.attrs.update(varying | attributes)
     return dataset.id.get_offset()
+
+
+def _announce(file: Any, key: str) -> None:
+    """Add a name to those of its group.
+
+    Raises:
+        DataError: where the name is taken.
+    """
+    group, _, name = key.partition("/")
+    if key in file:
+        raise DataError(f"the name '{name}' is wanted twice in {group}: a field, a condition or a mask; rename one")
+    file[group].attrs["field_names"] = _words([*file[group].attrs["field_names"], name])
 
 
 def _words(words: Any) -> Shaped[np.ndarray, " word"]:
     """Words as HDF5 text; an empty list keeps its type."""
     return np.array(list(words), dtype=h5py.string_dtype())
-
-
-def _pieces(states: Trajectories) -> list[range]:
-    """Trajectories to copy at a time."""
-    together = max(1, CHUNK_BYTES // max(1, states[0].numel() * states.element_size()))
-    return [range(first, min(first + together, len(states))) for first in range(0, len(states), together)]
 
 
 def _write_all(file: BinaryIO, numbers: Any) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed, nn
 
-from squall.losses.batch import Batch, Sketch, Stats, batch_of
-from squall.losses.distributed import globally, process_group
+from squall.losses.distributed import Sharding, globally, process_group
 from squall.losses.errors import Over
 from squall.losses.loss import ImbalanceAwareLoss
-from squall.losses.report import Account
-from squall.losses.rules import Fixed, Relative, Schedule
-from squall.losses.weights import merged, solve_shared, to_groups, weights_of
+from squall.losses.program import solve
+from squall.losses.rules import SHARPEST, Demand, Fixed, Relative, Schedule
+from squall.losses.sketch import WINDOW, ErrorSketch
+from squall.losses.weights import to_groups, weights_of
 
 __all__ = ["Accumulation", "LaggedAccumulation"]
 
@@ -98,9 +98,7 @@ class Accumulation:
             measures = [torch.ones_like(e) if m is None else m for e, m in self._observed]
             measure = torch.cat(measures, axis)
         softness, sharding = recipe.weighing.softness(loss.step), recipe.sharding
-        weights, made = weights_of(together, None, measure, measure, recipe.weighing, "sample", softness, sharding)
-        value = globally((weights * together).sum(dtype=torch.float64), sharding)
-        account = Account(made, value, weights.amax() if weights.numel() else value * 0, sharding)
+        weights, account = weights_of(together, None, measure, measure, recipe.weighing, "sample", softness, sharding)
         object.__setattr__(loss, "_account", account)
         if loss.training:
             loss.advance(math.nan)
@@ -154,30 +152,28 @@ class LaggedAccumulation:
         self._loss, self._rule = loss, rule
         self._beta, self._reference = math.nan, 0.0
         self._sums = torch.zeros(2, dtype=torch.float64)
-        self._sketches: list[Sketch] = []
-        self._batch: Batch | None = None
+        self._sketch: ErrorSketch | None = None
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Σ exp(β (l − c)) l over this micro-batch; call backward on it."""
         errors, _ = self._loss.recipe.checked_errors(prediction, target, None, None)
         held = errors.detach()
-        batch = batch_of(held.cpu(), None, None, None, "all")
-        sketch = batch.sketch(bins=True)
-        if not self._sketches:
-            self._start(batch, sketch)
-        self._sketches.append(sketch)
+        if self._sketch is None:
+            self._sketch = ErrorSketch()
+            self._sketch.add(held)
+            self._start(self._sketch)
+        else:
+            self._sketch.add(held)
         density = (self._beta * (held - self._reference)).exp()
         weighted = density * errors
         sums = torch.stack((density.sum(dtype=torch.float64), weighted.detach().sum(dtype=torch.float64)))
         self._sums = self._sums + sums.cpu()
         return weighted.sum(dtype=torch.float64).to(errors.dtype)
 
-    def _start(self, batch: Batch, sketch: Sketch) -> None:
+    def _start(self, sketch: ErrorSketch) -> None:
         """β from the step before, or from the first micro-batch; c, the largest error of the first micro-batches."""
-        self._batch = batch
         before = math.exp(self._loss.log_inverse_temperature.item())
-        beta, shared = solve_shared(batch, sketch, self._rule.demand(), self._loss.recipe.sharding)
-        self._reference = float(shared.stats[0, Stats.TOP])
+        beta, self._reference = _solved(sketch, self._rule.demand(), self._loss.recipe.sharding)
         self._beta = before if 0 < before < math.inf and not isinstance(self._rule, Fixed) else beta
         if self._beta == math.inf:
             raise ValueError(
@@ -193,13 +189,13 @@ class LaggedAccumulation:
             RuntimeError: before the first loss; or if the errors grew so much after the first micro-batch that the
                 gradients have overflowed, on all processes.
         """
-        if self._batch is None or not self._sketches:
+        if self._sketch is None:
             raise RuntimeError("finish before the first loss")
         sharding = self._loss.recipe.sharding
         total, first = sharding.within(self._sums, "sum").tolist()
-        beta, shared = solve_shared(self._batch, merged(self._sketches), self._rule.demand(), sharding)
-        self._sketches = []
-        if not self._beta * (float(shared.stats[0, Stats.TOP]) - self._reference) <= LARGEST_GROWTH:
+        beta, top = _solved(self._sketch, self._rule.demand(), sharding)
+        self._sketch = None
+        if not self._beta * (top - self._reference) <= LARGEST_GROWTH:
             raise RuntimeError(
                 "the errors have grown so much since the first micro-batch that the lagged weights overflow: drop "
                 "these gradients, and use Accumulation for this batch"
@@ -211,3 +207,19 @@ class LaggedAccumulation:
                 parameter.grad.mul_(world / total)
         self._loss.advance(math.log(beta) if 0 < beta < math.inf else math.nan)
         return first / total
+
+
+def _solved(sketch: ErrorSketch, demand: Demand, sharding: Sharding) -> tuple[float, float]:
+    """β for the sketches of all processes, and the largest error; what is 32 octaves below that counts as one bin."""
+    arrays, reduce = sketch.arrays(), sharding.within
+    keys = torch.from_numpy(arrays["keys"])
+    ends = torch.tensor([keys[-1], arrays["largest"][0]] if len(keys) else [0.0, 0.0], dtype=torch.float64)
+    last, top = reduce(ends, "max").tolist()
+    places = (keys - (int(last) - WINDOW + 1)).clamp(min=0)
+    bins = torch.zeros((2, 1, WINDOW), dtype=torch.float64)
+    for row, name in zip(bins, ("mass", "total"), strict=True):
+        row[0].scatter_add_(0, places, torch.from_numpy(arrays[name][0]))
+    mass, total = reduce(bins, "sum")
+    l = total / torch.where(mass > 0, mass, 1)
+    b = float(solve(l, mass, demand, math.inf, True)[0])
+    return (math.inf if b >= SHARPEST else b / (float(l.max()) or 1.0)), top

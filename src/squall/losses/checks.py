@@ -1,5 +1,6 @@
 """What the loss is given, checked: every message says which argument, what came and what to do."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "check_pair",
     "check_weights",
     "combined_measure",
+    "warn_unmet",
 ]
 
 
@@ -77,6 +79,17 @@ def check_any(everything: float) -> None:
             "no point is left: mask is False or measure is 0 everywhere, so there is nothing to take a mean over; "
             "skip this batch"
         )
+
+
+def warn_unmet(missed: int, groups: int, number: float) -> None:
+    """Say that a budget cannot be met in some groups."""
+    warnings.warn(
+        f"the temperature budget {number:.3g} cannot be met in {missed} of {groups} groups: "
+        f"too few points, or too many tied at the largest error, which takes all the weight there. Use a smaller "
+        f"budget or larger groups.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def check_finite(errors: Tensor, prediction: Tensor | None = None, target: Tensor | None = None) -> None:

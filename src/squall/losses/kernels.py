@@ -1,15 +1,19 @@
-"""The passes over the points on a CPU, compiled by numba: each does in one loop what `plain` does operator by operator.
+"""Fill, solve and weigh on a CPU in loops that numba compiles; `program` does the same with tensors.
 
 Optional (`pip install squall[fast]`). A batch is an array (outer, group, inner): a group's points are the slabs
-`[o, g, :]`. One thread, no memory but the gradient: a block of points stays in the innermost cache while it is used.
-A point is hidden where `seen` is 0 or the measure m is negative: it counts like an error of 0 of no measure.
+`[o, g, :]`, so that samples and channels need no copy. One thread, no memory but the gradient: a block of points stays
+in the innermost cache while it is used. Arguments that all functions share:
+
+    a, b: prediction and target; or errors, and None.
+    m: the measure μ, (outer or 1, group or 1, inner), negative where a point is hidden; or None.
+    seen: 0 where a point is hidden, int8, of such a shape; or None.
+    delta: δ of Huber's error; None for the square, True where a is the errors.
+
+What is hidden may be NaN. It counts like an error of 0 of no measure.
 """
 
-import inspect
 import math
-import types as python_types
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numba import types
@@ -17,12 +21,15 @@ from numba.extending import overload
 
 from squall._process import compiled as _compiled
 from squall._process.compiled import bits_of, real_of
-from squall.losses import solver
-from squall.losses.sketch import REST_BITS, WINDOW
-from squall.losses.solver import OCTAVE
+from squall.losses.rules import KL, RELATIVE, SHARPEST, TEMPERATURE
+from squall.losses.sketch import REST_BITS, SMALL, WINDOW
 
-__all__ = ["between", "fill", "points", "solve_bins", "solve_points", "weigh"]
+__all__ = ["COLUMNS", "between", "cut", "keep", "sketch", "solve", "weigh"]
 
+COLUMNS = B, REFERENCE, SCALE, LAM, LIMIT, FLOOR, PARTITION, VALUE, TOTAL, TOP, MEAN, LARGEST, BINDS, COARSE = range(14)
+"""Of what is found for a group: the six of `program.Tilt`, Σμe (or 1), Σμel, Σμ, the largest error, the mean error, the
+largest μe, whether a cap binds and whether the bins are too coarse. Trimmed points have no part but in the mean
+error."""
 BLOCK = 1024
 """Points of a block: its scratch arrays (8 KB in float32) stay in the 32 KB cache of a core."""
 FEW = 128
@@ -32,8 +39,20 @@ FLUSH = 1 << 22
 ONE = 1 << 40
 """A count of one in a packed counter."""
 REST = (1 << REST_BITS) - 1
+OCTAVE = 64
+"""Bins of an octave."""
+MET = 1e-6
+"""Relative distance from the budget at which one more of Newton's steps, which squares it, is the last."""
+MOST_STEPS = 200
+"""Where the bracket is halved each time, a hundred bisections reach the spacing of floats."""
+UNRESOLVED = 1e-3
+"""Share of a budget that the width of the bins may be off before the points are looked at one by one."""
+SETTLED = 2e-7
+"""Relative error of Σw at which a cap has settled: a few roundings of float32."""
 FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
+
+compiled = partial(_compiled.compiled, fastmath=FAST)
 
 
 def _series(terms: int) -> np.ndarray:
@@ -49,8 +68,6 @@ def _series(terms: int) -> np.ndarray:
 A1, A2, A3, A4, A5, A6 = _series(6).astype(np.float32)
 B1, B2, B3, B4, B5, B6, B7, B8, B9, B10, B11, B12 = _series(12)
 PER_LN2 = 1 / np.log(2)
-
-compiled = partial(_compiled.compiled, fastmath=FAST)
 
 
 @compiled
@@ -84,9 +101,25 @@ def _overloaded_exp2(x):
     return (lambda x: _exp2_single(x)) if x == types.float32 else (lambda x: _exp2_double(x))
 
 
+# The solver. An atom has a share p of the measure and a position y = (l − l_max)/l_max ≤ 0; b = l_max/T.
+
+
 @compiled
-def _tilted(y, p, b, nu):
-    """`solver.tilted` in one loop."""
+def _moments(y, p, b):
+    """Σ p e, Σ p e y and Σ p e y² for e = exp(b y)."""
+    total, first, second, unit = 0.0, 0.0, 0.0, b * PER_LN2
+    for i in range(y.size):
+        e = p[i] * _exp2(unit * y[i])
+        f = e * y[i]
+        total += e
+        first += f
+        second += f * y[i]
+    return total, first, second
+
+
+@compiled
+def _capped_moments(y, p, b, nu):
+    """The same for e = exp(z) over the atoms of z = b y − ν ≤ 0, with Σ p e z, and Σ p of the others."""
     total, first, second, entropy, above = 0.0, 0.0, 0.0, 0.0, 0.0
     unit, shift = b * PER_LN2, nu * PER_LN2
     for i in range(y.size):
@@ -104,43 +137,197 @@ def _tilted(y, p, b, nu):
 
 
 @compiled
-def _atoms_of_bins(mass, rest, first, bias, top, ties, counts):
-    """`solver.atoms_of_bins` in one loop."""
-    y, p, v = np.empty(WINDOW + 1), np.empty(WINDOW + 1), np.empty(WINDOW + 1)
-    scale = top if top > 0 else 1.0
-    size, value = 0, 0.0
-    for j in range(WINDOW):
-        if mass[j] > 0:
-            key = first + j
-            exponent = max(key >> 6, 1)
-            power = real_of(np.int64(exponent + 1023 - bias) << 52)  # pyright: ignore[reportCallIssue]
-            leading = 1.0 if key >= OCTAVE else 0.0
-            value = power * (leading + (key & (OCTAVE - 1)) / OCTAVE + rest[j] / mass[j] / (OCTAVE << REST_BITS))
-            value = value if j > 0 else 0.0
-            width = 0.0 if counts and mass[j] <= 1 else power / (OCTAVE * scale)
-            y[size], p[size], v[size] = min((value - top) / scale, 0.0), mass[j], width * width / 12
-            size += 1
-    last = size - 1
-    left = p[last] - ties
-    y[last] = min(((p[last] * value - ties * top) / left - top) / scale, 0.0) if left > 1e-9 * p[last] else y[last]
-    p[last] = left if left > 1e-9 * p[last] else 0.0
-    y[size], p[size], v[size] = 0.0, ties, 0.0
-    return y[: size + 1], p[: size + 1], v[: size + 1]
+def _edge(p, share):
+    """The place k of the atom (of ascending ones) with Σ p from k on ≥ share > Σ p from k + 1 on."""
+    above = 0.0
+    for k in range(p.size - 1, -1, -1):
+        above += p[k]
+        if above >= share:
+            return k
+    return 0
 
 
-def _from_solver(*names: str) -> dict[str, Any]:
-    """These functions of `solver` compiled as they stand, each with those before it and `_tilted` in its reach."""
-    reach: dict[str, Any] = {**vars(solver), "tilted": _tilted}
-    for name in names:
-        source = inspect.unwrap(getattr(solver, name))
-        reach[name] = compiled(python_types.FunctionType(source.__code__, reach, name))
-    return reach
+@compiled
+def _level(y, p, b, cap, nu, lowest):
+    """ν < 0 at which the atoms of y > ν/b are at the cap, or 0 where none is; `lowest` is the place up to which all
+    mass together fills the cap. A step is exact where it does not change which atoms are at the cap; from the right
+    it only takes more in."""
+    if cap * _moments(y, p, b)[0] >= 1:
+        return 0.0
+    floor = b * y[lowest]
+    nu = min(max(nu, floor), 0.0)
+    for _ in range(MOST_STEPS):
+        free, _, _, _, capped = _capped_moments(y, p, b, nu)
+        if abs(cap * (free + capped) - 1) < 1e-14:
+            break
+        following = nu + math.log(cap * free / (1 - cap * capped)) if cap * capped < 1 and free > 0 else floor
+        following = min(max(following, floor), 0.0)
+        if following == nu:
+            break
+        nu = following
+    return nu
 
 
-_reach = _from_solver(
-    "atoms_of_points", "share_above", "level", "_spread", "_most", "solve_budget", "unresolved", "solve"
-)
-_atoms_of_points, _solve = _reach["atoms_of_points"], _reach["solve"]
+@compiled
+def _divergence(y, p, b, kind, cap, nu, lowest):
+    """The divergence at b, its slope over log b, and ν."""
+    if cap < math.inf:
+        nu = _level(y, p, b, cap, nu, lowest)
+        if nu < 0:
+            free, first, second, entropy, _ = _capped_moments(y, p, b, nu)
+            variance = second / free - (first / free) ** 2 if free > 0 else 0.0
+            return math.log(cap) + cap * entropy, b * b * cap * free * variance, nu
+    total, first, second = _moments(y, p, b)
+    mean = first / total
+    if kind == KL:
+        return b * mean - math.log(total), b * b * (second / total - mean * mean), nu
+    twice, first, _ = _moments(y, p, 2 * b)
+    return math.log(twice) - 2 * math.log(total), 2 * b * (first / twice - mean), nu
+
+
+@compiled
+def _most(y, p, cap, lowest):
+    """The divergence for T → 0, and whether the atoms tied at the largest error have all the weight then."""
+    ties, above, share = 0.0, 0.0, 0.0
+    for i in range(y.size):
+        ties += p[i] if y[i] == 0 else 0.0
+        above += p[i] if y[i] > y[lowest] else 0.0
+        share += p[i] if y[i] == y[lowest] else 0.0
+    if cap * ties >= 1:
+        return -math.log(ties), True
+    rest = 1 - cap * above
+    return cap * above * math.log(cap) + (rest * math.log(rest / share) if rest > 0 else 0.0), False
+
+
+@compiled
+def _newton(b, divergence, slope, budget, low, high):
+    """The next b within the bracket, and by how much log b would have changed."""
+    change = 1.0 if divergence < budget else -1.0
+    if divergence > 0 and slope > 0:
+        change = math.log(budget / divergence) * divergence / slope
+    following = b * math.exp(min(1.0, max(-1.0, change)))  # a larger step overshoots where the divergence saturates
+    if not low < following < high:  # not its ends: two steps could lead back and forth
+        following = math.sqrt(low * high) if low > 0 else high / 2
+    return following
+
+
+@compiled
+def _solve_budget(y, p, kind, budget, cap):
+    """b at which the divergence is the budget: 0 where all atoms are equal, `SHARPEST` where it cannot be met, and
+    whether it is met."""
+    mean, square = 0.0, 0.0
+    for i in range(y.size):
+        mean += p[i] * y[i]
+    for i in range(y.size):
+        square += p[i] * (y[i] - mean) * (y[i] - mean)
+    if budget <= 0 or square <= 0:
+        return 0.0, True
+    lowest = _edge(p, 1 / cap) if cap < math.inf else 0
+    most, tied = _most(y, p, cap, lowest)
+    if budget >= most * (1 - 1e-9):
+        return SHARPEST, not tied
+    b = min(math.sqrt((2 if kind == KL else 1) * budget / square), SHARPEST / 10)
+    nu, low, high = 0.0, 0.0, SHARPEST
+    for _ in range(MOST_STEPS):
+        divergence, slope, nu = _divergence(y, p, b, kind, cap, nu, lowest)
+        low, high = (low, b) if divergence > budget else (b, high)
+        following = _newton(b, divergence, slope, budget, low, high)
+        nu *= following / b
+        change, b = abs(following / b - 1), following
+        if abs(divergence / budget - 1) < MET or change < 1e-15:
+            break
+    return b, True
+
+
+@compiled
+def _solve(y, p, top, demand):
+    """For one group b, whether the budget is met, whether a cap binds, and y_ref ≤ 0 and λ ≥ 0: weights are in
+    proportion to exp(min(0, b (y − y_ref) − λ))."""
+    kind, number, budget_cap, cap = demand[0], demand[1], demand[2], demand[3]
+    scale, met = top if top > 0 else 1.0, True
+    if kind == TEMPERATURE:
+        b = scale / number if number > scale / SHARPEST else SHARPEST
+    elif kind == RELATIVE:
+        mean = number * (top + scale * (p * y).sum())
+        b = scale / mean if mean > 0 else 0.0
+    else:
+        b, met = _solve_budget(y, p, kind, number, budget_cap)
+    cap = min(cap, budget_cap)
+    if not cap < math.inf:
+        return b, met, False, 0.0, 0.0
+    lowest = _edge(p, 1 / cap)
+    nu = _level(y, p, b, cap, 0.0, lowest) if b < SHARPEST else b * y[lowest]
+    if nu >= 0:
+        return b, met, False, 0.0, 0.0
+    k = 0
+    for i in range(y.size):
+        k = i if b * y[i] <= nu else k
+    return b, met, True, y[k], max(nu - b * y[k], 0.0)
+
+
+@compiled
+def _resolved(y, p, total, tiny, counts, b, y_ref, lam, demand):
+    """Whether the width of the bins changes the divergence by less than UNRESOLVED of the budget: w b² v/2 each, with
+    the variance v = width²/12, and the width 1/64 to 1/128 of the error (its square half of 1/64² on average), or of
+    the smallest normal number."""
+    if demand[0] < KL or y.size == 1:
+        return True
+    if b >= SHARPEST:  # with a cap, bins cannot tell T → 0 from a small T, unless the number decides it
+        return demand[2] == np.inf or demand[1] >= math.log(demand[2])
+    weight, width = 0.0, 0.0
+    for i in range(y.size - 1):  # the last has none
+        e = p[i] * _exp2(min(b * (y[i] - y_ref) - lam, 0.0) * PER_LN2)
+        weight += e
+        single = counts and p[i] * total <= 1.5
+        width += 0.0 if single else e * max(1 + y[i], tiny) ** 2
+    weight += p[y.size - 1] * math.exp(min(-b * y_ref - lam, 0.0))
+    return b * b * width <= UNRESOLVED * demand[1] * weight * 48 * OCTAVE * OCTAVE
+
+
+@compiled
+def solve(l, mass, sizes, tiny, counts, demand, rows):
+    """The tilts of groups from their atoms.
+
+    Args:
+        l, mass, sizes: as `sketch` fills them, perhaps cut.
+        tiny: the smallest normal error where atoms are bins, else 0.
+        counts: whether the measure is a count of points.
+        demand: kind, number and cap of the `Demand`; another cap, applied at the temperature found without it.
+        rows: filled, (group, COLUMNS).
+
+    Returns:
+        In how many groups the bins are too coarse; and of the others, in how many the budget is not met, and a cap
+        binds where T → 0.
+    """
+    missed, coarse, edges, room = 0, 0, 0, 0
+    for i in range(sizes.size):
+        room = max(room, sizes[i])
+    y_room, p_room = np.empty(room), np.empty(room)
+    for i in range(sizes.size):
+        n, row = sizes[i], rows[i]
+        y, p, top, total = y_room[:n], p_room[:n], 0.0, 0.0
+        for j in range(n):
+            top = max(top, l[i, j])
+            total += mass[i, j]
+        scale = top if top > 0 else 1.0
+        row[B], row[REFERENCE], row[SCALE], row[LAM], row[FLOOR], row[TOTAL] = 0.0, top, scale, 0.0, 0.0, total
+        row[TOP], row[BINDS], row[COARSE] = top, 0.0, 0.0
+        if not total > 0:
+            continue
+        for j in range(n):
+            y[j], p[j] = min((l[i, j] - top) / scale, 0.0), mass[i, j] / total
+        b, met, binds, y_ref, lam = _solve(y, p, top, demand)
+        row[B], row[REFERENCE], row[LAM], row[BINDS] = b, top + scale * y_ref, lam, 1.0 if binds else 0.0
+        if tiny > 0 and not _resolved(y, p, total, tiny / scale, counts, b, y_ref, lam, demand):
+            row[COARSE] = 1.0
+            coarse += 1
+            continue
+        missed += 0 if met else 1
+        edges += 1 if binds and b >= SHARPEST else 0
+    return coarse, missed, edges
+
+
+# The sketch of a group.
 
 
 @compiled
@@ -153,6 +340,38 @@ def _slab(a, b, m, seen, o, g, start, stop):
 
 
 @compiled
+def _square(d, _):
+    return abs(d * d)  # NaN without a sign
+
+
+@compiled
+def _same(d, _):
+    return abs(d)
+
+
+@compiled
+def _huber(d, delta):
+    e = abs(d)
+    s = e if e < delta else delta
+    return s * (e - np.float32(0.5) * s)  # of the type of d in either precision
+
+
+def _error(d, delta):
+    """l of a difference, or of an error itself. No array is an argument, or every point would count references to
+    it."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(_error, jit_options={"fastmath": set(FAST)})
+def _overloaded_error(d, delta):
+    if isinstance(delta, types.NoneType):
+        return lambda d, delta: _square(d, delta)
+    if isinstance(delta, types.Boolean):
+        return lambda d, delta: _same(d, delta)
+    return lambda d, delta: _huber(d, delta)
+
+
+@compiled
 def _measures(m, mu):
     """μ, 0 where a point is hidden."""
     zero = mu.dtype.type(0)  # of this type, or the comparison would be one of float64
@@ -162,206 +381,319 @@ def _measures(m, mu):
 
 
 @compiled
-def _bits(x, y, m, seen, bits, mu):
-    """Bits of the errors of a block, 0 where they carry no measure: lowest, highest, highest of all; and how
-    many points are hidden."""
-    zero, gone = bits.dtype.type(0), 0
-    if seen is not None:
-        for i in range(seen.size):
-            gone += 1 - seen[i]
-    if m is not None:
-        _measures(m, mu)
+def _bits(x, y, m, seen, delta, bits, mu):
+    """Bits of the errors of a block, 0 where they carry no measure: lowest, highest, highest of all, and whether one is
+    negative."""
+    zero, none, negative = bits.dtype.type(0), x.dtype.type(0), bits.dtype.type(0)
     low, high, worst = ~zero, zero, zero
     for i in range(x.size):
-        e = x[i] if y is None else x[i] - y[i]
+        d = x[i] if y is None else x[i] - y[i]
         if m is not None:
-            e = e if m[i] >= m.dtype.type(0) else x.dtype.type(0)
+            d = d if m[i] >= m.dtype.type(0) else none
         if seen is not None:
-            e = e if seen[i] != 0 else x.dtype.type(0)
-        q = bits.dtype.type(bits_of(abs(e) if y is None else abs(e * e)))  # pyright: ignore[reportCallIssue]
+            d = d if seen[i] != 0 else none
+        if y is None:
+            negative |= bits.dtype.type(1) if d < none else zero
+        q = bits.dtype.type(bits_of(_error(d, delta)))  # pyright: ignore[reportCallIssue]
         worst = q if q > worst else worst
         if m is not None:
-            q = q if mu[i] > x.dtype.type(0) else zero
+            q = q if mu[i] > none else zero
         bits[i] = q
         low = q if q < low else low
         high = q if q > high else high
-    return np.int64(low), np.int64(high), np.int64(worst), gone
+    return np.int64(low), np.int64(high), np.int64(worst), negative > zero
 
 
 @compiled
-def _least(x, m, seen):
-    """The least value of those that are not hidden, or 0."""
-    least = x.dtype.type(0)
-    for i in range(x.size):
-        e = x[i]
-        if m is not None:
-            e = e if m[i] >= m.dtype.type(0) else x.dtype.type(0)
-        if seen is not None:
-            e = e if seen[i] != 0 else x.dtype.type(0)
-        least = e if e < least else least
-    return np.float64(least)
+def _scatter(bits, mu, m, key_shift, rest_shift, rest_mask, packed, sums):
+    """Add a block to the counters; without a measure the hidden points too, as errors of 0."""
+    if m is None:
+        for i in range(bits.size):
+            packed[bits[i] >> key_shift] += ONE + np.int64((bits[i] >> rest_shift) & rest_mask)
+    else:
+        for i in range(bits.size):
+            key = bits[i] >> key_shift
+            w = np.float64(mu[i])
+            sums[key, 0] += w
+            sums[key, 1] += w * np.float64(np.int64((bits[i] >> rest_shift) & rest_mask))
 
 
 @compiled
-def _put(row, a, b, c, d, e, f):
-    row[0], row[1], row[2], row[3], row[4], row[5] = a, b, c, d, e, f
+def _ties(bits, mu, m, high):
+    ties = 0.0
+    for i in range(bits.size):
+        if bits[i] == high:
+            ties += 1.0 if m is None else mu[i]
+    return ties
 
 
 @compiled
-def _flush(packed, mass, rest):
+def _hidden(seen):
+    gone = np.int64(0)
+    if seen is not None:
+        for i in range(seen.size):
+            gone += 1 - seen[i]
+    return gone
+
+
+@compiled
+def _flush(packed, sums, lowest, highest):
     """Move packed counters into the sums."""
-    for i in range(packed.size):
-        mass[i] += packed[i] >> 40
-        rest[i] += packed[i] & (ONE - 1)
-        packed[i] = 0
+    for key in range(lowest, highest + 1):
+        sums[key, 0] += packed[key] >> 40
+        sums[key, 1] += packed[key] & (ONE - 1)
+        packed[key] = 0
 
 
 @compiled
-def _take(packed, whole, whole_rest, mass, rest):
-    """Add up counters and sums, and leave zeros."""
-    for i in range(packed.size):
-        mass[i] += whole[i] + (packed[i] >> 40)
-        rest[i] += whole_rest[i] + (packed[i] & (ONE - 1))
-    packed[:] = 0
-    whole[:] = 0.0
-    whole_rest[:] = 0.0
+def _fill(a, b, m, seen, delta, g, scratch):
+    """Fill the counters with a group: lowest and highest key in use, bits of the largest error and Σμ there, bits of
+    the largest of all (measure or not, NaN and ∞ above all), and whether an error is negative."""
+    bits, _, mu, packed, sums, shift = scratch
+    # Unsigned, or every index would be asked whether it counts from the end.
+    key_shift, rest_shift = bits.dtype.type(shift), bits.dtype.type(shift - REST_BITS)
+    rest_mask = bits.dtype.type(REST)
+    lowest, highest, last, worst = np.int64(packed.size - 1), np.int64(0), np.int64(-1), np.int64(0)
+    since, gone, ties, negative = 0, np.int64(0), 0.0, False
+    for o in range(a.shape[0]):
+        for start in range(0, a.shape[2], BLOCK):
+            n = min(BLOCK, a.shape[2] - start)
+            x, y, w, k = _slab(a, b, m, seen, o, g, start, start + n)
+            if m is not None:
+                _measures(w, mu[:n])
+            low, high, most, below = _bits(x, y, w, k, delta, bits[:n], mu[:n])
+            worst, negative, gone = max(worst, most), negative or below, gone + _hidden(k)
+            lowest = min(lowest, low >> shift)
+            if high >= last:
+                ties = _ties(bits[:n], mu[:n], m, bits.dtype.type(high)) + (ties if high == last else 0.0)
+                last, highest = high, high >> shift
+            _scatter(bits[:n], mu[:n], m, key_shift, rest_shift, rest_mask, packed, sums)
+            since += n
+            if since >= FLUSH:
+                _flush(packed, sums, lowest, highest)
+                since = 0
+    packed[0] -= ONE * gone
+    ties -= gone if last == 0 else 0
+    return lowest, highest, last, ties, worst, negative
 
 
 @compiled
-def fill(a, b, m, seen, shift, bits, signed, packed, whole, mass, rest, stats):
-    """The bins of every group, in a window below its largest error.
+def _collect(packed, sums, summed, lowest, highest, bias, top, ties, l, mass, keys):
+    """The atoms of the bins, ascending, with the points that tie at the largest error last; leaves zeros. How many they
+    are. What lies below the window stands at 0. `summed`: whether the sums are in use."""
+    floor, below, size = highest - WINDOW + 1, 0.0, 0
+    for key in range(lowest, min(floor + 1, highest)):
+        below += sums[key, 0] + (packed[key] >> 40)
+        packed[key] = sums[key, 0] = sums[key, 1] = 0
+    if below > 0:
+        l[0], mass[0], keys[0], size = 0.0, below, max(floor, 0), 1
+    for key in range(max(lowest, floor + 1), highest + 1):
+        counter = packed[key]
+        packed[key] = 0
+        w, r = np.float64(counter >> 40), np.float64(counter & (ONE - 1))
+        if summed:
+            w, r = w + sums[key, 0], r + sums[key, 1]
+            sums[key, 0] = sums[key, 1] = 0
+        exponent = max(key >> 6, 1)
+        power = real_of(np.int64(exponent + 1023 - bias) << 52)  # pyright: ignore[reportCallIssue]
+        leading = 1.0 if key >= OCTAVE else 0.0
+        l[size] = power * (leading + (key & (OCTAVE - 1)) / OCTAVE + r / w / (OCTAVE << REST_BITS))
+        mass[size], keys[size] = w, key
+        size += 1 if w > 0 else 0  # no branch: which bins are empty is hard to predict
+    if size:
+        last = size - 1
+        left = mass[last] - ties
+        keys[size] = keys[last]
+        if left > 1e-9 * mass[last]:
+            l[last], mass[last] = min((mass[last] * l[last] - ties * top) / left, top), left
+            size += 1
+        l[size - 1], mass[size - 1] = top, ties
+    return size
+
+
+@compiled
+def _bins(a, b, m, seen, delta, g, scratch, l, mass, keys):
+    """The bins of a group as atoms, the points that tie at the largest error last: how many, whether every error is a
+    number, whether one is negative."""
+    signed, packed, sums = scratch[1], scratch[3], scratch[4]
+    lowest, highest, last, ties, worst, negative = _fill(a, b, m, seen, delta, g, scratch)
+    top = np.float64(real_of(signed.dtype.type(last)))  # pyright: ignore[reportCallIssue]
+    most = np.float64(real_of(signed.dtype.type(worst)))  # pyright: ignore[reportCallIssue]
+    summed, bias = m is not None or a.shape[0] * a.shape[2] >= FLUSH, 127 if a.itemsize == 4 else 1023
+    size = _collect(packed, sums, summed, lowest, highest, bias, top, ties, l, mass, keys)
+    return size, most < np.inf and not negative
+
+
+@compiled
+def _errors_of(x, y, m, seen, delta, l, mass):
+    """l and μ of a block; l = 0 where μ is. Whether every error is a number ≥ 0."""
+    zero, bad = x.dtype.type(0), np.int32(0)
+    for i in range(x.size):
+        d = x[i] if y is None else x[i] - y[i]
+        if m is not None:
+            d = d if m[i] >= m.dtype.type(0) else zero
+        if seen is not None:
+            d = d if seen[i] != 0 else zero
+        e = _error(d, delta)
+        bad |= np.int32(0) if e < np.inf else np.int32(1)
+        if y is None:
+            bad |= np.int32(1) if d < zero else np.int32(0)
+        w = x.dtype.type(1)
+        if m is not None:
+            w = x.dtype.type(m[i]) if m[i] > m.dtype.type(0) else zero
+        if seen is not None:
+            w = w if seen[i] != 0 else zero
+        l[i], mass[i] = e if w > zero else zero, w
+    return bad == 0
+
+
+@compiled
+def _points(a, b, m, seen, delta, g, l, mass):
+    """Every point of a group as an atom; see `_bins`."""
+    size, fine = 0, True
+    for o in range(a.shape[0]):
+        x, y, w, k = _slab(a, b, m, seen, o, g, 0, a.shape[2])
+        fine &= _errors_of(x, y, w, k, delta, l[size : size + x.size], mass[size : size + x.size])
+        size += x.size
+    return size, fine
+
+
+@compiled
+def sketch(a, b, m, seen, delta, scratch, start, l, mass, keys, sizes, rows):
+    """The atoms of the groups from `start` on: of few points each point, else bins of a window below the largest error.
 
     Args:
-        shift: bits of the mantissa below the key.
-        bits: scratch of a block, unsigned integers as wide as the errors.
-        signed: the type of signed integers as wide.
-        packed, whole: scratch, of zeros: a counter for every key, and two sums.
-        mass, rest: what is filled, (group, WINDOW).
-        stats: (group, 6): the largest error, Σμ of the points there, Σμ, the least value, the largest key, and the
-            largest error of all, measure or not: NaN or ∞ if there is one.
+        scratch: bits of a block, unsigned integers as wide as the errors; an array of signed ones; measures of a block;
+            counters of all keys, of zeros, and two sums for each; bits of the mantissa below the key.
+        l, mass, keys, sizes: filled: error and measure of the atoms, (group, some), the keys of bins, and how many
+        they are. rows: the mean error and no limit are filled in, (group, COLUMNS).
+
+    Returns:
+        Whether all errors are numbers and none is negative.
     """
-    mu = np.empty(BLOCK if m is not None else 1, a.dtype)
-    # Unsigned, or every index would be asked whether it counts from the end.
-    unsigned = bits.dtype.type
-    key_shift, rest_shift, rest_mask = unsigned(shift), unsigned(shift - REST_BITS), unsigned(REST)
-    for g in range(a.shape[1]):
-        lowest, highest, last, beyond = np.int64(packed.size - 1), np.int64(-1), np.int64(0), np.int64(0)
-        since, gone, ties, least = 0, 0, 0.0, 0.0
-        for o in range(a.shape[0]):
-            for start in range(0, a.shape[2], BLOCK):
-                n = min(BLOCK, a.shape[2] - start)
-                x, y, w, k = _slab(a, b, m, seen, o, g, start, start + n)
-                low, high, worst, hid = _bits(x, y, w, k, bits[:n], mu[:n])
-                beyond, gone = max(beyond, worst), gone + hid
-                if b is None:
-                    least = min(least, _least(x, w, k))
-                lowest = min(lowest, low >> shift)
-                if high >= last:
-                    ties = ties if high == last else 0.0
-                    last, highest = high, high >> shift
-                    for i in range(n):
-                        if bits[i] == unsigned(high):
-                            ties += 1.0 if m is None else mu[i]
-                if m is None:  # the hidden ones too, at 0
-                    for i in range(n):
-                        packed[bits[i] >> key_shift] += ONE + np.int64((bits[i] >> rest_shift) & rest_mask)
-                else:
-                    for i in range(n):
-                        key = bits[i] >> key_shift
-                        whole[0, key] += mu[i]
-                        whole[1, key] += mu[i] * np.float64((bits[i] >> rest_shift) & rest_mask)
-                since += n
-                if since >= FLUSH:
-                    _flush(packed[lowest : highest + 1], whole[0, lowest:], whole[1, lowest:])
-                    since = 0
-        if gone > 0:
-            packed[0] -= ONE * gone
-        floor = highest - WINDOW + 1
-        for key in range(lowest, floor):
-            mass[g, 0] += whole[0, key] + (packed[key] >> 40)
-            packed[key] = whole[0, key] = whole[1, key] = 0
-        start = max(lowest, floor)
-        j, stop = start - floor, highest + 1
-        _take(packed[start:stop], whole[0, start:stop], whole[1, start:stop], mass[g, j:], rest[g, j:])
-        if lowest < floor:
-            rest[g, 0] = 0.0
-        total = mass[g].sum()
-        top = real_of(signed(last))  # pyright: ignore[reportCallIssue]
-        worst = real_of(signed(beyond))  # pyright: ignore[reportCallIssue]
-        _put(stats[g], top, ties, total, least, highest, worst)
+    small = a.shape[0] * a.shape[2] <= SMALL
+    for i in range(sizes.size):
+        if small:
+            sizes[i], fine = _points(a, b, m, seen, delta, start + i, l[i], mass[i])
+        else:
+            sizes[i], fine = _bins(a, b, m, seen, delta, start + i, scratch, l[i], mass[i], keys[i])
+        if not fine:
+            return False
+        total, value = 0.0, 0.0
+        for j in range(sizes[i]):
+            total += mass[i, j]
+            value += mass[i, j] * l[i, j]
+        rows[i, MEAN], rows[i, LIMIT] = value / total if total > 0 else 0.0, np.inf
+    return True
+
+
+# Trim and winsorize: an order statistic, exact, from the points of one bin.
 
 
 @compiled
-def points(a, b, m, seen, errors, mass, stats):
-    """What `fill` does for groups so small that every point is an atom: their errors and measures, (group, point)."""
-    for g in range(a.shape[1]):
-        top, ties, total, least, worst, j = 0.0, 0.0, 0.0, 0.0, 0.0, 0
-        for o in range(a.shape[0]):
-            x, y, w, k = _slab(a, b, m, seen, o, g, 0, a.shape[2])
-            _errors_and_measures(x, y, w, k, errors[g, j : j + x.size], mass[g, j : j + x.size])
-            if b is None:
-                least = min(least, _least(x, w, k))
-            j += x.size
-        for i in range(j):
-            l, w = errors[g, i], mass[g, i]
-            total += w
-            worst = l if l > worst or l != l else worst
-            if w > 0 and l >= top:
-                ties = ties + w if l == top else w
-                top = l
-        _put(stats[g], top, ties, total, least, 0.0, worst)
-
-
-@compiled
-def _errors_and_measures(x, y, m, seen, errors, mass):
+def _count_between(x, y, delta, low, high):
+    count = np.int64(0)
     for i in range(x.size):
-        e = x[i] if y is None else x[i] - y[i]
-        mass[i] = 1
-        if seen is not None:
-            e = e if seen[i] != 0 else x.dtype.type(0)
-            mass[i] = seen[i]
+        l = _error(x[i] if y is None else x[i] - y[i], delta)
+        count += np.int64(1) if (l >= low) & (l <= high) else np.int64(0)
+    return count
+
+
+@compiled
+def _gather(x, y, m, seen, delta, low, high, errors, mass, size):
+    for i in range(x.size):
+        d = x[i] if y is None else x[i] - y[i]
+        weight = 1.0
         if m is not None:
-            e = e if m[i] >= m.dtype.type(0) else x.dtype.type(0)
-            mass[i] = m[i] if m[i] > m.dtype.type(0) else m.dtype.type(0)
-        errors[i] = abs(e) if y is None else abs(e * e)
+            weight = np.float64(m[i])
+        if seen is not None:
+            weight = np.float64(seen[i])
+        l = _error(d, delta)
+        if weight > 0 and low <= l <= high:
+            errors[size], mass[size] = l, weight
+            size += 1
+    return size
 
 
 @compiled
-def _store(found, top, tilt, note):
-    """A tilt and its notes from what `solver.solve` finds."""
-    b, y_ref, lam, binds, met, off = found
-    scale = top if top > 0 else 1.0
-    _put(tilt, b, top + scale * y_ref, scale, lam, np.inf, 0.0)
-    note[0], note[1], note[2] = 1.0 if binds else 0.0, 1.0 if met else 0.0, off
+def between(a, b, m, seen, delta, g, low, high):
+    """The errors of group g in [low, high], and their measures."""
+    low, high = a.dtype.type(low), a.dtype.type(high)
+    errors, mass, size = np.empty(BLOCK, a.dtype), np.empty(BLOCK), 0
+    for o in range(a.shape[0]):
+        for start in range(0, a.shape[2], FEW):
+            x, y, w, k = _slab(a, b, m, seen, o, g, start, min(start + FEW, a.shape[2]))
+            if _count_between(x, y, delta, low, high) == 0:  # most blocks have none, and vectors tell
+                continue
+            if size + FEW > errors.size:
+                errors, mass = np.append(errors, errors), np.append(mass, mass)
+            size = _gather(x, y, w, k, delta, low, high, errors, mass, size)
+    return errors[:size], mass[:size]
 
 
 @compiled
-def solve_bins(mass, rest, stats, bias, counts, kind, number, budget_cap, cap, tilts, notes):
-    """`solver.solve` for the bins of every group."""
-    for g in range(mass.shape[0]):
-        first = np.int64(stats[g, 4]) - WINDOW + 1
-        top, ties, total = stats[g, 0], stats[g, 1], stats[g, 2]
-        found = 0.0, 0.0, 0.0, False, True, 0.0
-        if total > 0:
-            y, p, v = _atoms_of_bins(mass[g], rest[g], first, bias, top, ties, counts)
-            found = _solve(y, p, v, total, top, kind, number, budget_cap, cap)
-        _store(found, top, tilts[g], notes[g])
+def _order_statistic(errors, mass, need):
+    """The largest of these errors that has more than `need` of the measure at or above it, bit by bit."""
+    found, width = np.int64(0), 31 if errors.itemsize == 4 else 63
+    for place in range(width - 1, -1, -1):
+        candidate, above = found | (np.int64(1) << place), 0.0
+        for i in range(errors.size):
+            if np.int64(bits_of(errors[i])) >= candidate:  # pyright: ignore[reportCallIssue]
+                above += mass[i]
+        found = candidate if above > need else found
+    return found
 
 
 @compiled
-def solve_points(errors, mass, stats, kind, number, budget_cap, cap, tilts, notes):
-    """`solver.solve` for the points of every group."""
-    for g in range(errors.shape[0]):
-        top, total = stats[g, 0], stats[g, 2]
-        found = 0.0, 0.0, 0.0, False, True, 0.0
-        if total > 0:
-            y, p, v = _atoms_of_points(errors[g], mass[g], top, min(budget_cap, cap) < np.inf)
-            found = _solve(y, p, v, total, top, kind, number, budget_cap, cap)
-        _store(found, top, tilts[g], notes[g])
+def _split(errors, mass, level):
+    """Of the points of a bin, Σμ and Σμl below the level, and Σμ at it."""
+    below, total, ties = 0.0, 0.0, 0.0
+    for i in range(errors.size):
+        if errors[i] < level:
+            below += mass[i]
+            total += mass[i] * errors[i]
+        elif errors[i] == level:
+            ties += mass[i]
+    return below, total, ties
 
 
 @compiled
-def _weigh_part(x, y, mu, seen, beta, ref, lam, limit, floor, s, out):
+def cut(a, b, m, seen, delta, signed, g, need, keep, size, l, mass, keys):
+    """Lower the atoms of a group that lie above its order statistic to it, or take them away: how many are left. The
+    order statistic is the largest error that has more than `need` of the measure at or above it."""
+    above, k, need = 0.0, size - 1, need * (1 + 1e-9)
+    while k > 0 and above + mass[k] <= need:
+        above += mass[k]
+        k -= 1
+    if a.shape[0] * a.shape[2] <= SMALL or k == size - 1:  # points, or nothing is above
+        while k + 1 < size and l[k + 1] == l[k]:
+            k += 1
+        for i in range(k + 1, size):
+            l[i] = l[k]
+        return size if keep else k + 1
+    shift, top = 17 if a.itemsize == 4 else 46, l[size - 1]
+    low = np.float64(real_of(signed.dtype.type(keys[k] << shift if k > 0 else 0)))  # pyright: ignore[reportCallIssue]
+    high = np.float64(real_of(signed.dtype.type(((keys[k] + 1) << shift) - 1)))  # pyright: ignore[reportCallIssue]
+    errors, weights = between(a, b, m, seen, delta, g, low, high)
+    for i in range(errors.size):  # the ties at the largest error are an atom of their own
+        weights[i] = weights[i] if errors[i] < top else 0.0
+    found = _order_statistic(errors, weights, need - above)
+    level = np.float64(real_of(signed.dtype.type(found)))  # pyright: ignore[reportCallIssue]
+    below, total, ties = _split(errors, weights, a.dtype.type(level))
+    removed = above + mass[k] - below - ties if keep else 0.0
+    keys[k + 1] = keys[k]
+    if below > 0:
+        l[k], mass[k] = total / below, below
+        k += 1
+    l[k], mass[k] = level, ties + max(removed, 0.0)
+    return k + 1
+
+
+# The exact pass.
+
+
+@compiled
+def _weigh_part(x, y, mu, seen, delta, beta, ref, lam, limit, floor, s, out):
     """Σμe and Σμel over few points, in their own precision; writes `out`, and μe into μ."""
     zero = x.dtype.type(0)
     total, value = zero, zero
@@ -371,7 +703,7 @@ def _weigh_part(x, y, mu, seen, beta, ref, lam, limit, floor, s, out):
             d = d if mu[i] > zero else zero
         if seen is not None:
             d = d if seen[i] != 0 else zero
-        l = abs(d) if y is None else abs(d * d)
+        l = _error(d, delta)
         z = beta * (l * s - ref) - lam
         e = _exp2(z if z < zero else zero) + floor
         w = e if l <= limit else zero
@@ -382,9 +714,34 @@ def _weigh_part(x, y, mu, seen, beta, ref, lam, limit, floor, s, out):
             mu[i] = w
         total += w
         value += w * l
-        if out is not None:
-            out[i] = w if y is None else w * d
+        if y is None:
+            out[i] = w
+        elif delta is None:
+            out[i] = w * d
+        else:
+            c = d if d < delta else delta
+            out[i] = w * (c if c > -delta else -delta)
     return total, value
+
+
+@compiled
+def _above_part(x, y, mu, seen, delta, beta, ref, lam, limit, s):
+    """Σμ of the points whose exponent is positive."""
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    above = zero
+    for i in range(x.size):
+        d = x[i] if y is None else x[i] - y[i]
+        if mu is not None:
+            d = d if mu[i] > zero else zero
+        if seen is not None:
+            d = d if seen[i] != 0 else zero
+        l = _error(d, delta)
+        c = one if beta * (l * s - ref) - lam > zero else zero
+        c = c if l <= limit else zero
+        if seen is not None:
+            c = c if seen[i] != 0 else zero
+        above += c if mu is None else c * mu[i]
+    return above
 
 
 @compiled
@@ -398,111 +755,75 @@ def _highest(w):
 
 
 @compiled
-def _above(x, y, mu, seen, beta, ref, lam, limit, s):
-    """Σμ of the points whose exponent is positive."""
-    zero, one = x.dtype.type(0), x.dtype.type(1)
-    above = zero
-    for i in range(x.size):
-        d = x[i] if y is None else x[i] - y[i]
-        if mu is not None:
-            d = d if mu[i] > zero else zero
-        if seen is not None:
-            d = d if seen[i] != 0 else zero
-        l = abs(d) if y is None else abs(d * d)
-        z = beta * (l * s - ref) - lam
-        c = one if z > zero else zero
-        c = c if l <= limit else zero
-        if seen is not None:
-            c = c if seen[i] != 0 else zero
-        above += c if mu is None else c * mu[i]
-    return above
-
-
-@compiled
-def _real(a, bits):
-    """The number of the type of `a` that has these bits."""
-    word = np.array([bits])
-    return np.float64(word.view(np.float64)[0]) if a.itemsize == 8 else np.float64(word.view(np.float32)[0])
-
-
-@compiled
-def weigh(a, b, m, seen, tilts, caps, out, sums):
-    """The exact pass: e = exp(min(0, β (l − ref) − λ)) + floor where l ≤ limit, 0 above.
-
-    Args:
-        tilts: (group, 6), see `batch.Tilts`.
-        out: μ e (prediction − target), or μ e without b; None where it is not wanted.
-        sums: (group, 4), Σμe, Σμel, Σμ of the points for which the exponent is positive, and the largest μe.
-    """
-    scratch = np.empty(FEW, a.dtype)
-    for g in range(a.shape[1]):
-        scale, real = tilts[g, 2], a.dtype.type
-        # Errors times a power of two near 1/scale are exact, and their differences neither over- nor underflow.
-        s = math.ldexp(1.0, min(max(-math.frexp(scale)[1], -126), 126))
-        beta, ref, lam = tilts[g, 0] / (scale * s) * PER_LN2, tilts[g, 1] * s, tilts[g, 3] * PER_LN2
-        beta, ref, lam, limit, floor, s = (
-            real(beta), real(ref), real(lam), real(tilts[g, 4]), real(tilts[g, 5]), real(s),
-        )  # fmt: skip
-        total, value, above, highest = 0.0, 0.0, 0.0, np.int64(0)
-        for o in range(a.shape[0]):
-            for start in range(0, a.shape[2], FEW):
-                stop = min(start + FEW, a.shape[2])
-                x, y, w, k = _slab(a, b, m, seen, o, g, start, stop)
-                if m is not None:
-                    _measures(w, scratch)
-                mu = None if m is None else scratch[: stop - start]
-                if caps:
-                    above += np.float64(_above(x, y, mu, k, beta, ref, lam, limit, s))
-                part = None if out is None else out[o, g, start:stop]
-                sums_of_part = _weigh_part(x, y, mu, k, beta, ref, lam, limit, floor, s, part)
-                total += sums_of_part[0]
-                value += sums_of_part[1]
-                if m is not None:
-                    highest = max(highest, np.int64(_highest(mu)))
-        largest = (1.0 if above > 0 else math.exp(-tilts[g, 3])) + tilts[g, 5]  # where points count alike
-        if m is not None:
-            largest = _real(a, highest)
-        sums[g, 0], sums[g, 1], sums[g, 2], sums[g, 3] = total, value, above, largest
-
-
-@compiled
-def between(a, b, m, seen, g, low, high, errors, mass):
-    """The errors of group g in [low, high] and their measures, as far as the arrays reach; how many they are."""
-    low, high = a.dtype.type(low), a.dtype.type(high)
-    count = 0
+def _weigh_group(a, b, m, seen, delta, g, row, signed, mu, caps, write, out):
+    """Σμe, Σμel, Σμ of the points for which the exponent is positive, and the largest μe, of
+    e = exp(min(0, b (l − ref)/scale − λ)) + floor where l ≤ limit; writes μ e times the derivative of l, or μ e."""
+    scale, real = row[SCALE], a.dtype.type
+    # Errors times a power of two near 1/scale are exact, and their differences neither over- nor underflow.
+    s = math.ldexp(1.0, min(max(-math.frexp(scale)[1], -126), 126))
+    beta, ref, lam = real(row[B] / (scale * s) * PER_LN2), real(row[REFERENCE] * s), real(row[LAM] * PER_LN2)
+    limit, floor, s = real(row[LIMIT]), real(row[FLOOR]), real(s)
+    total, value, above, highest = 0.0, 0.0, 0.0, np.int64(0)
     for o in range(a.shape[0]):
         for start in range(0, a.shape[2], FEW):
-            x, y, w, k = _slab(a, b, m, seen, o, g, start, min(start + FEW, a.shape[2]))
-            if not _any_between(x, y, low, high):
-                continue
-            count = _gather(x, y, w, k, low, high, errors, mass, count)
-    return count
+            stop = min(start + FEW, a.shape[2])
+            x, y, w, k = _slab(a, b, m, seen, o, g, start, stop)
+            part = None if m is None else mu[: stop - start]
+            if m is not None:
+                _measures(w, part)
+            if caps:
+                above += np.float64(_above_part(x, y, part, k, delta, beta, ref, lam, limit, s))
+            to = out[o, g, start:stop] if write else mu[FEW : FEW + stop - start]  # no choice in the loop over points
+            few = _weigh_part(x, y, part, k, delta, beta, ref, lam, limit, floor, s, to)
+            total += few[0]
+            value += few[1]
+            if m is not None:
+                highest = max(highest, np.int64(_highest(part)))
+    largest = (1.0 if above > 0 else math.exp(-row[LAM])) + row[FLOOR]  # where points count alike
+    if m is not None:
+        largest = np.float64(real_of(signed.dtype.type(highest)))  # pyright: ignore[reportCallIssue]
+    return total, value, above, largest
 
 
 @compiled
-def _gather(x, y, m, seen, low, high, errors, mass, count):
-    for i in range(x.size):
-        e = x[i] if y is None else x[i] - y[i]
-        counts = True
-        if m is not None:
-            counts = m[i] > m.dtype.type(0)
-        if seen is not None:
-            counts = seen[i] != 0
-        l = abs(e) if y is None else abs(e * e)
-        if counts and low <= l <= high:
-            if count < errors.size:
-                errors[count], mass[count] = l, 1.0 if m is None else m[i]
-            count += 1
-    return count
+def weigh(a, b, m, seen, delta, scratch, start, cap, share, write, out, rows):
+    """The exact pass over the groups of these rows, from group `start` on: Σμe, Σμel and the largest μe go into the
+    rows.
+
+    Where a cap binds, λ is moved until the points at the cap and the others have all the weight; a share α of the
+    mean is a floor under the exponential. With cap = ∞ and share = 0, it repeats a pass.
+
+    Args:
+        write: whether `out` is wanted, μ e ∂l/∂a (half of it for squares), or μ e without b; of the shape of a.
+
+    Returns:
+        Σμ over these groups.
+    """
+    total = 0.0
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        settles, mixes = cap < np.inf and row[BINDS] > 0, share > 0
+        while True:
+            last = write and not mixes  # or written too early
+            sums = _weigh_group(a, b, m, seen, delta, start + i, row, scratch[1], scratch[2], settles, last, out)
+            free, room, lam = sums[0] - sums[2], row[TOTAL] / cap, row[LAM]
+            if settles and abs(sums[0] - room) > SETTLED * room and free > 0 and room > sums[2]:
+                row[LAM] += math.log(free / (room - sums[2]))
+                if row[LAM] != lam:
+                    continue
+            if not mixes:
+                break
+            row[FLOOR], mixes, settles = share / (1 - share) * sums[0] / max(row[TOTAL], 1e-300), False, False
+        row[PARTITION], row[VALUE], row[LARGEST] = sums[0] if sums[0] > 0 else 1.0, sums[1], sums[3]
+        total += row[TOTAL]
+    return total
 
 
 @compiled
-def _any_between(x, y, low, high):
-    """Whether an error is in [low, high], or would be if it were hidden: most blocks have none, and vectors tell."""
-    zero, one = np.int32(0), np.int32(1)
-    found = one if low <= 0 else zero
-    for i in range(x.size):
-        e = x[i] if y is None else x[i] - y[i]
-        l = abs(e) if y is None else abs(e * e)
-        found |= (one if l >= low else zero) & (one if l <= high else zero)
-    return found > 0
+def keep(l, mass, sizes, start, step, atoms, kept):
+    """Copy the atoms of every `step`-th group, with its number, to those that a report keeps: how many they are."""
+    for i in range((-start) % step, sizes.size, step):
+        for j in range(min(sizes[i], atoms.shape[1] - kept)):
+            atoms[0, kept], atoms[1, kept], atoms[2, kept] = l[i, j], mass[i, j], start + i
+            kept += 1
+    return kept

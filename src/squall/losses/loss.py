@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from squall.losses import program
 from squall.losses._tracing import in_backward, is_traced, is_transformed
-from squall.losses.batch import Batch, Sketch, Stats, Tilts, batch_of
 from squall.losses.checks import check_any, check_finite, check_pair, check_weights, combined_measure
 from squall.losses.distributed import (
     ALONE,
@@ -18,25 +16,14 @@ from squall.losses.distributed import (
     Sharding,
     globally,
     globally_each,
-    here,
     process_group,
     sharding_of,
     together,
 )
-from squall.losses.errors import Over, PointwiseError, as_error, squared_error
+from squall.losses.errors import Huber, Over, PointwiseError, as_error, squared_error
 from squall.losses.report import Account
 from squall.losses.rules import DEFAULT_TEMPERATURE, Schedule, Temperature, as_rule
-from squall.losses.traced import trace
-from squall.losses.weights import (
-    Weighed,
-    Weighing,
-    from_groups,
-    needs_bins,
-    needs_trace,
-    to_groups,
-    weigh,
-    weights_of,
-)
+from squall.losses.weights import Compiled, Weighing, from_groups, is_compiled, to_groups, weigh_compiled, weights_of
 
 __all__ = ["Evaluated", "ImbalanceAwareLoss", "Recipe", "Reduction", "imbalance_aware_loss"]
 
@@ -83,10 +70,10 @@ class Recipe:
     ) -> Evaluated:
         """The loss; `step` is the number of calls before this one, for a `Schedule`."""
         sharding = self.sharding
-        if needs_trace(prediction, self.weighing):
-            evaluated = self._traced(prediction, target, mask, measure, step, sharding)
+        if is_compiled(prediction, self.weighing, sharding):
+            evaluated = self._compiled(prediction, target, mask, measure, step)
         else:
-            evaluated = self._eager(prediction, target, mask, measure, step, sharding)
+            evaluated = self._program(prediction, target, mask, measure, step, sharding)
         if self.reduction != "sum":
             return evaluated
         return evaluated._replace(value=evaluated.value * self._count(prediction, mask, sharding))
@@ -101,50 +88,43 @@ class Recipe:
             torch.promote_types(prediction.dtype, torch.float32)
         )
 
-    def _eager(
-        self,
-        prediction: Tensor,
-        target: Tensor,
-        mask: Tensor | None,
-        measure: Tensor | None,
-        step: Tensor | None,
-        sharding: Sharding,
+    def _compiled(
+        self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None, step: Tensor | None
     ) -> Evaluated:
-        group, device = None if sharding is ALONE else process_group(self.group), prediction.device
-        prepare = partial(self._prepared, prediction, target, mask, measure, group is not None)
-        prepared = prepare() if group is None else together(prepare, device, group)
-        bins = needs_bins(prepared.batch, sharding)
-        sketch = (
-            prepared.sketch(bins, mask)
-            if group is None
-            else together(partial(prepared.sketch, bins, mask), device, group)
-        )
-        learns = torch.is_grad_enabled() and prepared.differentiable
-        wanted = learns or self.reduction == "none"
-        weighed = weigh(prepared.batch, sketch, self.weighing, self.weighing.softness(step), sharding, wanted)
-        value = _value(weighed, sharding)
-        shown = constant = torch.tensor(value, dtype=prepared.batch.dtype)
+        variables, made = self._loops(prediction, target, mask, measure, step)
         if self.reduction == "none":
-            (errors,) = prepared.variables
-            shown = globally_each(weighed.weights().reshape(errors.shape) * errors, sharding)
-        elif learns:
-            apply = _SquaredErrors.apply if len(prepared.variables) == 2 else _Errors.apply
-            shown = apply(*prepared.variables, weighed, constant, sharding.world)
-        return Evaluated(shown, Account(weighed, constant, sharding=sharding), _log_beta(weighed))
+            (errors,) = variables
+            shown = made.weights(errors.shape) * errors
+        elif made.out is not None:
+            shown = _Weighted.apply(made, None, *variables)
+        else:
+            shown = torch.tensor(made.value, dtype=variables[0].dtype)
+        log_beta = math.nan
+        if len(made.rows) == 1:
+            b, scale = made.rows[0, 0], made.rows[0, 2]
+            log_beta = math.log(b / scale) if b > 0 else -math.inf
+        return Evaluated(shown, made.account, log_beta)
 
-    def _prepared(
-        self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None, may_be_empty: bool
-    ) -> "_Prepared":
-        prediction, target = check_pair(prediction, target, self.over, may_be_empty=may_be_empty)
+    def _loops(
+        self, prediction: Tensor, target: Tensor, mask: Tensor | None, measure: Tensor | None, step: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Compiled]:
+        """What the loss is differentiated by (prediction and target where the loops know the error, else the errors),
+        and what the loops find."""
+        prediction, target = check_pair(prediction, target, self.over)
         if mask is not None or measure is not None:
             check_weights(mask, measure, prediction)
-        if self.error is squared_error and self.reduction != "none":
-            variables = prediction, target
-            batch = batch_of(prediction, target, mask, measure, self.over)
-        else:
-            variables = (self.errors(prediction, target, mask),)
-            batch = batch_of(variables[0], None, mask, measure, self.over)
-        return _Prepared(prediction, target, variables, batch)
+        variables, delta, known = (prediction, target), None, self.error is squared_error
+        if isinstance(self.error, Huber):
+            known, delta = True, self.error.delta
+        if not known or self.reduction == "none":
+            variables, delta = (self.errors(prediction, target, mask),), None
+        wanted = self.reduction == "none" or (torch.is_grad_enabled() and any(x.requires_grad for x in variables))
+        softness = self.weighing.softness(step)
+        made = weigh_compiled(variables, delta, mask, measure, self.over, self.weighing, softness, wanted)
+        if made.account is None:
+            errors = self.errors(prediction, target, mask)
+            check_finite(errors, *(x if mask is None else torch.where(mask, x, 0) for x in (prediction, target)))
+        return variables, made
 
     def errors(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """l of every point, that of a masked one computed from zeros."""
@@ -173,7 +153,7 @@ class Recipe:
 
         return together(prepare, prediction.device, group)
 
-    def _traced(
+    def _program(
         self,
         prediction: Tensor,
         target: Tensor,
@@ -185,18 +165,15 @@ class Recipe:
         if self.weighing.differentiate and sharding.world > 1:
             raise ValueError("differentiate_weights needs the whole batch on one process: pass group=None")
         errors, total = self.checked_errors(prediction, target, mask, measure)
-        grouped = None if total is None else to_groups(total, self.over)
-        made = trace(to_groups(errors, self.over), grouped, self.weighing, self.weighing.softness(step), sharding)
-        weights = made.weights * made.share.to(made.weights.dtype).unsqueeze(1)
-        weighted = weights * to_groups(errors, self.over)
+        grouped, total = to_groups(errors, self.over), None if total is None else to_groups(total, self.over)
+        made = program.weigh(grouped, total, self.weighing, self.weighing.softness(step), sharding)
+        weighted = made.weights * grouped
         value = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
         if not is_traced(prediction):
             check_any(float(sharding.across(made.total.sum(), "sum")))
         account = None
         if not is_transformed() and not torch.compiler.is_exporting():
-            account = Account(
-                made, value.detach(), weights.detach().amax() if weights.numel() else value.detach() * 0, sharding
-            )
+            account = Account.of_program(made, value, sharding)
         log_beta = (made.tilt.b / made.tilt.scale).log().detach()
         log_beta = log_beta.squeeze(0) if len(log_beta) == 1 else math.nan
         if self.reduction == "none":
@@ -205,104 +182,57 @@ class Recipe:
 
     def of_each_group(self, prediction: Tensor, target: Tensor, step: Tensor | None = None) -> Tensor:
         """The loss of every group by itself, (group,), without an account; on one process."""
-        if needs_trace(prediction, self.weighing):
-            errors, _ = self.checked_errors(prediction, target, None, None)
-            grouped = to_groups(errors, self.over)
-            weights = trace(grouped, None, self.weighing, self.weighing.softness(step)).weights
-            return (weights * grouped).sum(1, dtype=torch.float64).to(errors.dtype)
-        prepared = self._prepared(prediction, target, None, None, False)
-        sketch = prepared.sketch(needs_bins(prepared.batch, ALONE), None)
-        weighed = weigh(prepared.batch, sketch, self.weighing, self.weighing.softness(step))
-        values = torch.from_numpy(weighed.values).to(prepared.batch.dtype)
-        apply = _SquaredErrors.apply if len(prepared.variables) == 2 else _Errors.apply
-        return apply(*prepared.variables, weighed, values, 1)
+        if is_compiled(prediction, self.weighing, ALONE):
+            variables, made = self._loops(prediction, target, None, None, step)
+            values = torch.from_numpy(made.rows[:, 7] / made.partition).to(variables[0].dtype)
+            return values if made.out is None else _Weighted.apply(made, values, *variables)
+        errors, _ = self.checked_errors(prediction, target, None, None)
+        grouped = to_groups(errors, self.over)
+        made = program.weigh(grouped, None, self.weighing, self.weighing.softness(step))
+        shares = made.share.to(errors.dtype).unsqueeze(1)
+        return (made.weights / shares * grouped).sum(1, dtype=torch.float64).to(errors.dtype)
 
 
-class _Prepared(NamedTuple):
-    """A checked batch, and what its loss is differentiated by: prediction and target of squares, else the errors."""
-
-    prediction: Tensor
-    target: Tensor
-    variables: tuple[Tensor, ...]
-    batch: Batch
-
-    @property
-    def differentiable(self) -> bool:
-        return self.variables[0].requires_grad or self.variables[-1].requires_grad
-
-    def sketch(self, bins: bool, mask: Tensor | None) -> Sketch:
-        """This process's sketch, once every number in it is one."""
-        sketch = self.batch.sketch(bins)
-        stats = sketch.stats
-        wrong = not np.isfinite(stats[:, Stats.WORST]).all()
-        if wrong or (len(self.variables) == 1 and (stats[:, Stats.LEAST] < 0).any()):
-            pair = (x if mask is None else torch.where(mask, x, 0) for x in (self.prediction, self.target))
-            prediction, target = pair
-            errors = self.variables[0] if len(self.variables) == 1 else squared_error(prediction, target)
-            check_finite(errors, prediction, target)
-        return sketch
-
-
-def _value(weighed: Weighed, sharding: Sharding) -> float:
-    """Σ w l over everything."""
-    local = float(weighed.share @ weighed.values)
-    return local if sharding.across is here else float(sharding.across(torch.tensor(local).double(), "sum"))
-
-
-def _log_beta(weighed: Weighed) -> float:
-    if len(weighed.tilts) != 1:
-        return math.nan
-    beta = weighed.tilts[0, Tilts.B] / weighed.tilts[0, Tilts.SCALE]
-    return math.log(beta) if beta > 0 else -math.inf
-
-
-def _write(ctx: Any, gradient: Tensor) -> Tensor:
-    """The derivative by the first argument, which the forward pass has written up to a factor for each group."""
-    saved, weighed = ctx.saved_tensors, ctx.weighed  # unpacked once: activation checkpointing allows no more
-    factors = ctx.world * (weighed.factors if ctx.shared else 1 / weighed.partition)
-    if torch.is_grad_enabled():  # a second derivative is asked for
-        factors = (gradient * torch.from_numpy(factors)).to(gradient.dtype).reshape(1, -1, 1)
-        weights = (weighed.density() * factors).reshape(saved[0].shape)
-        return weights if len(saved) == 1 else 2 * weights * (saved[0] - saved[1])
-    out, ctx.out = ctx.out, None
-    if out is None:  # asked for again
-        out = weighed.batch.weigh(weighed.tilts, False, True)[1]
-    factors = len(saved) * factors  # the derivative of a square has a 2
-    if len(factors) == 1:
-        out.mul_(gradient.item() * factors.item())
-    else:
-        out.mul_((gradient * torch.from_numpy(factors)).to(out.dtype).reshape(1, -1, 1))
-    return out.view(saved[0].shape)
-
-
-class _SquaredErrors(torch.autograd.Function):
-    """Σ w (prediction − target)², or one for each group, with the weights held."""
+class _Weighted(torch.autograd.Function):
+    """Σ w l with the weights held, or one for each group: of errors, or of a prediction and a target by their error."""
 
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, target: Tensor, weighed: Weighed, value: Tensor, world: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(prediction, target)
-        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed._replace(out=None), weighed.out, world, value.dim() == 0
-        return value.clone()
+    def forward(ctx: Any, made: Compiled, values: Tensor | None, *variables: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*variables)
+        ctx.made, ctx.out, ctx.shared = made._replace(out=None), made.out, values is None
+        return torch.tensor(made.value, dtype=variables[0].dtype) if values is None else values.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        result = _write(ctx, gradient)
-        to_prediction, to_target = ctx.needs_input_grad[:2]
-        return (result if to_prediction else None), (-result if to_target else None), None, None, None
+        saved, made = ctx.saved_tensors, ctx.made  # unpacked once: activation checkpointing allows no more
+        delta = made.arrays[4]
+        factors = made.factors if ctx.shared else 1 / made.partition
+        if torch.is_grad_enabled():  # a second derivative is asked for
+            result = _differentiable(saved, made, gradient * torch.from_numpy(factors).to(gradient.dtype))
+        else:
+            out, ctx.out = made.again() if ctx.out is None else ctx.out, None  # None: asked for again
+            factors = 2 * factors if delta is None else factors  # the derivative of a square
+            if len(factors) == 1:
+                result = out.mul_(gradient.item() * factors.item()).view(saved[0].shape)
+            else:
+                result = out.mul_((gradient * torch.from_numpy(factors)).to(out.dtype).unsqueeze(1)).view(
+                    saved[0].shape
+                )
+        if len(saved) == 1:
+            return None, None, result
+        to_prediction, to_target = ctx.needs_input_grad[2:]
+        return None, None, (result if to_prediction else None), (-result if to_target else None)
 
 
-class _Errors(torch.autograd.Function):
-    """Σ w l, or one for each group, with the weights held."""
-
-    @staticmethod
-    def forward(ctx: Any, errors: Tensor, weighed: Weighed, value: Tensor, world: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(errors)
-        ctx.weighed, ctx.out, ctx.world, ctx.shared = weighed._replace(out=None), weighed.out, world, value.dim() == 0
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return _write(ctx, gradient), None, None, None
+def _differentiable(variables: tuple[Tensor, ...], made: Compiled, factors: Tensor) -> Tensor:
+    """The derivative as a function of the variables, with the weights held."""
+    if len(variables) == 1:
+        return (made.again() * factors.unsqueeze(1)).view(variables[0].shape)
+    difference, delta = variables[0] - variables[1], made.arrays[4]
+    error = squared_error if delta is None else Huber(float(delta))
+    weights = made.again(error(*variables)) * factors.unsqueeze(1)
+    derivative = 2 * difference if delta is None else difference.clamp(-float(delta), float(delta))
+    return weights.view(difference.shape) * derivative
 
 
 class ImbalanceAwareLoss(nn.Module):
@@ -363,9 +293,9 @@ class ImbalanceAwareLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self.recipe = _recipe(
-            temperature, error, over, cap, mean_share, trim, winsorize, differentiate_weights, group, reduction
-        )
+        cap = math.inf if cap is None else cap
+        weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+        self.recipe = Recipe(weighing, as_error(error), over, group, reduction)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("log_inverse_temperature", torch.tensor(math.nan, dtype=torch.float64), persistent=False)
         self.lagged = False
@@ -509,23 +439,6 @@ def _pair(input: Tensor | None, target: Tensor | None, prediction: Tensor | None
     return prediction, target
 
 
-def _recipe(
-    temperature: Temperature,
-    error: str | PointwiseError,
-    over: Over,
-    cap: float | None,
-    mean_share: float,
-    trim: float,
-    winsorize: float,
-    differentiate_weights: bool,
-    group: Group,
-    reduction: Reduction,
-) -> Recipe:
-    cap = math.inf if cap is None else cap
-    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
-    return Recipe(weighing, as_error(error), over, group, reduction)
-
-
 def imbalance_aware_loss(
     prediction: Tensor,
     target: Tensor,
@@ -549,7 +462,6 @@ def imbalance_aware_loss(
         >>> imbalance_aware_loss(torch.tensor([0.0, 1.0]), torch.zeros(2), float("inf"))
         tensor(0.5000)
     """
-    recipe = _recipe(
-        temperature, error, over, cap, mean_share, trim, winsorize, differentiate_weights, group, reduction
-    )
-    return recipe.evaluate(prediction, target, mask, measure).value
+    cap = math.inf if cap is None else cap
+    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize, differentiate_weights)
+    return Recipe(weighing, as_error(error), over, group, reduction).evaluate(prediction, target, mask, measure).value

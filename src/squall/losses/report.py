@@ -3,170 +3,111 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from squall.losses import solver
-from squall.losses.batch import Sketch, Stats, Tilts
 from squall.losses.checks import check_labels, combined_measure
 from squall.losses.distributed import ALONE, Sharding, here
-from squall.losses.sketch import BIAS, WINDOW
-from squall.losses.traced import SHARPEST_TRACED, Traced
-from squall.losses.weights import Weighed
+from squall.losses.program import Weighed
+from squall.losses.rules import SHARPEST
 
 __all__ = ["Account", "weight_shares"]
 
-NAMES = ("temperature", "effective_fraction", "kl", "max_weight", "top_share", "mean_error", "max_error")
 TOP = 0.01
 """The share of the points that `top_share` looks at."""
-MOST_ATOMS = 1 << 17
-"""Points of small groups that are kept for a report: 2 MB."""
 
-
-class Atoms(NamedTuple):
-    """The distribution of the errors and of the weights, (group, atom)."""
-
-    errors: np.ndarray
-    shares: np.ndarray
-    """p, the share of the group's measure."""
-    ratios: np.ndarray
-    """w/p."""
+Atoms = Float[np.ndarray, "atom"]
+Groups = Float[np.ndarray, "group"]
 
 
 class Account:
     """The numbers of one call, kept as small arrays until they are asked for.
 
     Args:
-        made: what the weights were made with.
         value: the loss.
-        largest: the largest weight of one point, where `made` does not know it.
-        sharding: the other processes, which have to be asked at once.
+        show: computes the other numbers.
     """
 
-    def __init__(
-        self, made: Weighed | Traced, value: Any, largest: Tensor | None = None, sharding: Sharding = ALONE
-    ) -> None:
-        self.value = value
-        if isinstance(made, Traced):
-            self._show: Callable[[], dict[str, float]] = partial(_numbers_of_traced, _light(made), largest)
-        else:
-            self._show = partial(_numbers_of_weighed, made.batch.dtype, made.batch.counts, *_thinned(made))
+    def __init__(self, value: Any, show: Callable[[], dict[str, float]]) -> None:
+        self.value, self._show = value, show
+
+    @classmethod
+    def of_rows(cls, rows: Float[np.ndarray, "group column"], atoms: Float[np.ndarray, "3 atom"], value: float):
+        """Of what `kernels.weigh` has found, which may have kept some of the groups only."""
+        return cls(value, partial(_of_rows, rows, atoms))
+
+    @classmethod
+    def of_program(cls, made: Weighed, value: Tensor, sharding: Sharding = ALONE):
+        """Of a program of tensors; the other processes have to be asked at once."""
+        kept = made.tilt, made.errors, made.mass, made.total, made.share, made.mean
+        largest = made.weights.detach().amax() if made.weights.numel() else value.detach() * 0
+        show = partial(_of_program, *kept, sharding.within(largest, "max"))
         if sharding.across is not here:
-            numbers = _across(self._show(), float(made.share.sum()), sharding)
-            self._show = partial(dict, numbers)
+            show = partial(dict, _across(show(), float(made.share.sum()), sharding))
+        return cls(value.detach(), show)
 
     def numbers(self) -> dict[str, float]:
         """Everything as plain numbers."""
         return {**self._show(), "loss": float(self.value)}
 
 
-def _light(made: Traced) -> Traced:
-    """Without the weights themselves, and without a graph."""
-    tilt, atoms = type(made.tilt)(*(x.detach() for x in made.tilt)), type(made.atoms)(*(x.detach() for x in made.atoms))
-    return made._replace(weights=made.tilt.b.detach(), tilt=tilt, atoms=atoms)
+def _of_rows(rows: Float[np.ndarray, "group column"], atoms: Float[np.ndarray, "3 atom"]) -> dict[str, float]:
+    total, mean = rows[:, 8], rows[:, 10]
+    share = total / total.sum()
+    largest = float((share * rows[:, 11] / rows[:, 6]).max())
+    return _numbers(rows[:, :6], share, mean, rows[:, 9], atoms[0], atoms[1], atoms[2].astype(int), largest)
 
 
-def _thinned(made: Weighed) -> tuple[Any, ...]:
-    """Seen and weighed sketches, tilts, sums, shares: of some groups only where all points of many are kept."""
-    seen, sketch, tilts, sums, share = made[:5]
-    step = 1 if sketch.bins else max(1, -(-sketch.mass.size // MOST_ATOMS))
-    if step > 1:
-        seen, sketch = (x._replace(mass=x.mass[::step].copy(), rest=x.rest[::step].copy()) for x in (seen, sketch))
-    return seen, sketch, tilts, sums, share, step
-
-
-def _numbers_of_traced(made: Traced, largest: Tensor | None) -> dict[str, float]:
-    y, p = (x.cpu().numpy() for x in made.atoms)
-    b, reference, scale, lam, _, floor = (x.cpu().double().numpy()[:, None] for x in made.tilt)
-    share, mean, top = (x.detach().cpu().double().numpy() for x in (made.share, made.mean, made.top))
-    tops = top[:, None]
-    atoms = _atoms(y, p, tops + scale * y, b, (reference - tops) / scale, lam, floor)
-    temperature = np.where(b >= SHARPEST_TRACED, 0.0, scale / np.where(b > 0, b, np.nan))[:, 0]
-    temperature = np.where(b[:, 0] > 0, temperature, np.inf)
-    return _numbers(atoms, share, share, mean, top, temperature, 0.0 if largest is None else float(largest))
-
-
-def _numbers_of_weighed(
-    dtype: torch.dtype,
-    counts: bool,
-    seen: Sketch,
-    sketch: Sketch,
-    tilts: np.ndarray,
-    sums: np.ndarray,
-    share: np.ndarray,
-    step: int,
-) -> dict[str, float]:
-    means, rows = [], []
-    for row, g in enumerate(range(0, len(tilts), step)):
-        scale, top = tilts[g, Tilts.SCALE], sketch.stats[g, Stats.TOP]
-        y, p = _positions(seen, g, row, dtype, counts)
-        means.append((p * (seen.stats[g, Stats.TOP] + max(seen.stats[g, Stats.TOP], 1e-300) * y)).sum())
-        y, p = _positions(sketch, g, row, dtype, counts)
-        y_ref = (tilts[g, Tilts.REFERENCE] - top) / scale
-        b, lam, floor = (tilts[g, column] for column in (Tilts.B, Tilts.LAM, Tilts.FLOOR))
-        rows.append(_atoms(y, p, top + scale * y, b, y_ref, lam, floor))
-    size = max((len(row.errors) for row in rows), default=0)
-    padded = [[np.pad(x, (0, size - len(x))) for x in row] for row in rows]
-    atoms = Atoms(*(np.stack(x) for x in zip(*padded, strict=True))) if rows else Atoms(*np.zeros((3, 0, 0)))
-    partition = np.where(sums[:, 0] > 0, sums[:, 0], 1.0)
-    largest = float((share * sums[:, 3] / partition).max(initial=0.0))
-    with np.errstate(divide="ignore"):
-        temperature = tilts[:, Tilts.SCALE] / tilts[:, Tilts.B]
-    temperature = np.where(tilts[:, Tilts.B] >= solver.SHARPEST, 0.0, temperature)
-    top = seen.stats[:, Stats.TOP]
-    return _numbers(atoms, share, share[::step], np.array(means), top, temperature, largest)
-
-
-def _positions(sketch: Sketch, g: int, row: int, dtype: torch.dtype, counts: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and shares of the atoms of a group."""
-    top, ties, total = (float(x) for x in sketch.stats[g, :3])
-    if not total > 0:
-        return np.zeros(1), np.zeros(1)
-    if sketch.bins:
-        first = int(sketch.stats[g, Stats.KEY]) - WINDOW + 1
-        y, p, _ = solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, BIAS[dtype], top, ties, counts)
-    else:
-        y, p, _ = solver.atoms_of_points(sketch.rest[row], sketch.mass[row], top, False)
-    return y, p / p.sum()
-
-
-def _atoms(y: np.ndarray, p: np.ndarray, errors: np.ndarray, b: Any, y_ref: Any, lam: Any, floor: Any) -> Atoms:
-    e = np.exp(np.minimum(b * (y - y_ref) - lam, 0.0)) + floor
-    sums = (p * e).sum(-1, keepdims=True)
-    return Atoms(errors, p, e / np.where(sums > 0, sums, 1.0))
+def _of_program(tilt: Any, l: Tensor, mass: Tensor, total: Tensor, share: Tensor, mean: Tensor, largest: Tensor):
+    rows = torch.stack(tuple(tilt), 1).cpu().numpy()
+    errors, measure, shares, means = (x.cpu().numpy() for x in (l, mass, share, mean))
+    group, atom = measure.nonzero()
+    top = np.where(measure > 0, errors, 0).max(1, initial=0)
+    kept = errors[group, atom], measure[group, atom], group
+    return _numbers(rows, shares, means, top, *kept, float(largest))
 
 
 def _numbers(
-    atoms: Atoms,
-    share: np.ndarray,
-    shown: np.ndarray,
-    mean: np.ndarray,
-    top: np.ndarray,
-    temperature: np.ndarray,
+    tilt: Float[np.ndarray, "group 6"],
+    share: Groups,
+    mean: Groups,
+    top: Groups,
+    l: Atoms,
+    mass: Atoms,
+    group: Any,
     largest: float,
 ) -> dict[str, float]:
-    """The report, from the atoms and means of the groups that are shown, and from what is known of all."""
-    if not shown.sum() > 0:
-        return dict.fromkeys(NAMES, 0.0) | {"temperature": math.inf, "effective_fraction": 1.0}
-    part = shown / shown.sum()
-    p, r = part[:, None] * atoms.shares, atoms.ratios
-    kl = np.where(r > 0, p * r * np.log(np.where(r > 0, r, 1.0)), 0.0).sum()
+    """The report, from the atoms of the groups that were kept and from what is known of all."""
+    b, reference, scale, lam, _, floor = tilt.T
+    with np.errstate(divide="ignore"):
+        temperature = np.where(b >= SHARPEST, 0.0, scale / b)
+    e = np.exp(np.minimum(b[group] * ((l - reference[group]) / scale[group]) - lam[group], 0)) + floor[group]
+    count = len(tilt)
+    of_group = np.bincount(group, mass, count)
+    sums = np.bincount(group, mass * e, count)
+    present = np.where(of_group > 0, share, 0)
+    part = present / max(present.sum(), 1e-300)
+    p = (part / np.where(of_group > 0, of_group, 1))[group] * mass
+    ratio = e * (of_group / np.where(sums > 0, sums, 1))[group]
+    kl = (p * ratio * np.log(np.where(ratio > 0, ratio, 1))).sum()
     temperatures = np.sort(temperature[share > 0])
+    square = (p * ratio * ratio).sum()
     return {
-        "temperature": float(temperatures[(len(temperatures) - 1) // 2]),
-        "effective_fraction": float(min(1.0, 1 / (p * r * r).sum())),
+        "temperature": float(temperatures[(len(temperatures) - 1) // 2]) if len(temperatures) else math.inf,
+        "effective_fraction": float(min(1.0, 1 / square)) if square > 0 else 1.0,
         "kl": float(max(kl, 0.0)),
         "max_weight": largest,
-        "top_share": _top_share(atoms.errors.ravel(), p.ravel(), (p * r).ravel()),
-        "mean_error": float(part @ mean * share.sum()),
-        "max_error": float(top.max()),
+        "top_share": _top_share(l, p, p * ratio),
+        "mean_error": float(mean @ share),
+        "max_error": float(top.max(initial=0.0)),
     }
 
 
-def _top_share(errors: np.ndarray, points: np.ndarray, weights: np.ndarray) -> float:
+def _top_share(errors: Atoms, points: Atoms, weights: Atoms) -> float:
     """Weight of the TOP share of the points with the largest errors."""
     order = np.argsort(errors, kind="stable")[::-1]
     points, weights = points[order], weights[order]

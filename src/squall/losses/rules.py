@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from squall.losses.solver import KL, RELATIVE, RENYI, TEMPERATURE
-
 __all__ = [
     "DEFAULT_TEMPERATURE",
     "EffectiveFraction",
@@ -29,11 +27,17 @@ __all__ = [
 ]
 
 
+TEMPERATURE, RELATIVE, KL, RENYI = range(4)
+"""What a rule prescribes: T, T over the mean error, or a divergence of order 1 or 2 from the measure, in nats."""
+
+SHARPEST = 1e18
+"""b = l_max/T of T = 0: it tells errors apart that differ by one rounding of float64."""
+
+
 class Demand(NamedTuple):
     """What a rule asks of the solver."""
 
     kind: int
-    """One of `solver`'s: a temperature, one over the mean error, a divergence of order 1 or 2."""
     number: Any
     """A float, or a tensor where a schedule runs on a device."""
     cap: float = math.inf

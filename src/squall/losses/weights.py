@@ -1,52 +1,49 @@
-"""From errors to weights: sketch the errors, solve the rule on the sketch, weigh exactly; and the guards on the way."""
+"""From errors to weights: what is asked for, and the choice between compiled loops and a program of tensors."""
 
+import functools
+import importlib
+import importlib.util
 import math
-import warnings
-from collections.abc import Sequence
+import threading
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from squall.losses import solver
+from squall.losses import program
 from squall.losses._tracing import is_traced
-from squall.losses.batch import Batch, Sketch, Stats, Tilts, batch_of, compiled_kernels
-from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure
-from squall.losses.distributed import ALONE, Reduce, Sharding, here
+from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure, warn_unmet
+from squall.losses.distributed import ALONE, Sharding
 from squall.losses.errors import Over
-from squall.losses.rules import DEFAULT_TEMPERATURE, Demand, Schedule, Temperature, TemperatureRule, as_rule
-from squall.losses.sketch import BIAS, REST_BITS, SMALL, WINDOW
-from squall.losses.traced import SHARPEST_TRACED, Atoms, solve, trace
+from squall.losses.report import Account
+from squall.losses.rules import DEFAULT_TEMPERATURE, SHARPEST, Schedule, Temperature, TemperatureRule, as_rule
+from squall.losses.sketch import KEY_SHIFT, SMALL, WINDOW
 
 __all__ = [
-    "Weighed",
+    "Compiled",
     "Weighing",
+    "compiled_kernels",
     "from_groups",
     "imbalance_weights",
-    "merged",
-    "needs_bins",
-    "needs_trace",
-    "solve_shared",
+    "is_compiled",
     "to_groups",
-    "weigh",
+    "weigh_compiled",
     "weights_of",
 ]
 
-UNRESOLVED = 1e-3
-"""Share of a budget that the width of the bins may be off before the points are looked at one by one."""
-SETTLED = 1e-6
-"""Relative error of Σw at which a cap or a mixture has settled."""
-BINDS, MET, OFF = range(3)
-"""Notes of the solver: whether a cap binds, whether the budget is met, and by how many nats the bins may be off."""
-FEW_GROUPS, POINTS_AT_ONCE = 8, 1 << 16
-"""Without numba, more groups than a few are solved together, and as many as make a grid of 8 MB."""
-MOST_CORRECTIONS = 50
-"""Each settles unless it changes which points are at the cap, of which there are few in a bin."""
+LONG = 1024
+"""Points of a slab from which on it is worth its own turn: a block of the compiled passes."""
+ATOMS_AT_ONCE = 1 << 16
+"""Of groups that are sketched, solved and weighed in turn: 1.5 MB, which stay in the cache of a core."""
+MOST_ATOMS = 1 << 17
+"""Atoms that are kept for a report: 3 MB, of which only what is written to takes memory."""
 
 
-def to_groups(values: Tensor, over: Over) -> Tensor:
+def to_groups(values: Shaped[Tensor, "..."], over: Over) -> Shaped[Tensor, "group point"]:
     """(batch, channel, *space) → (group, point), a view where the memory allows."""
     if over == "all":
         return values.reshape(1, -1)
@@ -55,7 +52,7 @@ def to_groups(values: Tensor, over: Over) -> Tensor:
     return values.movedim(1, 0).reshape(values.shape[1], values.shape[0] * math.prod(values.shape[2:]))
 
 
-def from_groups(values: Tensor, shape: torch.Size, over: Over) -> Tensor:
+def from_groups(values: Shaped[Tensor, "group point"], shape: torch.Size, over: Over) -> Shaped[Tensor, "..."]:
     """The inverse of `to_groups`."""
     if over == "channel":
         batch, channel, *space = shape
@@ -75,8 +72,6 @@ class Weighing:
     differentiate: bool = False
 
     def __post_init__(self) -> None:
-        if self.cap is None:
-            object.__setattr__(self, "cap", math.inf)
         if not self.cap >= 1:
             raise ValueError(f"cap is in units of the uniform weight and must be at least 1, got {self.cap}")
         for name in ("mean_share", "trim", "winsorize"):
@@ -102,357 +97,229 @@ class Weighing:
         return softness if is_traced(softness) or softness.is_cuda else softness.item()
 
 
-class Weighed(NamedTuple):
-    """What a batch was weighed with; arrays of (group, …)."""
+@functools.cache
+def compiled_kernels() -> ModuleType | None:
+    """The compiled loops, None where numba is not installed or cannot compile."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        return importlib.import_module("squall.losses.kernels")
+    except ImportError:  # as where numba does not know the version of NumPy
+        return None
 
-    seen: Sketch
-    """The sketch of all points."""
-    sketch: Sketch
-    """The one after trimming and winsorizing."""
-    tilts: np.ndarray
-    sums: np.ndarray
-    """Σμe, Σμel, Σμ of the points at the cap, and the largest μe."""
-    share: np.ndarray
-    """Share of each group in the measure of everything."""
+
+def is_compiled(values: Tensor, weighing: Weighing, sharding: Sharding) -> bool:
+    """Whether compiled loops weigh these values: on the CPU of one process, outside of a trace, with weights held."""
+    alone = sharding is ALONE and not weighing.differentiate and values.device.type == "cpu"
+    return alone and not is_traced(values) and compiled_kernels() is not None
+
+
+class Compiled(NamedTuple):
+    """What compiled loops found for a batch (outer, group, inner)."""
+
+    arrays: tuple[Any, ...]
+    """The first five arguments of `kernels.weigh`."""
+    rows: Float[np.ndarray, "group column"]
+    """See `kernels.COLUMNS`."""
+    value: float
+    """Σ w l over everything."""
     out: Tensor | None
-    """μe, times the difference of a squared error, of the batch's shape."""
-    batch: Batch
-
-    partition: np.ndarray
-    """Σμe, or 1 for a group of no measure."""
+    """μe, times the derivative of the error (half of it for a square)."""
+    account: Account | None
+    """None where the errors are not all numbers ≥ 0."""
 
     @property
-    def values(self) -> np.ndarray:
-        """Σ w l of every group by itself."""
-        return self.sums[:, 1] / self.partition
+    def partition(self) -> Float[np.ndarray, "group"]:
+        """Σμe, or 1 for a group of no measure."""
+        return self.rows[:, 6]
 
     @property
-    def factors(self) -> np.ndarray:
-        """What turns `out` into weights that sum to 1 over everything."""
-        return self.share / self.partition
+    def factors(self) -> Float[np.ndarray, "group"]:
+        """What turns μe into weights that sum to 1 over everything."""
+        total = self.rows[:, 8]
+        return total / (total.sum() * self.rows[:, 6])
 
-    def density(self) -> Tensor:
-        """μe, of the batch's shape."""
-        batch = self.batch
-        if batch.b is not None:
-            batch = type(batch)((batch.a - batch.b).square(), None, batch.measure)
-        out = batch.weigh(self.tilts, False, True)[1]
-        assert out is not None
+    def again(self, errors: Tensor | None = None) -> Float[Tensor, "outer group inner"]:
+        """`out` once more; or μe at the same temperatures where errors are given."""
+        a, b, m, seen, delta = self.arrays
+        if errors is not None:
+            a, b, delta = errors.detach().contiguous().view(a.shape).numpy(), None, True
+        out, kernels = torch.empty(a.shape, dtype=KIND[a.dtype.itemsize]), compiled_kernels()
+        assert kernels is not None
+        kernels.weigh(
+            a, b, m, seen, delta, _scratch.of(out.dtype), 0, math.inf, 0.0, True, out.numpy(), self.rows.copy()
+        )
         return out
 
-    def weights(self) -> Tensor:
-        """w, of the batch's shape (outer, group, inner), from `out` if that has no differences in it."""
-        out = self.density() if self.out is None or self.batch.b is not None else self.out
-        return out * torch.from_numpy(self.factors).to(out.dtype).reshape(1, -1, 1)
+    def weights(self, shape: torch.Size) -> Tensor:
+        """w of errors, of their shape."""
+        out = self.again() if self.out is None else self.out
+        return (out * torch.from_numpy(self.factors).to(out.dtype).unsqueeze(1)).view(shape)
 
 
-def weigh(
-    batch: Batch,
-    sketch: Sketch,
+KIND = {4: torch.float32, 8: torch.float64}
+
+
+class _Scratch(threading.local):
+    """Counters of the compiled loops, zero between two calls; of each thread its own."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[torch.dtype, tuple[Any, ...]] = {}
+
+    def of(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """See `kernels.weigh`."""
+        if dtype not in self.arrays:
+            single, shift = dtype == torch.float32, KEY_SHIFT[dtype]
+            real, unsigned, signed = (np.float32, np.uint32, np.int32) if single else (np.float64, np.uint64, np.int64)
+            keys = 1 << ((31 if single else 63) - shift)
+            counters = np.zeros(keys, np.int64), np.zeros((keys, 2))
+            self.arrays[dtype] = np.empty(LONG, unsigned), np.empty(1, signed), np.empty(LONG, real), *counters, shift
+        return self.arrays[dtype]
+
+
+_scratch = _Scratch()
+
+
+def weigh_compiled(
+    variables: tuple[Tensor, ...],
+    delta: float | None,
+    mask: Tensor | None,
+    measure: Tensor | None,
+    over: Over,
     weighing: Weighing,
-    softness: float = 1.0,
-    sharding: Sharding = ALONE,
-    wanted: bool = True,
-) -> Weighed:
-    """The weights of a batch on a CPU, from this process's sketch of it.
+    softness: Any,
+    wanted: bool,
+) -> Compiled:
+    """The weights of a prediction and a target, by their squared or Huber's errors, or of errors alone.
 
     Raises:
         ValueError: where no point is left.
     """
-    seen = sketch = sketch if sharding.within is here else _shared(sketch, batch, sharding)
-    demand = weighing.final.demand(softness)
-    limit = math.inf
-    if weighing.winsorize:
-        sketch, _ = _cut(batch, sketch, weighing.winsorize, sharding, keep=True)
-    if weighing.trim:
-        before = sketch.stats[:, Stats.TOP]
-        sketch, level = _cut(batch, sketch, weighing.trim, sharding, keep=False)
-        limit = np.where(level < before, level, math.inf)
-    total = sketch.stats[:, Stats.TOTAL]
-    everything = float(_sum(total.sum(), sharding.across))
-    check_any(everything)
-    tilts, binds = _solved(batch, sketch, demand, weighing.cap, limit, sharding)
-    tilts[:, Tilts.LIMIT] = limit
-    caps, write = bool(binds.any()), wanted and not weighing.mean_share
-    if caps:
-        room = total / min(demand.cap, weighing.cap)
-        _place_edges(batch, sketch, tilts, binds, room, sharding)
-        sums, out = _settled(batch, tilts, binds, room, sharding, write)
-    else:
-        sums, out = _weighed(batch, tilts, False, write, sharding)
-    if weighing.mean_share:
-        uniform = weighing.mean_share / (1 - weighing.mean_share)
-        tilts[:, Tilts.FLOOR] = uniform * sums[:, 0] / np.where(total > 0, total, 1.0)
-        sums, out = _weighed(batch, tilts, caps, wanted, sharding)
-    partition = sums[:, 0]
-    if not partition.all():
-        partition = np.where(partition > 0, partition, 1.0)
-    return Weighed(seen, sketch, tilts, sums, total / everything, out, batch, partition)
-
-
-def needs_bins(batch: Batch, sharding: Sharding) -> bool:
-    """Whether the groups of all processes together have more points than are atoms of their own."""
-    points = batch.points if sharding.within is here else int(_sum(batch.points, sharding.within))
-    return points > SMALL
-
-
-def _sum(value: Any, reduce: Reduce) -> Any:
-    """A sum over processes."""
-    return value if reduce is here else reduce(torch.as_tensor(value, dtype=torch.float64), "sum").numpy()
-
-
-def _max(values: np.ndarray, reduce: Reduce) -> np.ndarray:
-    return values if reduce is here else reduce(torch.from_numpy(values.copy()), "max").numpy()
-
-
-def _shared(sketch: Sketch, batch: Batch, sharding: Sharding) -> Sketch:
-    """The sketch of the groups of all processes."""
-    within = sharding.within
-    if within is here:
-        return sketch
-    stats = sketch.stats.copy()
-    own = stats[:, Stats.TOP].copy()
-    stats[:, Stats.TOP], stats[:, Stats.KEY] = _max(own, within), _max(stats[:, Stats.KEY], within)
-    ties = np.where(own == stats[:, Stats.TOP], stats[:, Stats.TIES], 0.0)
-    stats[:, Stats.TIES], stats[:, Stats.TOTAL] = _sum(np.stack((ties, stats[:, Stats.TOTAL])), within)
-    if sketch.bins:
-        mass, rest = _sum(_aligned(sketch, stats[:, Stats.KEY]), within)
-        return Sketch(stats, mass, rest, bins=True)
-    sizes = np.zeros(sharding.world)
-    sizes[sharding.rank] = batch.points
-    sizes = _sum(sizes, within).astype(int)
-    start = sizes[: sharding.rank].sum()
-    points = np.zeros((2, batch.groups, sizes.sum()))
-    points[:, :, start : start + batch.points] = sketch.mass, sketch.rest
-    mass, errors = _sum(points, within)
-    return Sketch(stats, mass, errors.astype(sketch.rest.dtype), bins=False)
-
-
-def merged(parts: Sequence[Sketch]) -> Sketch:
-    """The bins of all parts of a batch together."""
-    stats = parts[0].stats.copy()
-    for column in (Stats.TOP, Stats.KEY, Stats.WORST):
-        stats[:, column] = np.max([part.stats[:, column] for part in parts], axis=0)
-    stats[:, Stats.TOTAL] = sum(part.stats[:, Stats.TOTAL] for part in parts)
-    tied = [np.where(p.stats[:, Stats.TOP] == stats[:, Stats.TOP], p.stats[:, Stats.TIES], 0.0) for p in parts]
-    stats[:, Stats.TIES] = np.sum(tied, axis=0)
-    mass, rest = np.sum([_aligned(part, stats[:, Stats.KEY]) for part in parts], axis=0)
-    return Sketch(stats, mass, rest, bins=True)
-
-
-def solve_shared(batch: Batch, sketch: Sketch, demand: Demand, sharding: Sharding) -> tuple[float, Sketch]:
-    """β of one group, from the bins of its parts on all processes; and these together."""
-    shared = _shared(sketch, batch, sharding)
-    tilt = _solve(shared, batch.dtype, batch.counts, demand, math.inf)[0][0]
-    b, scale = float(tilt[Tilts.B]), float(tilt[Tilts.SCALE])
-    return (math.inf if b >= solver.SHARPEST else b / scale), shared
-
-
-def _aligned(sketch: Sketch, keys: np.ndarray) -> np.ndarray:
-    """Σμ and Σμr of all groups, (2, group, WINDOW), in windows with these largest keys."""
-    shifts = np.where(sketch.stats[:, Stats.TOTAL] > 0, keys - sketch.stats[:, Stats.KEY], WINDOW)
-    return np.stack([_shifted(sketch, g, min(int(by), WINDOW)) for g, by in enumerate(shifts)], axis=1)
-
-
-def _shifted(sketch: Sketch, group: int, by: int) -> np.ndarray:
-    """Σμ and Σμr of a group's bins in a window that lies so many bins higher."""
-    moved = np.zeros((2, WINDOW))
-    moved[:, : WINDOW - by] = sketch.mass[group, by:], sketch.rest[group, by:]
-    if by:
-        moved[0, 0] += sketch.mass[group, :by].sum()
-        moved[1, 0] = 0.0  # the lowest bin stands at 0, whatever is in it
-    return moved
-
-
-def _solved(
-    batch: Batch, sketch: Sketch, demand: Demand, cap: float, limit: Any, sharding: Sharding
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the solver finds for every group, and where a cap binds."""
-    tilts, notes = _solve(sketch, batch.dtype, batch.counts, demand, cap)
-    if demand.kind >= solver.KL and sketch.bins and sharding.within is here:
-        off = notes[:, OFF] > UNRESOLVED * demand.number
-        if demand.cap < math.inf:  # the bins cannot tell T → 0 from a small T, unless the number decides it
-            sharpest = tilts[:, Tilts.B] >= solver.SHARPEST
-            off = off & ~sharpest if demand.number >= math.log(demand.cap) else off | sharpest
-        for g in off.nonzero()[0] if off.any() else ():
-            errors, mass = batch.between(int(g), 0.0, math.inf)  # errors that lie closer together than the bins tell
-            top = sketch.stats[g, Stats.TOP]
-            trimmed = (errors > top) & (np.broadcast_to(limit, off.shape)[g] < math.inf)
-            points = np.minimum(errors, top), np.where(trimmed, 0.0, mass)
-            part = Sketch(sketch.stats[g : g + 1], points[1][None], points[0][None], bins=False)
-            tilts[g : g + 1], notes[g : g + 1] = _solve(part, batch.dtype, batch.counts, demand, cap)
-    if not notes[:, MET].all():
-        missed = len(notes) - int(notes[:, MET].sum())
-        warnings.warn(
-            f"the temperature budget {demand.number:.3g} cannot be met in {missed} of {len(notes)} groups: "
-            f"too few points, or too many tied at the largest error, which takes all the weight there. Use a smaller "
-            f"budget or larger groups.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return tilts, notes[:, BINDS] > 0
-
-
-def _solve(
-    sketch: Sketch, dtype: torch.dtype, counts: bool, demand: Demand, cap: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tilts (group, 6), and notes (group, 3)."""
-    groups = len(sketch.stats)
-    tilts, notes = np.empty((groups, 6)), np.empty((groups, 3))
     kernels = compiled_kernels()
-    if kernels is not None:
-        common = demand.kind, float(demand.number), demand.cap, cap, tilts, notes
-        if sketch.bins:
-            kernels.solve_bins(sketch.mass, sketch.rest, sketch.stats, BIAS[dtype], counts, *common)
-        else:
-            kernels.solve_points(sketch.rest, sketch.mass, sketch.stats, *common)
-        return tilts, notes
-    if not sketch.bins and groups > FEW_GROUPS:
-        for start in range(0, groups, max(1, POINTS_AT_ONCE // sketch.rest.shape[1])):
-            part = slice(start, start + max(1, POINTS_AT_ONCE // sketch.rest.shape[1]))
-            tilts[part], notes[part] = _solve_together(
-                sketch.stats[part], sketch.mass[part], sketch.rest[part], demand, cap
-            )
-        return tilts, notes
-    for g, stats in enumerate(sketch.stats):
-        top, ties, total = (float(x) for x in stats[:3])
-        found = 0.0, 0.0, 0.0, False, True, 0.0
-        if sketch.bins and total > 0:
-            first = int(stats[Stats.KEY]) - WINDOW + 1
-            atoms = solver.atoms_of_bins(sketch.mass[g], sketch.rest[g], first, BIAS[dtype], top, ties, counts)
-            found = solver.solve(*atoms, total, top, *demand, cap)
-        elif total > 0:
-            atoms = solver.atoms_of_points(sketch.rest[g], sketch.mass[g], top, min(demand.cap, cap) < math.inf)
-            found = solver.solve(*atoms, total, top, *demand, cap)
-        b, y_ref, lam, *notes[g] = found
-        scale = top if top > 0 else 1.0
-        tilts[g] = b, top + scale * y_ref, scale, lam, math.inf, 0.0
-    return tilts, notes
+    assert kernels is not None
+    arrays = _arrays(variables, delta, mask, measure, over)
+    dtype, shape = variables[0].dtype, arrays[0].shape
+    groups, points = shape[1], shape[0] * shape[2]
+    demand = weighing.final.demand(softness)
+    caps = float(demand.kind), float(demand.number), demand.cap, weighing.cap
+    cap = min(demand.cap, weighing.cap)
+    bins, tiny = points > SMALL, torch.finfo(dtype).tiny if points > SMALL else 0.0
+    ordered = bool(cap < math.inf or weighing.trim or weighing.winsorize)
+    scratch, room = _scratch.of(dtype), (WINDOW + 2 if bins else points)
+    many = min(groups, max(1, ATOMS_AT_ONCE // room))
+    l, mass, keys = np.empty((many, room)), np.empty((many, room)), np.empty((many, room if bins else 0), np.int64)
+    rows, sizes = np.empty((groups, len(kernels.COLUMNS))), np.empty(many, np.int64)
+    atoms, kept, step = np.empty((3, min(groups * room, MOST_ATOMS))), 0, -(-groups * room // MOST_ATOMS)
+    out = torch.empty(shape if wanted else (1, 1, 0), dtype=dtype)
+    to, everything, missed = out.numpy(), 0.0, 0
+    for start in range(0, groups, many):
+        part, sizes = rows[start : start + many], sizes[: groups - start]
+        if not kernels.sketch(*arrays, scratch, start, l, mass, keys, sizes, part):
+            return Compiled(arrays, rows, math.nan, None, None)
+        if ordered and not bins:
+            order = l[: len(part)].argsort(1)
+            l[: len(part)], mass[: len(part)] = (np.take_along_axis(x[: len(part)], order, 1) for x in (l, mass))
+        if weighing.trim or weighing.winsorize:
+            _guard(kernels, arrays, scratch[1], start, weighing, sizes, l, mass, keys, part)
+        coarse, unmet, edges = kernels.solve(l, mass, sizes, tiny, arrays[2] is None, caps, part)
+        if coarse:
+            more = _refine(kernels, arrays, start, caps, part)
+            unmet, edges = unmet + more[0], edges + more[1]
+        if edges:
+            _place_edges(kernels, arrays, scratch[1], start, cap, sizes, l, mass, keys, part)
+        everything += kernels.weigh(*arrays, scratch, start, cap, weighing.mean_share, wanted, to, part)
+        missed += unmet
+        kept = kernels.keep(l, mass, sizes, start, step, atoms, kept)
+    check_any(everything)
+    if missed:
+        warn_unmet(missed, groups, demand.number)
+    value = float(rows[:, 8] / everything @ (rows[:, 7] / rows[:, 6]))
+    return Compiled(arrays, rows, value, out if wanted else None, Account.of_rows(rows, atoms[:, :kept], value))
 
 
-def _solve_together(
-    stats: np.ndarray, mass: np.ndarray, errors: np.ndarray, demand: Demand, cap: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """`_solve` for many small groups in plain PyTorch: the solver of traced programs takes them all at once."""
-    top, total = (torch.from_numpy(stats[:, column].copy()).unsqueeze(1) for column in (Stats.TOP, Stats.TOTAL))
-    scale = torch.where(top > 0, top, 1.0)
-    weights = torch.from_numpy(mass).double()
-    y = torch.where(weights > 0, (torch.from_numpy(errors).double() - top) / scale, -1.0).clamp(max=0)
-    p = weights / torch.where(total > 0, total, 1.0)
-    if min(demand.cap, cap) < math.inf:
-        y, order = y.sort(dim=1)
-        p = p.gather(1, order)
-    mean = (top + scale * (p * y).sum(1, keepdim=True)).clamp(min=0).squeeze(1)
-    scale, top = scale.squeeze(1), top.squeeze(1)
-    b, y_ref, lam, binds = solve(Atoms(y, p), demand, scale, mean, min(demand.cap, cap))
-    sharpest = b >= SHARPEST_TRACED
-    b = torch.where(sharpest, solver.SHARPEST, b)
-    met = ~sharpest | binds | (demand.kind < solver.KL) | (total.squeeze(1) <= 0)
-    tilts = torch.stack((b, top + scale * y_ref, scale, lam, torch.full_like(b, math.inf), torch.zeros_like(b)), 1)
-    return tilts.numpy(), torch.stack((binds.double(), met.double(), torch.zeros_like(b)), 1).numpy()
+def _guard(kernels: Any, arrays: Any, signed: Any, start: int, weighing: Weighing, sizes, l, mass, keys, rows) -> None:
+    """Winsorize and trim the atoms of groups; what is above its limit has no weight."""
+    for i, row in enumerate(rows):
+        for fraction, keep in ((weighing.winsorize, True), (weighing.trim, False)):
+            if fraction and sizes[i]:
+                before, need = l[i, sizes[i] - 1], fraction * mass[i, : sizes[i]].sum()
+                sizes[i] = kernels.cut(*arrays, signed, start + i, need, keep, sizes[i], l[i], mass[i], keys[i])
+                level = l[i, sizes[i] - 1]
+                row[kernels.LIMIT] = level if level < before and not keep else math.inf
 
 
-def _order_statistic(batch: Batch, sketch: Sketch, group: int, need: float, sharding: Sharding) -> tuple[float, Any]:
-    """The largest error of a group that has more than `need` of the measure at or above it; and the errors and measures
-    in its bin.
+def _refine(kernels: Any, arrays: Any, start: int, caps: Any, rows) -> tuple[int, int]:
+    """Solve for the points where errors lie closer together than the bins tell."""
+    missed = edges = 0
+    for i, row in enumerate(rows):
+        if row[kernels.COARSE]:
+            errors, mass = kernels.between(*arrays, start + i, 0.0, math.inf)
+            mass[errors > row[kernels.LIMIT]] = 0
+            l = np.where(mass > 0, np.minimum(errors, row[kernels.TOP]), 0.0)  # winsorized
+            order = np.argsort(l)
+            size = np.array([l.size])
+            found = kernels.solve(l[order][None], mass[order][None], size, 0.0, True, caps, row[None])
+            missed, edges = missed + found[1], edges + found[2]
+    return missed, edges
 
-    Its bin is known from the sketch; in it, bit by bit, which is exact and needs no other process's points.
-    """
-    integer = np.int32 if batch.dtype == torch.float32 else np.int64
-    need, within = need * (1 + 1e-9), sharding.within if sketch.bins else here
-    if sketch.bins:
-        above = np.cumsum(sketch.mass[group][::-1])
-        place = WINDOW - 1 - min(int(np.searchsorted(above, need, side="right")), WINDOW - 1)
-        key = int(sketch.stats[group, Stats.KEY]) - WINDOW + 1 + place
-        edges = np.array([key if place else 0, key + 1], integer) << (REST_BITS if integer == np.int32 else 46)
-        low, high = (edges - np.array([0, 1], integer)).view(np.float32 if integer == np.int32 else np.float64)
-        errors, mass = batch.between(group, float(low), float(high))
-        need -= sketch.mass[group, place + 1 :].sum()
+
+def _place_edges(kernels: Any, arrays: Any, signed: Any, start: int, cap: float, sizes, l, mass, keys, rows) -> None:
+    """Where T → 0 and a cap binds, the largest points fill the cap: put the reference at the smallest of them."""
+    for i, row in enumerate(rows):
+        if row[kernels.BINDS] and row[kernels.B] >= SHARPEST:
+            copies, need = (l[i].copy(), mass[i].copy(), keys[i].copy()), row[kernels.TOTAL] / cap * (1 - 2e-9)
+            size = kernels.cut(*arrays, signed, start + i, need, False, sizes[i], *copies)
+            row[kernels.REFERENCE], row[kernels.LAM] = copies[0][size - 1], 0.0
+
+
+def _arrays(
+    variables: tuple[Tensor, ...], delta: float | None, mask: Tensor | None, measure: Tensor | None, over: Over
+) -> tuple[Any, ...]:
+    """The first five arguments of `kernels.weigh`: everything is one group of one slab, samples are groups, channels
+    are groups with a slab in every sample."""
+    shape = variables[0].shape
+    weights = None
+    if mask is not None or measure is not None:
+        weights = _as_measure(mask, measure, variables[0].dtype)
+        weights = weights.reshape((1,) * (len(shape) - weights.dim()) + weights.shape)
+    if over == "all":
+        outer = 0 if weights is None else _outer(weights, shape)
+        layout = math.prod(shape[:outer]), 1, math.prod(shape[outer:])
+        if weights is not None:
+            weights = weights.expand(*weights.shape[:outer], *shape[outer:]).reshape(1, 1, layout[2])
+    elif over == "sample":
+        layout = 1, shape[0], math.prod(shape[1:])
+        if weights is not None:
+            weights = weights.expand(-1, *shape[1:]).reshape(1, len(weights), layout[2])
     else:
-        place, (errors, mass) = 0, (sketch.rest[group], sketch.mass[group].astype(np.float64))
-    bits = errors.view(integer)
-    found = 0
-    for bit in reversed(range(31 if integer == np.int32 else 63)):
-        candidate = found | (1 << bit)
-        if float(_sum(mass[bits >= candidate].sum(), within)) > need:
-            found = candidate
-    value = np.array([found], integer).view(errors.dtype)[0]
-    return float(value), (place, errors, mass)
+        layout = shape[0], shape[1], math.prod(shape[2:])
+        if weights is not None:
+            weights = weights.expand(-1, -1, *shape[2:]).reshape(*weights.shape[:2], layout[2])
+    a, *rest = (x.detach().contiguous().view(layout).numpy() for x in variables)
+    b = rest[0] if rest else None
+    kind = True if b is None else None if delta is None else a.dtype.type(delta)
+    if weights is None:
+        return a, b, None, None, kind
+    weights = weights.contiguous()
+    m, seen = (None, weights.view(torch.int8).numpy()) if weights.dtype == torch.bool else (weights.numpy(), None)
+    return a, b, m, seen, kind
 
 
-def _cut(batch: Batch, sketch: Sketch, fraction: float, sharding: Sharding, keep: bool) -> tuple[Sketch, np.ndarray]:
-    """What is above the order statistic lowered to it, or taken away."""
-    stats, mass, rest = (x.copy() for x in sketch[:3])
-    for g, (total, top) in enumerate(zip(stats[:, Stats.TOTAL], stats[:, Stats.TOP], strict=True)):
-        level, (place, errors, weights) = _order_statistic(batch, sketch, g, fraction * total, sharding)
-        if level >= top:
-            continue
-        if sketch.bins:
-            removed = mass[g, place:].sum()
-            stays = errors <= level
-            rests = _rests(errors)
-            inside = np.array([weights[stays].sum(), (weights * rests)[stays].sum(), weights[errors == level].sum()])
-            kept, kept_rest, ties = _sum(inside, sharding.within)
-            removed -= kept
-            mass[g, place:] = rest[g, place:] = 0.0
-            mass[g, place], rest[g, place] = kept, kept_rest
-            if keep:
-                mass[g, place] += removed
-                rest[g, place] += removed * _rests(np.array([level], errors.dtype))[0]
-            stats[g, Stats.KEY] += place - (WINDOW - 1)
-            mass[g], rest[g] = np.roll(mass[g], WINDOW - 1 - place), np.roll(rest[g], WINDOW - 1 - place)
-        else:
-            above = errors > level
-            removed, ties = weights[above].sum(), weights[errors == level].sum()
-            if keep:
-                rest[g] = np.minimum(rest[g], level)
-            else:
-                mass[g][above] = 0
-        stats[g, Stats.TOP], stats[g, Stats.TIES] = level, ties + (removed if keep else 0.0)
-        stats[g, Stats.TOTAL] -= 0.0 if keep else removed
-    return Sketch(stats, mass, rest, sketch.bins), stats[:, Stats.TOP].copy()
+def _outer(weights: Tensor, shape: torch.Size) -> int:
+    """How many leading axes the measure does not depend on, so that it need not be repeated along them."""
+    outer = 0
+    while outer < len(shape) and weights.shape[outer] == 1 and math.prod(shape[outer + 1 :]) >= LONG:
+        outer += 1
+    return outer
 
 
-def _rests(errors: np.ndarray) -> np.ndarray:
-    """Where in its bin an error is, in [0, 2^17)."""
-    single = errors.dtype == np.float32
-    bits = errors.view(np.int32 if single else np.int64)
-    return (bits if single else bits >> 29) & ((1 << REST_BITS) - 1)
-
-
-def _place_edges(
-    batch: Batch, sketch: Sketch, tilts: np.ndarray, binds: np.ndarray, room: np.ndarray, sharding: Sharding
-) -> None:
-    """Where T → 0 and a cap binds, it is the largest points that fill the cap: put the reference at the smallest."""
-    for g in (binds & (tilts[:, Tilts.B] >= solver.SHARPEST)).nonzero()[0]:
-        edge, _ = _order_statistic(batch, sketch, int(g), room[g] * (1 - 2e-9), sharding)
-        tilts[g, Tilts.REFERENCE], tilts[g, Tilts.LAM] = edge, 0.0
-
-
-def _settled(
-    batch: Batch, tilts: np.ndarray, binds: np.ndarray, room: np.ndarray, sharding: Sharding, wanted: bool
-) -> tuple[np.ndarray, Tensor | None]:
-    """The exact pass, after λ is moved so that the points at the cap and the others have all the weight."""
-    sums, out = _weighed(batch, tilts, True, wanted, sharding)
-    for _ in range(MOST_CORRECTIONS):
-        if (np.abs(sums[binds, 0] - room[binds]) <= SETTLED * room[binds]).all():
-            break
-        free = sums[:, 0] - sums[:, 2]
-        possible = binds & (free > 0) & (room > sums[:, 2])
-        change = np.log(np.where(possible, free, 1.0) / np.where(possible, room - sums[:, 2], 1.0))
-        tilts[:, Tilts.LAM] += change
-        sums, out = _weighed(batch, tilts, True, wanted, sharding)
-    return sums, out
-
-
-def _weighed(
-    batch: Batch, tilts: np.ndarray, caps: bool, wanted: bool, sharding: Sharding
-) -> tuple[np.ndarray, Tensor | None]:
-    """An exact pass, with the sums over the processes that hold points of the same groups."""
-    sums, out = batch.weigh(tilts, caps, wanted)
-    if sharding.within is not here:
-        sums = np.column_stack((_sum(sums[:, :3], sharding.within), _max(sums[:, 3], sharding.within)))
-    return sums, out
+def _as_measure(mask: Tensor | None, measure: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """One tensor for both: bool, or μ with −1 where the mask is False."""
+    if measure is None:
+        assert mask is not None
+        return mask
+    measure = measure.detach().to(dtype)
+    return measure if mask is None else torch.where(mask, measure, -1)
 
 
 def imbalance_weights(
@@ -489,7 +356,8 @@ def imbalance_weights(
         >>> imbalance_weights(torch.tensor([1.0, 3.0, 3.0]), temperature=0)
         tensor([0.0000, 0.5000, 0.5000])
     """
-    weighing = Weighing(as_rule(temperature), math.inf if cap is None else cap, mean_share, trim, winsorize)
+    cap = math.inf if cap is None else cap
+    weighing = Weighing(as_rule(temperature), cap, mean_share, trim, winsorize)
     errors = check_errors(errors.detach(), over)
     check_not_empty(errors)
     total = combined_measure(mask, measure, errors)
@@ -497,11 +365,6 @@ def imbalance_weights(
         errors = torch.where(mask, errors, 0)
     check_finite(errors)
     return weights_of(errors, mask, measure, total, weighing, over, 1.0, ALONE)[0]
-
-
-def needs_trace(values: Tensor, weighing: Weighing) -> bool:
-    """Whether the weights have to be a program of tensors: traced, on a device, or differentiated themselves."""
-    return weighing.differentiate or is_traced(values) or values.device.type != "cpu"
 
 
 def weights_of(
@@ -513,13 +376,12 @@ def weights_of(
     over: Over,
     softness: Any,
     sharding: Sharding,
-) -> tuple[Tensor, Any]:
-    """The weights of checked errors, of their shape, and what they were made with."""
-    if needs_trace(errors, weighing):
-        grouped = None if total is None else to_groups(total, over)
-        found = trace(to_groups(errors, over), grouped, weighing, softness, sharding)
-        weights = found.weights * found.share.to(found.weights.dtype).unsqueeze(1)
-        return from_groups(weights, errors.shape, over), found
-    batch = batch_of(errors, None, mask, measure, over)
-    weighed = weigh(batch, batch.sketch(needs_bins(batch, sharding)), weighing, softness, sharding)
-    return weighed.weights().reshape(errors.shape), weighed
+) -> tuple[Tensor, Account | None]:
+    """The weights of checked errors, of their shape, and their account; `total` is mask and measure in one."""
+    if is_compiled(errors, weighing, sharding):
+        made = weigh_compiled((errors,), None, mask, measure, over, weighing, softness, True)
+        return made.weights(errors.shape), made.account
+    grouped = None if total is None else to_groups(total, over)
+    made = program.weigh(to_groups(errors, over), grouped, weighing, softness, sharding)
+    value = (made.weights * to_groups(errors, over)).sum(dtype=torch.float64)
+    return from_groups(made.weights, errors.shape, over), Account.of_program(made, value, sharding)

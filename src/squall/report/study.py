@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from squall._process.names import file_name
 from squall.report import figures
 from squall.report.tables import KINDS, grid_tables, markdown, regime_table, status_table
 from squall.runs.folder import write_beside
@@ -32,7 +33,7 @@ def write_report(path: Path | str) -> list[Path]:
     table = csv_table(results.labels, results.outcomes)
     files = [_write(out / "results.csv", table), _write(out / "tables.md", study_tables(results))]
     for name, figure in _figures(results):
-        files += [figures.save(figure, out / f"{name}.png"), figures.save(figure, out / f"{name}.pdf")]
+        files += [figures.save(figure, out / f"{file_name(name)}.{suffix}") for suffix in ("png", "pdf")]
     return [*files, write_page(results, out / "index.html")]
 
 

@@ -2,13 +2,11 @@
 
 import importlib
 import math
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -34,10 +32,11 @@ from squall.models import HNN, NODE
 from squall.models.normalized import Normalized
 from squall.models.placement import evaluating, like_model
 from squall.runs.config import ConfigError, DataConfig, LossConfig, ModelConfig, RunConfig
+from squall.runs.installed import find_source, installed_only, is_installed, working_folder_importable
 from squall.systems import SYSTEMS, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
-__all__ = ["Experiment", "build", "integrator", "system_of"]
+__all__ = ["Experiment", "build", "integrator", "model_source", "system_of"]
 
 INDEX_BLOCK = 2**13
 """Transitions whose stiffness index is computed at a time."""
@@ -80,26 +79,37 @@ class Experiment:
         return RolloutValidation(source, self.integrator, self.normalization.std) if source.trajectories else None
 
 
-def build(config: RunConfig, normalization: Normalization | None = None, *, split: Split | None = None) -> Experiment:
+def build(
+    config: RunConfig,
+    normalization: Normalization | None = None,
+    *,
+    split: Split | None = None,
+    trusts: Callable[[Path | None], bool] = lambda source: True,
+) -> Experiment:
     """Objects from names: open the data, divide it, make the model, the integrator and the loss.
 
     Args:
         config: the configuration.
         normalization: that of a trained run; fitted to the training trajectories if left out.
         split: the data, where they are open already.
+        trusts: whether a model may be imported from a file that belongs to no installed package.
 
     Raises:
-        ConfigError: at an unknown name, with the known ones.
+        ConfigError: at an unknown name, with the known ones, or a model that is not trusted.
         squall.data.DataError: if the file cannot be used.
     """
     split = split or _open(config.data)
     source = split.train
+    _warn_of_equal_points(source)
     system = system_of(source)
     normalization = normalization or _normalization(config.data, source, system)
-    model = _model(config, source, system, normalization)
-    if config.device.precision == "64-true":
-        model.double()
-    _try(model, source)
+    _refuse_strange_model(config.model.name, trusts)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.training.seed)  # of modules that draw weights when made, or when first called
+        model = _model(config, source, system, normalization)
+        if config.device.precision == "64-true":
+            model.double()
+        _try(model, source)
     chosen = next_state if config.model.predicts == "state" else integrator(config.integrator)
     return Experiment(config, split, system, normalization, model, chosen, _loss(config.loss))
 
@@ -133,15 +143,31 @@ def _open(config: DataConfig) -> Split:
     return squall.data.split(source, validation=config.validation, test=config.test)
 
 
-def _warn_of_what_is_left_out(file: squall.data.TrajectoryFile) -> None:
+def _warn_of_what_is_left_out(source: Source) -> None:
     """Forcings and coefficients that the model does not see may decide what it can learn."""
     parts = {
-        "fields that are constant in time": file.constant_fields,
-        "scalars that vary in time or between trajectories": file.varying_scalars,
+        "fields that are constant in time": [c.name for c in source.conditions if c.kind == "static"],
+        "fields that are forcings": [c.name for c in source.conditions if c.kind == "forcing" and max(c.shape[3:]) > 1],
+        "scalars that vary in time or between trajectories": [
+            c.name for c in source.conditions if max(c.shape[3:]) == 1 and max(c.shape[:2]) > 1
+        ],
     }
     listed = [f"the {what}: {', '.join(names)}" for what, names in parts.items() if names]
     if listed:
-        warnings.warn(f"{file.path}: the model sees none of {'; '.join(listed)}", stacklevel=2)
+        warnings.warn(
+            f"{getattr(source, 'path', source.name)}: the model sees none of {'; '.join(listed)}", stacklevel=2
+        )
+
+
+def _warn_of_equal_points(source: Source) -> None:
+    """Masks and areas are known of the data, but neither the loss nor the errors of a run use them yet."""
+    parts = {
+        "masked points count like all others, with the mean of their field": source.mask is not None,
+        "cells count alike, whatever their area": source.measure is not None,
+    }
+    listed = [text for text, there in parts.items() if there]
+    if listed:
+        warnings.warn(f"{source.name}: in the loss and in the errors, {' and '.join(listed)}", stacklevel=3)
 
 
 def system_of(source: Source) -> System | None:
@@ -209,14 +235,34 @@ def _model(config: RunConfig, source: Source, system: System | None, normalizati
         _warn_of_edges(config.model.name, source)
         model = MODELS[config.model.name](config.model, source, system, generator)
     else:
-        model = _imported(config.model, config.training.seed)
+        model = _imported(config.model)
     if normalization == Normalization.identity(source.channels):
         return model
     return Normalized(model, normalization.mean, normalization.std, predicts=config.model.predicts)
 
 
-def _imported(config: ModelConfig, seed: int) -> nn.Module:
-    """A module of the user's own, by its import path."""
+def model_source(name: str) -> Path | None:
+    """The file of a model that is in no installed package; None for all other models."""
+    module = name.rpartition(".")[0]
+    return None if name in MODELS or not module or is_installed(module) else find_source(module)
+
+
+def _refuse_strange_model(name: str, trusts: Callable[[Path | None], bool]) -> None:
+    """Before anything is imported: what a run folder names may be any code of this machine."""
+    module = name.rpartition(".")[0]
+    if name in MODELS or not module or is_installed(module):
+        return
+    source = find_source(module)
+    if not trusts(source):
+        where = f"comes from {source}, not from an installed package" if source else "is in no installed package"
+        raise ConfigError(
+            f"the model '{name}' {where}, and nothing shows that you trained this run on this machine with that file. "
+            "Its code would run: if you trust it, say so by --trust (in Python, open_run(..., trust=True))"
+        )
+
+
+def _imported(config: ModelConfig) -> nn.Module:
+    """A module by its import path, of an installed package or of the user's own."""
     module, _, name = config.name.rpartition(".")
     if not module:
         raise ConfigError(
@@ -224,31 +270,23 @@ def _imported(config: ModelConfig, seed: int) -> nn.Module:
             "torch.nn.Module, such as my_package.MyModel"
         )
     try:
-        with _working_folder_importable():
-            model_class = getattr(importlib.import_module(module), name)
+        if is_installed(module):
+            with installed_only():
+                model_class = getattr(importlib.import_module(module), name)
+        else:
+            with working_folder_importable():
+                model_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a name such as '..x'
         raise ConfigError(f"model.name is '{config.name}', which cannot be imported: {error}") from error
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise ConfigError(f"model.name is '{config.name}', which is not a class of torch.nn.Module")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            model = model_class(**config.arguments)
-        except TypeError as error:
-            raise ConfigError(f"model.arguments do not fit {config.name}: {error}") from error
+    try:
+        model = model_class(**config.arguments)
+    except TypeError as error:
+        raise ConfigError(f"model.arguments do not fit {config.name}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name is '{config.name}', which makes a {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-@contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    """A module beside the data can be named, also by an installed command."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path.pop(0)
 
 
 def _warn_of_edges(name: str, source: Source) -> None:

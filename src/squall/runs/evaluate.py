@@ -31,6 +31,7 @@ def evaluate_runs(
     data: str | None = None,
     fields_of: Kind = "best",
     keep: Keep | Sequence[Keep] = Keep(),  # noqa: B008
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate the best and the last checkpoint of runs on their test trajectories, and write the results.
 
@@ -47,6 +48,7 @@ def evaluate_runs(
         data: where the data file is now, if it was moved.
         fields_of: which weights' rollouts are kept for figures, where there are both.
         keep: what is kept for figures, of all runs or of each; without fields there is no `rollouts.npz`.
+        trust: as `open_run` takes it.
 
     Returns:
         for each run what its `evaluation.json` holds.
@@ -60,7 +62,7 @@ def evaluate_runs(
         return []
     keeps = [keep] * len(paths) if isinstance(keep, Keep) else keep
     kinds = [_kinds(RunFolder(path)) for path in paths]
-    runs = _open_alike(paths, data)
+    runs = _open_alike(paths, data, trust)
     experiment = runs[0].experiment
     test = experiment.split.test
     if test.trajectories == 0:
@@ -87,10 +89,10 @@ def evaluate_runs(
     return results
 
 
-def _open_alike(paths: Sequence[Path | str], data: str | None) -> list[TrainedRun]:
+def _open_alike(paths: Sequence[Path | str], data: str | None, trust: bool) -> list[TrainedRun]:
     """The runs, with the data of the first: they have to be those of all."""
-    first = open_run(paths[0], data)
-    runs = [first, *(open_run(path, data, split=first.experiment.split) for path in paths[1:])]
+    first = open_run(paths[0], data, trust=trust)
+    runs = [first, *(open_run(path, data, split=first.experiment.split, trust=trust) for path in paths[1:])]
     for run in runs:
         if run is not first and not can_run_together(first.experiment.config, run.experiment.config):
             raise ConfigError(

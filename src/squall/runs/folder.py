@@ -22,17 +22,22 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
+from torch import nn
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text, special_file
 from squall._process.files import LEFTOVER, sync, temporary_name, write_beside
+from squall.data import Normalization
+from squall.runs.config import difference, flat
+from squall.runs.record import is_edited, recorded
 from squall.training.loop import Checkpoint
+from squall.training.state import split_state
 
 __all__ = [
     "SAMPLING",
@@ -43,6 +48,7 @@ __all__ = [
     "RunFolderError",
     "evaluation_suffix",
     "fingerprint",
+    "refuse_unsavable",
     "write_beside",
 ]
 
@@ -167,9 +173,52 @@ class RunFolder:
         if not path.exists():
             raise RunFolderError(f"{self.path} is not a run folder: it has no config.yaml. `squall train` makes one")
         try:
-            return _mapping(load_yaml(path), path)
+            values = _mapping(load_yaml(path), path)
         except DocumentError as error:
             raise RunFolderError(f"{error}: it is damaged, or was edited") from error
+        self._refuse_edited(values)
+        return values
+
+    def _refuse_edited(self, config: dict[str, Any]) -> None:
+        """What the folder says about itself is what it said when the run was trained."""
+        if not self.has("environment.json"):
+            return
+        environment = self.read_json("environment.json")
+        if is_edited(environment):
+            raise RunFolderError(
+                f"{self.path / 'environment.json'} was edited after the training: its checksum does not match. Bring "
+                "the file back, or train the run again"
+            )
+        before = recorded(environment)
+        lines = [] if before is None else difference(before["config"], config)
+        # A kill between the two files of a run that goes on leaves the steps of an earlier segment.
+        earlier = {segment["steps"] for segment in environment.get("segments", ())}
+        if flat(config).get("training.steps") in earlier:
+            lines = [line for line in lines if not line.startswith("training.steps:")]
+        if lines:
+            raise RunFolderError(
+                f"{self.path / 'config.yaml'} was edited after the training (trained -> there now):\n  "
+                + "\n  ".join(lines)
+                + "\nBring the values back, or train another run"
+            )
+
+    def read_normalization(self) -> Normalization:
+        """The normalisation of the training.
+
+        Raises:
+            RunFolderError: if it is damaged, or was edited.
+        """
+        values = self.read_json("normalization.json")
+        before = recorded(self.read_json("environment.json"))
+        if before is not None and before["normalization"] != values:
+            raise RunFolderError(
+                f"{self.path / 'normalization.json'} was edited after the training: it holds {values}, but the run was "
+                f"trained with {before['normalization']}"
+            )
+        try:
+            return Normalization.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise RunFolderError(f"{self.path / 'normalization.json'} is damaged: {error}") from error
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file; a number that is not finite becomes null."""
@@ -253,10 +302,14 @@ class RunFolder:
         names = (path.name.removeprefix(f"{kind}-") for path in (self.path / "checkpoints").glob(f"{kind}-*"))
         return sorted((int(step) for step in names if step.isdecimal()), reverse=True)
 
-    def load(self, kind: Kind) -> Checkpoint | None:
+    def load(self, kind: Kind, fits: Callable[[Checkpoint], None] = lambda checkpoint: None) -> Checkpoint | None:
         """The newest checkpoint that can be read, None if there is none yet.
 
         A damaged one is passed over with a warning that names it.
+
+        Args:
+            kind: the last or the best.
+            fits: raises where a checkpoint, though whole, is not one of this run.
 
         Raises:
             CheckpointError: if there are some and none can be read.
@@ -265,7 +318,13 @@ class RunFolder:
         for step in steps:
             path = self._checkpoint_path(kind, step)
             try:
-                return _read_checkpoint(path, step)
+                checkpoint = _read_checkpoint(path, step)
+                try:
+                    fits(checkpoint)
+                except Exception as error:  # such as shapes that differ, or a state of another kind
+                    message = f"the checkpoint {path} is damaged (it does not fit the model: {_first_line(error)})"
+                    raise CheckpointError(message) from error
+                return checkpoint
             except CheckpointError as error:
                 warnings.warn(f"{error}: the checkpoint before it is used", DamagedCheckpointWarning, stacklevel=2)
         if steps:
@@ -306,13 +365,45 @@ def _mapping(values: Any, path: Path) -> dict[str, Any]:
 
 def _read_checkpoint(path: Path, step: int) -> Checkpoint:
     try:
-        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
-        damaged = [name for name in (WEIGHTS, STATE) if _sha256(path / name) != checksums[name]]
+        checksums = _mapping(read_json(read_text(path / CHECKSUMS)), path / CHECKSUMS)
+        special = [f"{name} is {kind}" for name in (WEIGHTS, STATE) if (kind := special_file(path / name))]
+        damaged = special or [
+            f"{name} does not match its checksum"
+            for name in (WEIGHTS, STATE)
+            if _sha256(path / name) != checksums[name]
+        ]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error
     if damaged:
-        raise CheckpointError(f"the checkpoint {path} is damaged ({damaged[0]} does not match its checksum)")
-    return Checkpoint(step, load_file(path / WEIGHTS), torch.load(path / STATE, weights_only=True))
+        raise CheckpointError(f"the checkpoint {path} is damaged ({damaged[0]})")
+    try:
+        state = torch.load(path / STATE, weights_only=True)
+        if not isinstance(state, dict) or not isinstance(state.get("extra", {}), dict):
+            raise TypeError(f"{STATE} holds a {type(state).__name__}")
+        return Checkpoint(step, load_file(path / WEIGHTS), state)
+    except Exception as error:  # of the readers of torch and safetensors, which know each its own
+        raise CheckpointError(f"the checkpoint {path} is damaged ({_first_line(error)})") from error
+
+
+def refuse_unsavable(model: nn.Module) -> None:
+    """Save and load a model's state once in memory, before anything is trained.
+
+    Raises:
+        CheckpointError: if it does not come back.
+    """
+    try:
+        weights, extra = split_state(model.state_dict())
+        state = torch.load(io.BytesIO(_state_bytes({"extra": extra})), weights_only=True)
+        model.load_state_dict(Checkpoint(0, load(save(weights)), state).model_state)
+    except Exception as error:  # the model's own methods are called
+        raise CheckpointError(
+            f"the model cannot be saved and loaded again, so nothing was trained: {_first_line(error)}. Its state dict "
+            "may hold tensors, numbers, text, lists and mappings"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _state_bytes(state: dict[str, Any]) -> bytes:

@@ -1,6 +1,7 @@
 """A run from its configuration to its folder: trained, interrupted, resumed."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import os
@@ -17,14 +18,16 @@ import torch
 
 from squall._process.extras import explain_missing_extra
 from squall._process.threads import threads
-from squall._types import Validation
+from squall._types import Score, Validation
 from squall.data import Split
-from squall.runs.build import Experiment, build
+from squall.runs.build import Experiment, build, model_source
 from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, to_dict
-from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint
+from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
+from squall.runs.record import sealed
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
+from squall.training.state import adam, load_optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -159,6 +162,7 @@ def _prepare(
         config = dataclasses.replace(config, data=data)
     _refuse_other(folder, config)
     experiment = build(config, split=split)
+    refuse_unsavable(experiment.model)
     _ = experiment.sampler  # refuses a minibatch that the data cannot fill
     fabric = _fabric(config, folder)
     fabric.launch()
@@ -243,10 +247,13 @@ class _FolderRecorder(Recorder):
             values = to_dict(experiment.config)
             values["data"]["path"] = self.data_path
             folder.write_config(values)
+        normalization = experiment.normalization.to_dict()
         if not folder.has("normalization.json"):
-            folder.write_json("normalization.json", experiment.normalization.to_dict())
+            folder.write_json("normalization.json", normalization)
         if not folder.has("environment.json"):
-            folder.write_json("environment.json", _environment(experiment, self.fabric))
+            source = model_source(experiment.config.model.name)
+            environment = _environment(experiment, self.fabric)
+            folder.write_json("environment.json", sealed(environment, folder.read_config(), normalization, source))
         sampler = experiment.sampler
         if isinstance(sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
             shape = (experiment.split.train.trajectories, -1)
@@ -256,11 +263,11 @@ class _FolderRecorder(Recorder):
 
     def reached(self) -> int:
         """The step of the last checkpoint; 0 without one."""
-        checkpoint = self.folder.load("last")
+        checkpoint = self.folder.load("last", self._fits)
         return checkpoint.step if checkpoint else 0
 
     def resume(self) -> Checkpoint | None:
-        checkpoint = self.folder.load("last")
+        checkpoint = self.folder.load("last", self._fits)
         self.saved_step = checkpoint and checkpoint.step
         if self.fabric.is_global_zero:
             self.folder.rewind_metrics(self.saved_step or 0)
@@ -269,6 +276,21 @@ class _FolderRecorder(Recorder):
 
     def resume_best(self) -> Checkpoint | None:
         return self.folder.load("best")
+
+    def _fits(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint of another training before the training takes it."""
+        model, settings = copy.deepcopy(self.experiment.model), self.experiment.config.training
+        model.load_state_dict(checkpoint.model_state)
+        optimizer = adam(model.parameters(), settings, torch.device("cpu"))
+        load_optimizer(optimizer, checkpoint.state["optimizer"])
+        for parameter, values in optimizer.state.items():
+            for value in values.values():
+                if value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"a moment of the optimiser has shape {tuple(value.shape)}")
+        copy.deepcopy(self.experiment.loss).load_state_dict(checkpoint.state["loss"])
+        torch.Generator().set_state(checkpoint.state["random"]["cpu"])
+        _ = checkpoint.state["score"] and Score(*checkpoint.state["score"])
+        float(checkpoint.state["seconds"])
 
     @property
     def last_good(self) -> str:

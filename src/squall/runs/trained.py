@@ -2,12 +2,13 @@
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from squall.data import Normalization, Split
+from squall.data import Split
 from squall.integrators import rollout
 from squall.models.placement import like_model
 from squall.runs.build import Experiment, build
@@ -20,6 +21,8 @@ from squall.runs.folder import (
     RunFolderError,
     fingerprint,
 )
+from squall.runs.record import is_own, recorded
+from squall.training.loop import Checkpoint
 
 __all__ = ["TrainedRun", "open_run"]
 
@@ -43,17 +46,19 @@ class TrainedRun:
         kinds: tuple[Kind, ...] = (kind,) if kind else ("best", "last")
         for candidate in kinds:
             try:
-                checkpoint = self.folder.load(candidate)
+                checkpoint = self.folder.load(candidate, self._restore)
             except CheckpointError as error:
                 if candidate == kinds[-1]:
                     raise
                 warnings.warn(f"{error}; the last one is used", DamagedCheckpointWarning, stacklevel=2)
                 continue
             if checkpoint is not None:
-                self.experiment.model.load_state_dict(checkpoint.weights)
                 self.experiment.model.eval()
                 return candidate, checkpoint.step
         raise CheckpointError(f"{self.folder.path} has no '{kinds[0]}' checkpoint: train it with `squall train` first")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.experiment.model.load_state_dict(checkpoint.model_state)
 
     def predict(self, initial: Tensor, steps: int) -> Tensor:
         """Roll out from given initial states.
@@ -78,24 +83,35 @@ class TrainedRun:
             return rollout(self.experiment.integrator, self.experiment.model, first, training.dt, steps)
 
 
-def open_run(path: Path | str, data: str | None = None, *, split: Split | None = None) -> TrainedRun:
+def open_run(
+    path: Path | str, data: str | None = None, *, split: Split | None = None, trust: bool = False
+) -> TrainedRun:
     """A trained run, with its data, its normalisation and its model.
 
     Args:
         path: the run folder.
         data: where its data file is now, if it was moved.
         split: its data, where they are open already.
+        trust: whether a model may be imported from outside the installed packages, for a run that was trained by
+            somebody else or on another machine.
 
     Raises:
-        RunFolderError: if it is not a run folder, or the data file is not the one that it was trained on.
+        RunFolderError: if it is no run folder or was edited after the training, or the data file is not the one that
+            it was trained on.
+        ConfigError: if its model is code that is not trusted.
     """
     folder = RunFolder(path)
     config = from_dict(folder.read_config())
     if data is not None:
         config = replace(config, data=replace(config.data, path=data))
-    normalization = Normalization.from_dict(folder.read_json("normalization.json"))
-    experiment = build(config, normalization, split=split)
-    if fingerprint(config.data.path) != folder.read_json("environment.json").get("data"):
+    environment = folder.read_json("environment.json")
+    if recorded(environment) is None:
+        warnings.warn(f"{path} is of an earlier version, without a record: edits of it go unnoticed", stacklevel=2)
+    trusts = partial(is_own, environment)
+    experiment = build(
+        config, folder.read_normalization(), split=split, trusts=(lambda source: True) if trust else trusts
+    )
+    if fingerprint(config.data.path) != environment.get("data"):
         raise RunFolderError(
             f"{config.data.path} is not the file that {path} was trained on: it has changed since. If that file is "
             "elsewhere, name it by --data"

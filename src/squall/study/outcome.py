@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from squall.runs.folder import SAMPLING, Kind, RunFolder
+from squall.runs.record import SEAL
 
 __all__ = ["ABSENT", "FIELDS", "STATES", "Metric", "Outcome", "Place", "metrics", "read_outcome", "value_at"]
 
@@ -110,10 +111,16 @@ def read_outcome(folder: RunFolder, seed: int, state: str, config: Mapping[str, 
         config,
         {path.stem.removeprefix("evaluation"): folder.read_json(path.name) for path in paths},
         {name: [_number(line.get(name)) for line in lines] for name in quantities},
-        folder.read_json("environment.json") if folder.has("environment.json") else {},
+        _environment(folder),
         folder.read_json("failed.json") if state == "failed" else {},
         functools.partial(_read_arrays, folder),
     )
+
+
+def _environment(folder: RunFolder) -> dict[str, Any]:
+    """Without the seal, which belongs to the folder."""
+    values = folder.read_json("environment.json") if folder.has("environment.json") else {}
+    return {name: x for name, x in values.items() if name != SEAL}
 
 
 def _number(value: float | None) -> float | None:

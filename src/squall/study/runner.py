@@ -301,7 +301,8 @@ def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
 def _keep_results(tasks: Sequence[_Task]) -> None:
     """Of tasks that are trained and want the same evaluations."""
     first, paths = tasks[0], [task.path for task in tasks]
-    where: dict[str, Any] = {"data": first.config.data.path, "device": _device(first.config)}
+    # The study that the user runs names the model.
+    where: dict[str, Any] = {"data": first.config.data.path, "device": _device(first.config), "trust": True}
     evaluate_runs(paths, fields_of="last", keep=[task.keep for task in tasks], **where)
     for other in first.evaluations:
         keep = Keep(times=FRAMES_KEPT, fields=())

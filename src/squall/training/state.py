@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from squall._process.extras import explain_missing_extra
 from squall._types import Score, Validation
@@ -81,11 +82,20 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after `step` steps: the weights, and all else that the rest of it depends on."""
+    """A training after `step` steps: the weights, and all else that the rest of it depends on.
+
+    `state["extra"]` holds what else the model's state dict has: what `get_extra_state` returns, dictionaries, and
+    tensors that safetensors cannot hold.
+    """
 
     step: int
     weights: dict[str, Tensor]
     state: dict[str, Any]
+
+    @property
+    def model_state(self) -> dict[str, Any]:
+        """For `load_state_dict` of the model."""
+        return {**self.weights, **self.state.get("extra", {})}
 
 
 class Recorder:
@@ -147,6 +157,13 @@ class Training:
     best: Checkpoint | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     diverged: TrainingDiverged | None = None
+    unbounded: frozenset[str] = frozenset()
+    """What the training does not change and was not finite before it, such as a mask of infinities."""
+
+    def __post_init__(self) -> None:
+        trained = {name for name, x in self.model.named_parameters(remove_duplicate=False) if x.requires_grad}
+        state = self.model.state_dict()
+        self.unbounded = frozenset(name for name, x in state.items() if name not in trained and not _is_finite(x))
 
     def log(self, metrics: dict[str, Any]) -> None:
         line = {"step": self.step, **metrics, "seconds": round(self.seconds, 3)}
@@ -181,12 +198,9 @@ class Training:
             self.recorder.improved(self.best, validation)
 
     def _checkpoint(self) -> Checkpoint:
-        weights = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in self.model.state_dict().items()
-        }
-        for name, tensor in weights.items():
-            if not tensor.isfinite().all():
+        weights, extra = split_state(self.model.state_dict())
+        for name, tensor in (weights | extra).items():
+            if name not in self.unbounded and not _is_finite(tensor):
                 raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
         state = {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
@@ -196,6 +210,8 @@ class Training:
             "seconds": self.seconds,
             "score": self.score and (self.score.diverged, self.score.error),
         }
+        if extra:
+            state["extra"] = extra
         return Checkpoint(self.step, weights, state)
 
     def resume(self) -> None:
@@ -204,7 +220,7 @@ class Training:
         self.model.train()
         if checkpoint is None:
             return
-        self.model.load_state_dict(checkpoint.weights)
+        self.model.load_state_dict(checkpoint.model_state)
         load_optimizer(self.optimizer, checkpoint.state["optimizer"])
         self.loss.load_state_dict(checkpoint.state["loss"])
         self.fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
@@ -212,6 +228,27 @@ class Training:
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
         self.score = checkpoint.state["score"] and Score(*checkpoint.state["score"])
         self.best = self.recorder.resume_best()
+
+
+def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Copies of a state dict's plain tensors, which safetensors can hold, and of all else."""
+    weights: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {}
+    for name, x in state.items():
+        if not isinstance(x, Tensor):
+            extra[name] = copy.deepcopy(x)
+        elif x.layout == torch.strided and not x.is_quantized and x.dtype != torch.complex128:
+            weights[name] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            extra[name] = x.detach().cpu().clone()
+    return weights, extra
+
+
+def _is_finite(x: Any) -> bool:
+    """Of what is no plain tensor nothing is known."""
+    if not isinstance(x, Tensor) or is_lazy(x) or x.layout != torch.strided or x.is_quantized:
+        return True
+    return bool(x.isfinite().all())
 
 
 @explain_missing_extra()
@@ -231,6 +268,8 @@ def adam(
     parameters = list(parameters)
     if not parameters:
         raise ValueError("the model has no parameters: there is nothing to train")
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError("all parameters of the model are frozen (requires_grad is False): there is nothing to train")
     plain = all(p.is_floating_point() and p.is_contiguous() for p in parameters)
     fused = plain and (replayed or device.type == "cpu")
     return torch.optim.Adam(parameters, settings.learning_rate, fused=fused or None, capturable=replayed)

@@ -1,0 +1,188 @@
+"""Arrays in a file: where their axes are, which numbers mean a missing value, and how a few windows are read."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from squall.data.conditions import Condition
+from squall.data.errors import DataError
+from squall.data.hdf5 import in_one_piece
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One array of a file, or one array per trajectory.
+
+    Attributes:
+        name: what it is called.
+        key: its place in the file; a tuple of places, one per trajectory.
+        axes: what each stored axis is: "batch", "time", "channel" (several are flattened), the name of a space
+            axis, or "" for an axis of length one that is dropped.
+        channels: names of its components.
+        dtype: of the stored numbers.
+        fills: stored numbers that mean a missing value.
+        scale, offset: the value is stored·scale + offset.
+    """
+
+    name: str
+    key: str | tuple[str, ...]
+    axes: tuple[str, ...]
+    channels: tuple[str, ...]
+    dtype: np.dtype
+    fills: tuple[float, ...] = ()
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def by_trajectory(self) -> bool:
+        return "batch" in self.axes or isinstance(self.key, tuple)
+
+    @property
+    def by_time(self) -> bool:
+        return "time" in self.axes
+
+    @property
+    def number(self) -> np.dtype:
+        """The type of the values: float32 or float64."""
+        return np.dtype(np.float64 if np.result_type(self.dtype, np.float32) == np.float64 else np.float32)
+
+    def condition(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> Condition:
+        """It as a condition of states of `shape` on space axes of these names."""
+        space = (points if axis in self.axes else 1 for points, axis in zip(shape[3:], axes, strict=True))
+        batch, times = shape[0] if self.by_trajectory else 1, shape[1] if self.by_time else 1
+        return Condition.of(self.name, (batch, times, len(self.channels), *space))
+
+    def read(
+        self,
+        array: Callable[[str], Any],
+        trajectories: Int64[np.ndarray, " n"],
+        starts: Int64[np.ndarray, " n"],
+        length: int,
+        space: Mapping[str, int],
+    ) -> Shaped[np.ndarray, "window length part *space"]:
+        """Windows (window, length, channel, *space), missing values as NaN; length 1 along what does not vary.
+
+        Args:
+            array: gives the stored array at a key.
+            trajectories, starts: one per window.
+            length: times in a window.
+            space: length of each space axis, in the order of the state.
+        """
+        rows = list(zip(trajectories.tolist(), starts.tolist(), strict=True))
+        if not (self.by_trajectory or self.by_time):
+            rows = [(0, 0)]
+        index: list[Any] = [0 if axis == "" else slice(None) for axis in self.axes]
+        batch = self.axes.index("batch") if "batch" in self.axes else None
+        time = self.axes.index("time") if self.by_time else None
+        lengths = {**space, "time": length, "channel": len(self.channels)}
+        values: Any = None
+        for row in sorted(range(len(rows)), key=rows.__getitem__):  # the disk reads ahead
+            trajectory, start = rows[row]
+            if batch is not None:
+                index[batch] = trajectory
+            if time is not None:
+                index[time] = slice(start, start + length)
+            block = array(self.key if isinstance(self.key, str) else self.key[trajectory])[tuple(index)]
+            if values is None:
+                values = np.empty((len(rows), *np.shape(block)), self.dtype)
+            values[row] = block
+        kept = [axis for axis in self.axes if axis not in ("", "batch")]
+        if values is None:
+            values = np.empty((0, *(lengths[axis] for axis in kept)), self.dtype)
+        order = [i for name in ("time", "channel", *space) for i, axis in enumerate(kept, 1) if axis == name]
+        shape = (length if self.by_time else 1, len(self.channels), *(n if a in kept else 1 for a, n in space.items()))
+        return self._decode(values.transpose(0, *order).reshape(len(rows), *shape))
+
+    def _decode(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "*axes"]:
+        values = stored.astype(self.number, copy=False)
+        if self.scale != 1 or self.offset != 0:
+            values = values * self.number.type(self.scale) + self.number.type(self.offset)
+        for fill in self.fills:
+            missing = stored == np.asarray(fill).astype(stored.dtype)
+            if missing.any():
+                values = np.where(missing, self.number.type(np.nan), values)
+        return values
+
+
+class Handle:
+    """The arrays of a file, opened once in every process: what a forked worker inherits is not its own.
+
+    Args:
+        place: the file or folder.
+        opener: a function of a module, so that it can be pickled, from the place to arrays by key.
+        shown: the name for messages.
+    """
+
+    def __init__(self, place: Path, opener: Callable[[Path], Any], shown: Path) -> None:
+        self.place, self.shown = Path(os.path.abspath(place)), shown
+        self._opener = opener
+        self._stamp = _stamp(self.place)
+        self._process = -1
+        self._file: Any = None
+        self._arrays: dict[str, Any] = {}
+
+    def array(self, key: str) -> Any:
+        """The array at `key`, not yet read.
+
+        Raises:
+            DataError: where the file has changed since it was opened.
+        """
+        if self._process != os.getpid():
+            self.close()
+            if _stamp(self.place) != self._stamp:
+                raise DataError(f"{self.shown}: the file has changed since it was opened; open it again")
+            self._file = self._opener(self.place)
+            self._process = os.getpid()
+        if key not in self._arrays:  # a look-up in HDF5 or Zarr takes longer than the reading of a small state
+            array = self._file[key]
+            if isinstance(array, h5py.Dataset) and array.size and array.dtype.kind in "iuf" and in_one_piece(array):
+                array = np.memmap(self.place, array.dtype, "r", array.id.get_offset(), array.shape)  # 5 × faster
+            self._arrays[key] = array
+        return self._arrays[key]
+
+    def close(self) -> None:
+        """Close the file; it opens again when it is read."""
+        self._arrays = {}
+        if self._process == os.getpid() and hasattr(self._file, "close"):
+            self._file.close()
+        self._file, self._process = None, -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None, "_process": -1, "_arrays": {}}
+
+
+class Joined:
+    """Arrays one after the other along a time axis, which parts may lack: a pair, or a first state and the rest."""
+
+    def __init__(self, parts: list[Any], axis: int, ndim: int) -> None:
+        self.parts, self.axis = parts, axis
+        self.counts = [part.shape[axis] if part.ndim == ndim else 0 for part in parts]  # 0: one state, no axis
+        first = parts[0].shape
+        rest = (*first[axis + 1 :],) if parts[0].ndim == ndim else (*first[axis:],)
+        self.shape, self.ndim = (*first[:axis], sum(max(1, count) for count in self.counts), *rest), ndim
+        self.dtype = np.result_type(*(part.dtype for part in parts))
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Shaped[np.ndarray, "..."]:
+        start, stop, _ = index[self.axis].indices(self.shape[self.axis])
+        place = sum(not isinstance(i, int) for i in index[: self.axis])
+        pieces, first = [], 0
+        for part, count in zip(self.parts, self.counts, strict=True):
+            low, high = max(start - first, 0), min(stop - first, max(1, count))
+            first += max(1, count)
+            if low >= high:
+                continue
+            rest = (*index[: self.axis], *((slice(low, high),) if count else ()), *index[self.axis + 1 :])
+            piece = np.asarray(part[rest])
+            pieces.append(piece if count else np.expand_dims(piece, place))
+        return np.concatenate(pieces, axis=place)
+
+
+def _stamp(place: Path) -> tuple[int, int]:
+    status = place.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,365 @@
+"""NetCDF and Zarr files: axes by their names or CF attributes, areas from latitudes, declared fill values."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from squall._process.documents import special_file
+from squall._process.extras import explain_missing_extra
+from squall.data.arrays import Handle, Variable
+from squall.data.conditions import Areas, as_measure
+from squall.data.errors import DataError
+from squall.data.formats.bag import parse_axes, read_bag
+from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.hdf5 import Datasets, dataset_of, members, open_file, open_hdf5
+from squall.data.measure import areas
+
+NAMES = {
+    "time": ("time", "t", "valid_time", "timestep", "time_step", "step", "date", "datetime", "time_counter"),
+    "batch": (
+        "batch",
+        "sample",
+        "trajectory",
+        "member",
+        "ensemble",
+        "number",
+        "realization",
+        "run",
+        "sim",
+        "simulation",
+    ),
+    "channel": ("channel", "channels", "variable", "component", "feature", "field", "fields"),
+    "latitude": ("lat", "latitude", "nav_lat", "rlat"),
+    "longitude": ("lon", "longitude", "long", "nav_lon", "rlon"),
+    "level": ("level", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "height", "deptht", "model_level"),
+}
+AREAS = ("cell_area", "area", "areacella", "areacello")
+
+
+def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
+    """The layout of a file that xarray opens.
+
+    Args:
+        path: for messages.
+        place: the file or folder.
+        options: of `open`.
+        kind: "NetCDF-3", "NetCDF-4" or "Zarr".
+
+    Raises:
+        DataError: no time axis, no field with time and space, times not equally spaced.
+        MissingExtraError: where a package of the extra `formats` is missing.
+    """
+    with explain_missing_extra():
+        import xarray
+    if kind == "Zarr":
+        _refuse_special(path, place)
+    if kind == "Zarr" and not _named(place):
+        arrays = open_zarr(place)
+        shapes = {name: (array.shape, array.dtype) for name, array in dict(arrays).items()}
+        return read_bag(f"{_said(kind, place)} without names of axes", Handle(place, open_zarr, path), shapes, options)
+    if kind == "NetCDF-4":
+        with explain_missing_extra():
+            import h5netcdf  # noqa: F401 (xarray would list its engines instead)
+        with open_file(path, place) as file:
+            _refuse_elsewhere(file)
+    engine = {"NetCDF-3": "scipy", "NetCDF-4": "h5netcdf", "Zarr": "zarr"}[kind]
+    more: dict[str, Any] = {"consolidated": False} if kind == "Zarr" else {}
+    try:
+        # decode_times=False: a calendar that pandas lacks must not fail here; chunks=None: no dask.
+        with xarray.open_dataset(
+            place, engine=engine, mask_and_scale=False, decode_times=False, chunks=None, **more
+        ) as data:
+            return _read(path, place, options, kind, data)
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise DataError(f"{path}: not read as {kind} ({error}); make or fetch it again") from error
+
+
+def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> Layout:
+    notes: list[str] = []
+    roles = {dim: role_of(dim, data.variables.get(dim)) for dim in data.sizes}
+    series, fixed = _sorted_variables(path, place, kind, data, roles, notes)
+    chosen = list(options.get("fields") or _most_common(series, roles))
+    missing = [name for name in chosen if name not in series]
+    if missing:
+        raise DataError(
+            f"{path}: fields: no {', '.join(missing)}; the fields in time and space are {', '.join(series)}"
+        )
+    roles = {dim: "channel" if role == "level" else role for dim, role in roles.items()}
+    if options.get("axes"):
+        widest = max((series[name] for name in chosen), key=lambda v: len(v.dims))
+        words = parse_axes(str(options.get("axes")), widest.shape, chosen[0])
+        known = ("time", "batch", "channel")
+        roles |= {d: w if w in known else str(d) for d, w in zip(widest.dims, words, strict=True)}
+    frame = _frame(path, {name: series[name] for name in chosen}, roles)
+    space = _common_space(path, {name: series[name] for name in chosen}, roles)
+    if not 1 <= len(space) <= 3:
+        raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
+    states = tuple(_variable(name, series[name], roles, space, data, place) for name in chosen)
+    conditions, measure = [], None
+    for name, variable in {**fixed, **series}.items():
+        if name in chosen:
+            continue
+        if name in AREAS or variable.attrs.get("standard_name") == "cell_area":
+            measure = variable if variable.dims == space else measure
+        others = [dim for dim in variable.dims if dim not in (*frame, *space) and roles[dim] != "channel"]
+        if others:
+            notes.append(f"left out '{name}': its axes {variable.dims} are not those of the fields {space}")
+        elif measure is not variable:
+            conditions.append(_variable(name, variable, roles, space, data, place))
+    sizes = {roles[dim]: data.sizes[dim] for dim in frame}
+    channels = sum(len(variable.channels) for variable in states)
+    times, start, unit = _times(next(dim for dim in frame if roles[dim] == "time"), data)
+    points = [np.array(data.variables[dim].values) if dim in data.variables else None for dim in space]
+    kinds = [role_of(dim, data.variables.get(dim)) for dim in space]
+    if measure is None:
+        areas_of_cells = _areas(points, kinds)
+    else:
+        areas_of_cells = as_measure(torch.from_numpy(measure.values.astype(np.float64)), measure.shape)
+    units = {c: u for v in states if (u := data.variables[v.name].attrs.get("units")) for c in v.channels}
+    sphere = {"latitude", "longitude"} & set(kinds)
+    return finish(
+        _said(kind, place),
+        Handle(place, OPENERS[kind], path),
+        states,
+        conditions,
+        (sizes.get("batch", 1), sizes["time"], channels, *(data.sizes[dim] for dim in space)),
+        options,
+        times=times,
+        coordinates=points,
+        notes=notes,
+        measure=areas_of_cells,
+        axes=space,
+        boundary=[_end(*pair) for pair in zip(points, kinds, strict=True)] if sphere else None,
+        name=str(data.attrs.get("title") or path.name),
+        units=units | ({"time": unit} if unit else {}),
+        provenance={"first_time": start} if start else {},
+    )
+
+
+def _sorted_variables(
+    path: Path, place: Path, kind: str, data: Any, roles: Mapping[Any, str], notes: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables in time and space, and the others.
+
+    Raises:
+        DataError: where none has a time and a space axis.
+    """
+    bounds = {v.attrs[key] for v in data.variables.values() for key in ("bounds", "climatology") if key in v.attrs}
+    series: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    # Zarr lists its arrays in the order of the disk, which is no order: channels must not depend on it.
+    for name, variable in sorted(data.variables.items()) if kind == "Zarr" else data.variables.items():
+        if name in data.sizes or name in bounds:
+            continue
+        if variable.dtype.kind not in "iuf" or "grid_mapping_name" in variable.attrs:
+            notes.append(f"left out '{name}': it holds {variable.dtype}, on {variable.dims}")
+            continue
+        space = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel")]
+        timed = any(roles[dim] == "time" for dim in variable.dims)
+        (series if timed and space else fixed)[str(name)] = variable
+    if not series:
+        raise _no_series(path, place, kind, fixed)
+    return series, fixed
+
+
+def _no_series(path: Path, place: Path, kind: str, fixed: Mapping[str, Any]) -> DataError:
+    listed = ", ".join(f"{name} {variable.dims}" for name, variable in {**fixed}.items()) or "no number at all"
+    groups = _groups(kind, place)
+    if groups:
+        return DataError(
+            f"{path}: the fields lie in groups ({', '.join(groups)}), which are not read: save one of "
+            "them by xarray's open_dataset(path, group=...).to_netcdf(...), or give the folder of the group in Zarr"
+        )
+    return DataError(
+        f"{path}: no variable with a time and a space axis; found: {listed}. A time axis is called "
+        f"{', '.join(NAMES['time'][:4])} or has units such as 'hours since 2000-01-01': rename it"
+    )
+
+
+def role_of(dim: Any, variable: Any) -> str:
+    """What a dimension is: by CF attributes, else by name; its own name for any other space axis."""
+    attributes: Mapping[str, Any] = {} if variable is None else variable.attrs
+    units, name = str(attributes.get("units", "")), str(dim).lower()
+    if " since " in units or attributes.get("axis") == "T":
+        return "time"
+    for role, unit in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
+        if attributes.get("standard_name") == role or units in (unit, unit.replace("degrees", "degree")):
+            return role
+    if attributes.get("axis") == "Z" or "positive" in attributes:
+        return "level"
+    return next((role for role, names in NAMES.items() if name in names), str(dim))
+
+
+def _most_common(series: Mapping[str, Any], roles: Mapping[Any, str]) -> list[str]:
+    """The fields on the space axes that most fields have."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    real = {name: v for name, v in series.items() if v.dtype.kind == "f" or "scale_factor" in v.attrs}
+    for name, variable in (real or series).items():  # whole numbers are flags rather than states
+        space = tuple(dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel", "level"))
+        groups.setdefault(space, []).append(name)
+    return max(groups.values(), key=len)
+
+
+def _frame(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str]) -> tuple[str, ...]:
+    """The time axis of the fields, and the axis of trajectories if there is one."""
+    frame = []
+    for role in ("time", "batch"):
+        same = list(dict.fromkeys(str(d) for field in fields.values() for d in field.dims if roles[d] == role))
+        if len(same) > 1:
+            dims = " ".join(map(str, max((field.dims for field in fields.values()), key=len)))
+            raise DataError(
+                f"{path}: two axes look like {role}: {' and '.join(same)}; say what the axes {dims} are by axes=..., "
+                "as 'batch time y x', or choose fields=[...]"
+            )
+        frame += same
+    return tuple(frame)
+
+
+def _common_space(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str]) -> tuple[str, ...]:
+    found = {n: tuple(d for d in v.dims if roles[d] not in ("time", "batch", "channel")) for n, v in fields.items()}
+    if len(set(found.values())) > 1:
+        raise DataError(f"{path}: the fields lie on different space axes: {found}; choose some by fields=[...]")
+    return tuple(map(str, next(iter(found.values()))))
+
+
+def _variable(
+    name: str, variable: Any, roles: Mapping[Any, str], space: tuple[str, ...], data: Any, place: Path
+) -> Variable:
+    axes = tuple(str(dim) if dim in space else roles[dim] for dim in variable.dims)
+    channels = [name]
+    for dim in variable.dims:
+        if roles[dim] == "channel":
+            labels = data.variables[dim].values.tolist() if dim in data.variables else range(data.sizes[dim])
+            channels = [f"{stem}_{f'{x:g}' if isinstance(x, float) else x}" for stem in channels for x in labels]
+    attributes = {**variable.encoding, **variable.attrs}
+    fills = [np.ravel(attributes[key]) for key in ("_FillValue", "missing_value") if attributes.get(key) is not None]
+    values = {float(fill) for fill in (np.concatenate(fills) if fills else [])}
+    if (place / ".zgroup").exists():
+        values -= {0.0}  # Zarr v2 gives every array a fill value for chunks that were never written: 0 by default
+    return Variable(
+        name,
+        name,
+        axes,
+        tuple(channels),
+        variable.dtype,
+        tuple(sorted(fill for fill in values if fill == fill)),
+        float(attributes.get("scale_factor", 1.0)),
+        float(attributes.get("add_offset", 0.0)),
+    )
+
+
+def _times(dim: str, data: Any) -> tuple[Shaped[np.ndarray, " time"] | None, str, str]:
+    """Times in the unit of the file or, for dates, in hours; the first date; the unit."""
+    if dim not in data.variables:
+        return None, "", ""
+    variable = data.variables[dim]
+    units = str(variable.attrs.get("units", ""))
+    unit, _, first = units.partition(" since ")
+    values = np.asarray(variable.values)
+    if not first:
+        return (values if values.dtype.kind in "iuf" else None), "", units
+    hours = {
+        "day": 24.0,
+        "hour": 1.0,
+        "hr": 1.0,
+        "h": 1.0,
+        "minute": 1 / 60,
+        "min": 1 / 60,
+        "second": 1 / 3600,
+        "sec": 1 / 3600,
+    }
+    factor = hours.get(unit.strip().lower().removesuffix("s"), 1 / 3600 if unit.strip() == "s" else None)
+    if factor is None:
+        return values, first, unit
+    return (values - values[0]) * factor, f"{values[0]:g} {units}", "hours"
+
+
+def _areas(points: list[Any], kinds: list[str]) -> Areas | None:
+    known = [p is not None and len(p) > 1 for p in points]
+    return areas(points, kinds) if all(known) else None
+
+
+def _end(points: Shaped[np.ndarray, " points"] | None, kind: str) -> str:
+    """A circle of longitude closes; all other edges of a map are open."""
+    if kind != "longitude" or points is None or len(points) < 2:
+        return "open"
+    turn = abs(float(points[1]) - float(points[0])) * len(points)
+    return "periodic" if abs(turn - 360) < 0.1 * abs(float(points[1]) - float(points[0])) else "open"
+
+
+def _named(place: Path) -> bool:
+    """Whether the arrays of a Zarr group have named axes, as xarray needs them."""
+    arrays = open_zarr(place)
+    if isinstance(arrays, dict):
+        return False
+    return any(
+        (a.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in a.attrs) or getattr(a.metadata, "dimension_names", None)
+        for _, a in arrays.arrays()
+    )
+
+
+def _groups(kind: str, place: Path) -> list[str]:
+    """Names of the groups in a file."""
+    opened: Any = OPENERS[kind](place)
+    items = members(opened.file) if isinstance(opened, Datasets) else dict(opened.items())
+    return [name for name, item in items.items() if hasattr(item, "keys")]
+
+
+def _refuse_elsewhere(file: Any) -> None:
+    """Check all that xarray will read from an HDF5 file: the points of the axes."""
+    for name, item in members(file).items():
+        bare = str(item.attrs.get("NAME", b"")).find("This is a netCDF dimension but not a netCDF variable") >= 0
+        if isinstance(item, h5py.Dataset) and not bare:
+            dataset_of(file, name, name)
+
+
+def _refuse_special(path: Path, folder: Path, root: str = "") -> None:
+    """Refuse pipes and links out of the folder: only what was named is read.
+
+    Raises:
+        DataError: with the first of them.
+    """
+    root = root or os.path.realpath(folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:  # no call to the file system for a plain file
+            if entry.is_dir(follow_symlinks=False):
+                _refuse_special(path, Path(entry.path), root)
+            elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
+                raise DataError(f"{path}: '{entry.name}' is a link to a file elsewhere; only the folder named is read")
+            elif not entry.is_file() and not entry.is_symlink():
+                raise DataError(f"{path}: '{entry.name}' is {special_file(Path(entry.path))}, not a file")
+
+
+def _said(kind: str, place: Path) -> str:
+    return f"Zarr v{2 if (place / '.zgroup').exists() else 3}" if kind == "Zarr" else kind
+
+
+# Reading goes past xarray, whose indexing takes longer than a small state.
+
+
+def open_zarr(place: Path) -> Any:
+    """The arrays of a group by name; an array alone is called "array"."""
+    with explain_missing_extra():
+        import zarr
+    opened: Any = zarr.open(place, mode="r")
+    return {"array": opened} if hasattr(opened, "shape") else opened
+
+
+def open_netcdf3(place: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """The variables, mapped into memory; SciPy finds where they are."""
+    from scipy.io import netcdf_file
+
+    with place.open("rb") as raw:  # closed by us: SciPy would warn that its map is still in use
+        file = netcdf_file(raw, "r", mmap=True)
+        return {name: variable.data for name, variable in file.variables.items()}
+
+
+OPENERS = {"NetCDF-3": open_netcdf3, "NetCDF-4": open_hdf5, "Zarr": open_zarr}

@@ -1,0 +1,235 @@
+"""A file of any other layout as a source, once it is known which of its arrays is what."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from squall._types import Trajectories
+from squall.data.arrays import Handle, Variable
+from squall.data.conditions import Areas, Condition, ConditionValues
+from squall.data.description import Description, describe, equal_step
+from squall.data.errors import DataError
+from squall.data.missing import Screened
+from squall.data.source import CHUNK_BYTES, Numbers
+
+
+class Reading(TypedDict, total=False):
+    """What `open` may be told where a file cannot say it."""
+
+    dt: float | None
+    axes: str | None
+    fields: Sequence[str] | None
+    lengths: float | Sequence[float] | None
+    coordinates: Sequence[Any] | None
+    boundary: str | Sequence[str] | None
+    fill: float | None
+    gaps: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What was understood of a file.
+
+    Attributes:
+        format: its name for people.
+        handle: gives the arrays.
+        states: variables that make the state.
+        conditions: the others, known in advance.
+        shape: (batch, time, channel, *space).
+        description: names and axes.
+        measure: relative areas of cells (*space).
+        notes: what was assumed, and what was not understood.
+    """
+
+    format: str
+    handle: Handle
+    states: tuple[Variable, ...]
+    conditions: tuple[Variable, ...]
+    shape: tuple[int, ...]
+    description: Description
+    measure: Areas | None = None
+    notes: tuple[str, ...] = ()
+
+
+class ArrayFile(Screened):
+    """Trajectories in a file of another layout; `squall.data.open` makes it.
+
+    Opening reads the structure; states are read when they are asked for. NaN and declared fill values are missing
+    values (`mask`, `valid`). It can be pickled; every process opens the file for itself.
+    """
+
+    def __init__(self, path: Path, layout: Layout, fill: float | None = None) -> None:
+        self.path = path
+        if fill is not None:
+            states = (dataclasses.replace(v, fills=(*v.fills, float(fill))) for v in layout.states)
+            layout = dataclasses.replace(layout, states=tuple(states))
+        self.layout = layout
+        self._means: dict[str, float] = {}
+
+    @property
+    def format(self) -> str:
+        """What the file was taken for."""
+        return self.layout.format
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed, and what of the file was not understood."""
+        return self.layout.notes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.layout.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        double = any(variable.number == np.float64 for variable in self.layout.states)
+        return torch.float64 if double else torch.float32
+
+    @property
+    def description(self) -> Description:
+        return self.layout.description
+
+    @property
+    def measure(self) -> Areas | None:
+        return self.layout.measure
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return tuple(v.condition(self.shape, self.description.axes) for v in self.layout.conditions)
+
+    @property
+    def piece_bytes(self) -> int:
+        """What has to be unpacked for one state, where the arrays lie in chunks along trajectories and times."""
+        states = 1
+        for variable in self.layout.states:
+            chunks = (
+                getattr(self.layout.handle.array(variable.key), "chunks", None)
+                if isinstance(variable.key, str)
+                else None
+            )
+            along = [n for n, axis in zip(chunks or (), variable.axes, strict=False) if axis in ("batch", "time")]
+            states = max(states, int(np.prod(along)))
+        return states * (self.nbytes // (self.shape[0] * self.shape[1]))
+
+    def chunks(self, limit_bytes: int = CHUNK_BYTES) -> Iterator[tuple[range, int, int]]:
+        """At least what is unpacked together, so that it is unpacked once."""
+        return super().chunks(max(limit_bytes, min(self.piece_bytes, 2**30)))
+
+    def close(self) -> None:
+        """Close the file; it opens again when it is read."""
+        self.layout.handle.close()
+
+    def _read(
+        self, variable: Variable, trajectories: Numbers, starts: Numbers, length: int
+    ) -> Float[Tensor, "window length part *space"]:
+        space = dict(zip(self.description.axes, self.space, strict=True))
+        try:
+            values = variable.read(self.layout.handle.array, trajectories.numpy(), starts.numpy(), length, space)
+        except (OSError, LookupError, RuntimeError) as error:
+            reason = str(error).strip("'\"")
+            raise DataError(
+                f"{self.path}: '{variable.name}' cannot be read and may be damaged ({reason}); make or fetch it again"
+            ) from error
+        return torch.from_numpy(values)
+
+    def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
+        parts = [self._read(variable, trajectories, starts, length).to(self.dtype) for variable in self.layout.states]
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
+        """Missing values of a condition are its mean: a model cannot be told NaN."""
+        variable = next(v for v in self.layout.conditions if v.name == name)
+        values = self._read(variable, trajectories, starts, length)
+        if torch.isnan(values).any():
+            values = torch.where(torch.isnan(values), self._mean(variable), values)
+        return values.to(self.dtype)
+
+    def _mean(self, variable: Variable) -> float:
+        if variable.name not in self._means:
+            total, count = 0.0, 0
+            for chosen, start, stop in self.chunks():
+                rows = torch.tensor(chosen if variable.by_trajectory else chosen[:1])
+                length = stop - start if variable.by_time else 1
+                piece = self._read(variable, rows, torch.full_like(rows, start), length)
+                total += float(piece.nansum(dtype=torch.float64))
+                count += int((~torch.isnan(piece)).sum())
+                if not (variable.by_time or variable.by_trajectory):
+                    break
+            self._means[variable.name] = total / max(1, count)
+        return self._means[variable.name]
+
+
+def finish(
+    format: str,
+    handle: Handle,
+    states: Sequence[Variable],
+    conditions: Sequence[Variable],
+    shape: tuple[int, ...],
+    options: Reading,
+    *,
+    times: Shaped[np.ndarray, " time"] | None,
+    coordinates: Sequence[Shaped[np.ndarray, " _"] | None],
+    notes: list[str],
+    measure: Areas | None = None,
+    **about: Any,
+) -> Layout:
+    """A layout with its description: the step from `times`, the points from the file, what the options say instead.
+
+    Raises:
+        DataError: where the time step is not known, or times are not equally spaced.
+    """
+    path = handle.shown
+    if shape[1] < 2:
+        raise DataError(f"{path}: it has one time; at least two are needed to learn a step from")
+    about.setdefault("name", path.stem)
+    dt = options.get("dt") or time_step(path, times)
+    boundary = options.get("boundary") or about.pop("boundary", None)
+    about.pop("boundary", None)
+    if boundary is None:
+        boundary = "periodic"
+        notes.append("boundary: the file does not say it; taken as periodic (boundary= says otherwise)")
+    points, lengths = options.get("coordinates"), options.get("lengths")
+    extra = {key: about.pop(key) for key in ("axes", "units", "start") if key in about}
+    if points is None and lengths is None and any(axis is not None for axis in coordinates):
+        points = [np.arange(n) if p is None else p for p, n in zip(coordinates, shape[3:], strict=True)]
+    elif points is None and lengths is None:
+        notes.append(
+            "coordinates: the file has none; the domain is taken as 1 long (lengths= or coordinates= say otherwise)"
+        )
+    names = [channel for variable in states for channel in variable.channels]
+    description = describe(shape, dt=dt, fields=names, lengths=lengths, coordinates=points, boundary=boundary, **about)
+    return Layout(
+        format,
+        handle,
+        tuple(states),
+        tuple(conditions),
+        shape,
+        dataclasses.replace(description, **extra),
+        measure,
+        tuple(notes),
+    )
+
+
+def time_step(path: Path, times: Shaped[np.ndarray, " time"] | None) -> float:
+    """The step of equally spaced times.
+
+    Raises:
+        DataError: where there are none, or they are not equally spaced.
+    """
+    if times is None or len(times) < 2:
+        raise DataError(f"{path}: the file does not say the time between two states; give dt=...")
+    step = equal_step(np.asarray(times))
+    if step is None or step <= 0:
+        gaps = np.diff(np.asarray(times, dtype=np.float64))
+        raise DataError(
+            f"{path}: the times are not equally spaced: neighbours are {gaps.min():g} to {gaps.max():g} apart. "
+            "Interpolate the states to equal times (missing times may be NaN), or give dt=... to take them as equal"
+        )
+    return step

@@ -1,0 +1,54 @@
+"""PyTorch's `.pt` with tensors by name, as neuraloperator's data sets: pairs `x`, `y`, or a trajectory."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from squall.data.arrays import Handle, Joined
+from squall.data.errors import DataError
+from squall.data.formats.bag import read_bag
+from squall.data.formats.layout import Layout, Reading
+
+PAIR = "x, y"
+
+
+def open_tensors(place: Path) -> dict[str, Any]:
+    """The tensors by name as arrays; `x` and `y` of equal shape are two states one after the other."""
+    loaded = torch.load(place, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(place))
+    tensors = {"tensor": loaded} if isinstance(loaded, Tensor) else loaded if isinstance(loaded, dict) else {}
+    arrays: dict[str, Any] = {
+        str(name): (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }
+    if {"x", "y"} <= arrays.keys() and arrays["x"].shape == arrays["y"].shape and arrays["x"].ndim >= 2:
+        x, y = arrays.pop("x"), arrays.pop("y")
+        arrays[PAIR] = Joined([x, y], axis=1, ndim=x.ndim + 1)
+    return arrays
+
+
+def read_torch(path: Path, place: Path, options: Reading) -> Layout:
+    """The layout of a `.pt` file.
+
+    Raises:
+        DataError: where it holds more than tensors, or the options do not fit.
+    """
+    try:
+        arrays = open_tensors(place)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: not read as tensors ({reason}); programs in a file are never run: save a dict of tensors"
+        ) from None
+    handle = Handle(place, open_tensors, path)
+    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if PAIR not in arrays:
+        return read_bag("PyTorch tensors", handle, shapes, options)
+    ndim = arrays[PAIR].ndim
+    axes = ("batch", "time", *"xyz"[: ndim - 2]) if ndim < 5 else None  # (sample, channel, x, y), or 3-D: to be asked
+    format = "neuraloperator's pairs, each a trajectory of one step from x to y"
+    return read_bag(format, handle, shapes, options, axes=axes, coordinates={})

@@ -1,0 +1,43 @@
+"""Relative areas of cells from the coordinates: widths on an axis, exact spherical cells on latitude and longitude."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+
+from squall.data.conditions import Areas, as_measure
+
+
+def edges(points: Float[np.ndarray, " points"]) -> Float[np.ndarray, " ends"]:
+    """The ends (N + 1) of cells around N points: halfway to the neighbours, the same beyond the last."""
+    if len(points) == 1:
+        return np.array([points[0] - 0.5, points[0] + 0.5])
+    middle = (points[1:] + points[:-1]) / 2
+    return np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
+
+
+def areas(coordinates: Sequence[Shaped[np.ndarray, " _"]], roles: Sequence[str]) -> Areas | None:
+    """Relative areas of cells (*space), mean 1; `None` where all are equal.
+
+    A cell between latitudes φ₁ and φ₂ has the area (sin φ₂ − sin φ₁)·Δλ, exactly; cells end at the poles.
+    With unequally spaced points, other axes count by the width of their cells.
+
+    Args:
+        coordinates: the points of each axis.
+        roles: "latitude" (degrees), "colatitude" (radians) or anything else, one per axis.
+
+    Example:
+        >>> latitude, longitude = np.array([-60.0, 0.0, 60.0]), np.arange(0.0, 360.0, 90.0)
+        >>> areas([latitude, longitude], ["latitude", "longitude"])[:, 0]
+        tensor([0.7500, 1.5000, 0.7500], dtype=torch.float64)
+    """
+    total = np.ones(())
+    for points, role in zip(coordinates, roles, strict=True):
+        ends = edges(np.asarray(points, dtype=np.float64))
+        if role == "latitude":
+            ends = np.sin(np.radians(np.clip(ends, -90, 90)))
+        elif role == "colatitude":
+            ends = np.cos(np.clip(ends, 0, np.pi))
+        total = total[..., None] * np.abs(np.diff(ends))
+    return as_measure(torch.from_numpy(total), total.shape)
