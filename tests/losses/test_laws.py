@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import optimize
@@ -81,6 +81,7 @@ def test_limits_are_exact(errors):
 
 @settings(deadline=None, max_examples=30)
 @given(seeds, budgets, st.floats(-20, 20), overs, guards)
+@example(5317, KLBudget(0.05), 1.0, "sample", {"trim": 0.2})  # a Newton step that meets the budget to the last digit
 def test_budget_rules_know_no_unit(seed, rule, exponent, over, guard):
     e, zero, c = normal(seed, 4, 2, 30), torch.zeros(4, 2, 30, dtype=torch.float64), 10.0**exponent
     plain, scaled = (float(imbalance_aware_loss(x, zero, rule, over=over, **guard)) for x in (e, c * e))

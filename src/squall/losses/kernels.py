@@ -206,7 +206,8 @@ def _newton(b, divergence, slope, budget, low, high):
     if divergence > 0 and slope > 0:
         change = math.log(budget / divergence) * divergence / slope
     following = b * math.exp(min(1.0, max(-1.0, change)))  # a larger step overshoots where the divergence saturates
-    if not low < following < high:  # not its ends: two steps could lead back and forth
+    # b is an end of the bracket and stays where it solves to rounding; elsewhere the ends could lead back and forth
+    if following != b and not low < following < high:
         following = math.sqrt(low * high) if low > 0 else high / 2
     return following
 
