@@ -22,9 +22,10 @@ test: $(VENV)/.installed-test
 quick: $(VENV)/.installed-test
 	$(PYTEST) -m 'not slow' tests/losses tests/systems tests/test_integrators.py tests/test_grid.py
 
+# Warnings are errors; the gallery's programs run. A few minutes.
 docs: $(VENV)/.installed
 	$(INSTALL) -e '.[all,docs]'
-	$(BIN)/python -m sphinx -q -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 format: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check --fix .
