@@ -166,8 +166,10 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path, capsys):
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(data, tmp_path, capsys):
     assert main(train(data, tmp_path / "run")) == 0
-    assert main(train(data, tmp_path / "run", 30)) == 2
-    assert "training.steps: 20 -> 30" in capsys.readouterr().err
+    assert main(train(data, tmp_path / "run", 10)) == 2
+    assert "training.steps: 20 -> 10" in capsys.readouterr().err
+    assert main(train(data, tmp_path / "run", 30, "--training.seed", "3")) == 2
+    assert "training.seed: 0 -> 3" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(data, tmp_path, capsys):

@@ -15,6 +15,7 @@ What is hidden may be NaN. It counts like an error of 0 of no measure.
 import math
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -56,7 +57,7 @@ FAST = frozenset({"contract", "reassoc", "nsz"})
 compiled = partial(_compiled.compiled, fastmath=FAST)
 part = partial(compiled, inlined=True)
 """For what other loops call."""
-INLINED = MappingProxyType({"fastmath": set(FAST), "forceinline": True})
+INLINED: Any = MappingProxyType({"fastmath": set(FAST), "forceinline": True})
 
 
 def _series(terms: int) -> np.ndarray:
