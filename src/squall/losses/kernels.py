@@ -14,8 +14,6 @@ What is hidden may be NaN. It counts like an error of 0 of no measure.
 
 import math
 from functools import partial
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numba import types
@@ -57,7 +55,6 @@ FAST = frozenset({"contract", "reassoc", "nsz"})
 compiled = partial(_compiled.compiled, fastmath=FAST)
 part = partial(compiled, inlined=True)
 """For what other loops call."""
-INLINED: Any = MappingProxyType({"fastmath": set(FAST), "forceinline": True})
 
 
 def _series(terms: int) -> np.ndarray:
@@ -101,7 +98,7 @@ def _exp2(x):
     raise NotImplementedError("compiled only")
 
 
-@overload(_exp2, jit_options=dict(INLINED))
+@overload(_exp2, jit_options={"fastmath": set(FAST), "forceinline": True})
 def _overloaded_exp2(x):
     return (lambda x: _exp2_single(x)) if x == types.float32 else (lambda x: _exp2_double(x))
 
@@ -367,7 +364,7 @@ def _error(d, delta):
     raise NotImplementedError("compiled only")
 
 
-@overload(_error, jit_options=dict(INLINED))
+@overload(_error, jit_options={"fastmath": set(FAST), "forceinline": True})
 def _overloaded_error(d, delta):
     if isinstance(delta, types.NoneType):
         return lambda d, delta: _square(d, delta)
