@@ -134,16 +134,10 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
     raise AssertionError("no checkpoint in 30 seconds")
 
 
-def finish(words: list[str]) -> None:
-    """Run the command in a process of its own, as users do: other tests leave this one in any state."""
-    process = command(words)
-    out, _ = process.communicate()
-    assert process.returncode == 0, out.decode()
-
-
 def test_an_interrupted_command_resumes_to_the_same_bits(data, tmp_path):
+    """The unbroken run and the resumed ones in this process, after whatever ran here before."""
     settings = ("--training.checkpoint_every", "40", "--training.log_every", "15", "--training.validate_every", "100")
-    finish(train(data, tmp_path / "whole", 400, *settings))
+    assert main(train(data, tmp_path / "whole", 400, *settings)) == 0
     for blow in (signal.SIGKILL, signal.SIGINT):
         folder = tmp_path / blow.name
         process = command(train(data, folder, 400, *settings))
@@ -152,7 +146,7 @@ def test_an_interrupted_command_resumes_to_the_same_bits(data, tmp_path):
         out, _ = process.communicate()
         assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), out.decode()
         assert len(lines(folder)) < len(lines(tmp_path / "whole"))
-        finish(train(data, folder, 400, *settings))
+        assert main(train(data, folder, 400, *settings)) == 0
         whole, broken = last_weights(tmp_path / "whole"), last_weights(folder)
         assert all(torch.equal(whole[name], broken[name]) for name in whole)
         assert lines(tmp_path / "whole") == lines(folder)
@@ -172,8 +166,10 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path, capsys):
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(data, tmp_path, capsys):
     assert main(train(data, tmp_path / "run")) == 0
-    assert main(train(data, tmp_path / "run", 30)) == 2
-    assert "training.steps: 20 -> 30" in capsys.readouterr().err
+    assert main(train(data, tmp_path / "run", 10)) == 2
+    assert "training.steps: 20 -> 10" in capsys.readouterr().err
+    assert main(train(data, tmp_path / "run", 30, "--training.seed", "3")) == 2
+    assert "training.seed: 0 -> 3" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(data, tmp_path, capsys):

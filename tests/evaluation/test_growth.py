@@ -33,6 +33,19 @@ def test_large_states_give_the_same_factor_without_a_matrix(monkeypatch):
     np.testing.assert_allclose(growth_factor(rk4, rate, u, dt=0.5), dense, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("size", "copies"), [(64, 64), (65, 1), (512, 1)])
+def test_only_a_small_state_is_linearised_row_by_row(size, copies):
+    """Time would grow with the cube of the size."""
+    seen = []
+
+    def rate(u):
+        seen.append(u.numel())
+        return -u
+
+    growth_factor(euler, rate, torch.ones(1, 1, size), dt=0.1)
+    assert sum(seen) == copies * size
+
+
 @pytest.mark.parametrize("limit", [0, 512])
 def test_a_jacobian_that_is_not_finite_has_an_infinite_factor(monkeypatch, limit):
     monkeypatch.setattr("squall.evaluation.growth.DENSE_LIMIT", limit)

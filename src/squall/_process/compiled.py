@@ -19,15 +19,20 @@ if getattr(config, "DISABLE_JIT", False):  # the loops would run uncompiled, and
 __all__ = ["bits_of", "compiled", "real_of"]
 
 
-def compiled(function: Callable[..., Any], *, fastmath: frozenset[str] = frozenset({"contract"})) -> Any:
+def compiled(
+    function: Callable[..., Any], *, fastmath: frozenset[str] = frozenset({"contract"}), inlined: bool = False
+) -> Any:
     """Compiled at the first call; kept on disk for the next process where there is a place for it.
 
     Args:
         function: loops over NumPy arrays.
         fastmath: what LLVM may do to sums and products; by default fuse one of each, which loses nothing.
+        inlined: for what other compiled functions call. Otherwise each of them has a copy of its own, optimised for
+            itself, and a process takes for all the one that it happens to load first: rounding would depend on what
+            ran before, and on what was found on the disk.
     """
     function = inspect.unwrap(function)  # from what a type checker of the tests may have put around it
-    options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
+    options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy", "forceinline": inlined}
     try:
         dispatcher: Any = numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder that can be written

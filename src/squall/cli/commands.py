@@ -241,6 +241,9 @@ def _train_parser() -> Parser:
         default=None,
         help="the run folder; named after the configuration if left out",
     )
+    parser.add_argument(
+        "--init", type=Path | None, default=None, help="a run folder whose weights and normalization it starts from"
+    )
     parser.add_class_arguments(RunConfig)
     return parser, _options(parser)
 
@@ -346,12 +349,12 @@ def _train(arguments: Namespace, console: Console) -> int:
     from lightning_fabric.utilities.warnings import PossibleUserWarning
 
     warnings.simplefilter("ignore", PossibleUserWarning)
-    options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out")}
+    options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out", "init")}
     config = RunConfig(**options)
-    out = arguments.out or default_folder(config)
+    out = arguments.out or default_folder(config, arguments.init)
     keep_freed_memory()
     with progress_bar(console) as progress, _Watcher(progress, config) as watcher:
-        result = run(config, out, watcher)
+        result = run(config, out, watcher, init=arguments.init)
     if result is None:
         console.print(f"{out} holds the finished run: nothing to train")
     elif not result.finished:
@@ -361,9 +364,10 @@ def _train(arguments: Namespace, console: Console) -> int:
     return 0
 
 
-def default_folder(config: RunConfig) -> Path:
-    """The run folder of a configuration that names none."""
-    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+def default_folder(config: RunConfig, init: Path | None = None) -> Path:
+    """The run folder of a configuration, and of the run that it starts from, that names none."""
+    about = to_dict(config) | ({} if init is None else {"init": os.path.realpath(init)})
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return Path("runs") / f"{file_name(Path(config.data.path).stem or 'data')}-{digest[:10]}"
 
 

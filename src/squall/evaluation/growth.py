@@ -17,8 +17,12 @@ from squall.models.stacked import Stacked
 
 __all__ = ["growth_factor", "growth_factors"]
 
-DENSE_LIMIT = 512
-"""Largest state, in numbers, whose full Jacobian is computed; larger ones use Arnoldi's method."""
+DENSE_LIMIT = 64
+"""Largest state, in numbers, whose full Jacobian is computed; larger ones use Arnoldi's method.
+
+Time grows with the cube of the size: with NODE's 200 hidden units a state of 50 numbers takes 0.015 s on one core, one
+of 512 takes 5 s. Arnoldi's method takes 0.06 s there.
+"""
 
 JACOBIAN_NUMBERS = 2**20
 """Jacobian entries computed at a time; bounds memory, as the hidden layers are hundreds of times larger."""
@@ -44,7 +48,7 @@ def growth_factor(integrator: IntegratorLike, rate: Rate, u: State, dt: float) -
         dt: length of the step, in units of time.
 
     Returns:
-        one factor per state, dimensionless. For a state of more than 512 numbers it is computed by Arnoldi's method
+        one factor per state, dimensionless. For a state of more than 64 numbers it is computed by Arnoldi's method
         (ARPACK) with at most about 80 Jacobian-vector products; NaN if it does not converge. A Jacobian with NaN or
         infinite entries gives infinity.
 

@@ -53,6 +53,8 @@ FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
 
 compiled = partial(_compiled.compiled, fastmath=FAST)
+part = partial(compiled, inlined=True)
+"""For what other loops call."""
 
 
 def _series(terms: int) -> np.ndarray:
@@ -70,7 +72,7 @@ B1, B2, B3, B4, B5, B6, B7, B8, B9, B10, B11, B12 = _series(12)
 PER_LN2 = 1 / np.log(2)
 
 
-@compiled
+@part
 def _exp2_single(x):
     x = x if x > np.float32(-126) else np.float32(-126)
     whole = np.int32(x - np.float32(0.5))
@@ -80,7 +82,7 @@ def _exp2_single(x):
     return value if x > np.float32(-126) else np.float32(0)
 
 
-@compiled
+@part
 def _exp2_double(x):
     x = x if x > -1022.0 else -1022.0
     whole = np.int32(x - 0.5)
@@ -96,7 +98,7 @@ def _exp2(x):
     raise NotImplementedError("compiled only")
 
 
-@overload(_exp2, jit_options={"fastmath": set(FAST)})
+@overload(_exp2, jit_options={"fastmath": set(FAST), "forceinline": True})
 def _overloaded_exp2(x):
     return (lambda x: _exp2_single(x)) if x == types.float32 else (lambda x: _exp2_double(x))
 
@@ -104,7 +106,7 @@ def _overloaded_exp2(x):
 # The solver. An atom has a share p of the measure and a position y = (l − l_max)/l_max ≤ 0; b = l_max/T.
 
 
-@compiled
+@part
 def _moments(y, p, b):
     """Σ p e, Σ p e y and Σ p e y² for e = exp(b y)."""
     total, first, second, unit = 0.0, 0.0, 0.0, b * PER_LN2
@@ -117,7 +119,7 @@ def _moments(y, p, b):
     return total, first, second
 
 
-@compiled
+@part
 def _capped_moments(y, p, b, nu):
     """The same for e = exp(z) over the atoms of z = b y − ν ≤ 0, with Σ p e z, and Σ p of the others."""
     total, first, second, entropy, above = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -136,7 +138,7 @@ def _capped_moments(y, p, b, nu):
     return total, first, second, entropy / PER_LN2, above
 
 
-@compiled
+@part
 def _edge(p, share):
     """The place k of the atom (of ascending ones) with Σ p from k on ≥ share > Σ p from k + 1 on."""
     above = 0.0
@@ -147,7 +149,7 @@ def _edge(p, share):
     return 0
 
 
-@compiled
+@part
 def _level(y, p, b, cap, nu, lowest):
     """ν < 0 at which the atoms of y > ν/b are at the cap, or 0 where none is; `lowest` is the place up to which all
     mass together fills the cap. A step is exact where it does not change which atoms are at the cap; from the right
@@ -168,7 +170,7 @@ def _level(y, p, b, cap, nu, lowest):
     return nu
 
 
-@compiled
+@part
 def _divergence(y, p, b, kind, cap, nu, lowest):
     """The divergence at b, its slope over log b, and ν."""
     if cap < math.inf:
@@ -185,7 +187,7 @@ def _divergence(y, p, b, kind, cap, nu, lowest):
     return math.log(twice) - 2 * math.log(total), 2 * b * (first / twice - mean), nu
 
 
-@compiled
+@part
 def _most(y, p, cap, lowest):
     """The divergence for T → 0, and whether the atoms tied at the largest error have all the weight then."""
     ties, above, share = 0.0, 0.0, 0.0
@@ -199,7 +201,7 @@ def _most(y, p, cap, lowest):
     return cap * above * math.log(cap) + (rest * math.log(rest / share) if rest > 0 else 0.0), False
 
 
-@compiled
+@part
 def _newton(b, divergence, slope, budget, low, high):
     """The next b within the bracket, and by how much log b would have changed."""
     change = 1.0 if divergence < budget else -1.0
@@ -212,7 +214,7 @@ def _newton(b, divergence, slope, budget, low, high):
     return following
 
 
-@compiled
+@part
 def _solve_budget(y, p, kind, budget, cap):
     """b at which the divergence is the budget: 0 where all atoms are equal, `SHARPEST` where it cannot be met, and
     whether it is met."""
@@ -240,7 +242,7 @@ def _solve_budget(y, p, kind, budget, cap):
     return b, True
 
 
-@compiled
+@part
 def _solve(y, p, top, demand):
     """For one group b, whether the budget is met, whether a cap binds, and y_ref ≤ 0 and λ ≥ 0: weights are in
     proportion to exp(min(0, b (y − y_ref) − λ))."""
@@ -266,7 +268,7 @@ def _solve(y, p, top, demand):
     return b, met, True, y[k], max(nu - b * y[k], 0.0)
 
 
-@compiled
+@part
 def _resolved(y, p, total, tiny, counts, b, y_ref, lam, demand):
     """Whether the width of the bins changes the divergence by less than UNRESOLVED of the budget: w b² v/2 each, with
     the variance v = width²/12, and the width 1/64 to 1/128 of the error (its square half of 1/64² on average), or of
@@ -331,7 +333,7 @@ def solve(l, mass, sizes, tiny, counts, demand, rows):
 # The sketch of a group.
 
 
-@compiled
+@part
 def _slab(a, b, m, seen, o, g, start, stop):
     """Where a block of points is: values, targets, measures, and which points count."""
     y = None if b is None else b[o, g, start:stop]
@@ -340,17 +342,17 @@ def _slab(a, b, m, seen, o, g, start, stop):
     return a[o, g, start:stop], y, w, k
 
 
-@compiled
+@part
 def _square(d, _):
     return abs(d * d)  # NaN without a sign
 
 
-@compiled
+@part
 def _same(d, _):
     return abs(d)
 
 
-@compiled
+@part
 def _huber(d, delta):
     e = abs(d)
     s = e if e < delta else delta
@@ -363,7 +365,7 @@ def _error(d, delta):
     raise NotImplementedError("compiled only")
 
 
-@overload(_error, jit_options={"fastmath": set(FAST)})
+@overload(_error, jit_options={"fastmath": set(FAST), "forceinline": True})
 def _overloaded_error(d, delta):
     if isinstance(delta, types.NoneType):
         return lambda d, delta: _square(d, delta)
@@ -372,7 +374,7 @@ def _overloaded_error(d, delta):
     return lambda d, delta: _huber(d, delta)
 
 
-@compiled
+@part
 def _measures(m, mu):
     """μ, 0 where a point is hidden."""
     zero = mu.dtype.type(0)  # of this type, or the comparison would be one of float64
@@ -381,7 +383,7 @@ def _measures(m, mu):
         mu[i] = w if w > zero else zero
 
 
-@compiled
+@part
 def _bits(x, y, m, seen, delta, bits, mu):
     """Bits of the errors of a block, 0 where they carry no measure: lowest, highest, highest of all, and whether one is
     negative."""
@@ -405,7 +407,7 @@ def _bits(x, y, m, seen, delta, bits, mu):
     return np.int64(low), np.int64(high), np.int64(worst), negative > zero
 
 
-@compiled
+@part
 def _scatter(bits, mu, m, key_shift, rest_shift, rest_mask, packed, sums):
     """Add a block to the counters; without a measure the hidden points too, as errors of 0."""
     if m is None:
@@ -419,7 +421,7 @@ def _scatter(bits, mu, m, key_shift, rest_shift, rest_mask, packed, sums):
             sums[key, 1] += w * np.float64(np.int64((bits[i] >> rest_shift) & rest_mask))
 
 
-@compiled
+@part
 def _ties(bits, mu, m, high):
     ties = 0.0
     for i in range(bits.size):
@@ -428,7 +430,7 @@ def _ties(bits, mu, m, high):
     return ties
 
 
-@compiled
+@part
 def _hidden(seen):
     gone = np.int64(0)
     if seen is not None:
@@ -437,7 +439,7 @@ def _hidden(seen):
     return gone
 
 
-@compiled
+@part
 def _flush(packed, sums, lowest, highest):
     """Move packed counters into the sums."""
     for key in range(lowest, highest + 1):
@@ -446,7 +448,7 @@ def _flush(packed, sums, lowest, highest):
         packed[key] = 0
 
 
-@compiled
+@part
 def _fill(a, b, m, seen, delta, g, scratch):
     """Fill the counters with a group: lowest and highest key in use, bits of the largest error and Σμ there, bits of
     the largest of all (measure or not, NaN and ∞ above all), and whether an error is negative."""
@@ -478,7 +480,7 @@ def _fill(a, b, m, seen, delta, g, scratch):
     return lowest, highest, last, ties, worst, negative
 
 
-@compiled
+@part
 def _collect(packed, sums, summed, lowest, highest, bias, top, ties, l, mass, keys):
     """The atoms of the bins, ascending, with the points that tie at the largest error last; leaves zeros. How many they
     are. What lies below the window stands at 0. `summed`: whether the sums are in use."""
@@ -512,7 +514,7 @@ def _collect(packed, sums, summed, lowest, highest, bias, top, ties, l, mass, ke
     return size
 
 
-@compiled
+@part
 def _bins(a, b, m, seen, delta, g, scratch, l, mass, keys):
     """The bins of a group as atoms, the points that tie at the largest error last: how many, whether every error is a
     number, whether one is negative."""
@@ -525,7 +527,7 @@ def _bins(a, b, m, seen, delta, g, scratch, l, mass, keys):
     return size, most < np.inf and not negative
 
 
-@compiled
+@part
 def _errors_of(x, y, m, seen, delta, l, mass):
     """l and μ of a block; l = 0 where μ is. Whether every error is a number ≥ 0."""
     zero, bad = x.dtype.type(0), np.int32(0)
@@ -548,7 +550,7 @@ def _errors_of(x, y, m, seen, delta, l, mass):
     return bad == 0
 
 
-@compiled
+@part
 def _points(a, b, m, seen, delta, g, l, mass):
     """Every point of a group as an atom; see `_bins`."""
     size, fine = 0, True
@@ -591,7 +593,7 @@ def sketch(a, b, m, seen, delta, scratch, start, l, mass, keys, sizes, rows):
 # Trim and winsorize: an order statistic, exact, from the points of one bin.
 
 
-@compiled
+@part
 def _count_between(x, y, delta, low, high):
     count = np.int64(0)
     for i in range(x.size):
@@ -600,7 +602,7 @@ def _count_between(x, y, delta, low, high):
     return count
 
 
-@compiled
+@part
 def _gather(x, y, m, seen, delta, low, high, errors, mass, size):
     for i in range(x.size):
         d = x[i] if y is None else x[i] - y[i]
@@ -616,7 +618,7 @@ def _gather(x, y, m, seen, delta, low, high, errors, mass, size):
     return size
 
 
-@compiled
+@part  # `cut` calls it too
 def between(a, b, m, seen, delta, g, low, high):
     """The errors of group g in [low, high], and their measures."""
     low, high = a.dtype.type(low), a.dtype.type(high)
@@ -632,7 +634,7 @@ def between(a, b, m, seen, delta, g, low, high):
     return errors[:size], mass[:size]
 
 
-@compiled
+@part
 def _order_statistic(errors, mass, need):
     """The largest of these errors that has more than `need` of the measure at or above it, bit by bit."""
     found, width = np.int64(0), 31 if errors.itemsize == 4 else 63
@@ -645,7 +647,7 @@ def _order_statistic(errors, mass, need):
     return found
 
 
-@compiled
+@part
 def _split(errors, mass, level):
     """Of the points of a bin, Σμ and Σμl below the level, and Σμ at it."""
     below, total, ties = 0.0, 0.0, 0.0
@@ -693,7 +695,7 @@ def cut(a, b, m, seen, delta, signed, g, need, keep, size, l, mass, keys):
 # The exact pass.
 
 
-@compiled
+@part
 def _weigh_part(x, y, mu, seen, delta, beta, ref, lam, limit, floor, s, out):
     """Σμe and Σμel over few points, in their own precision; writes `out`, and μe into μ."""
     zero = x.dtype.type(0)
@@ -725,7 +727,7 @@ def _weigh_part(x, y, mu, seen, delta, beta, ref, lam, limit, floor, s, out):
     return total, value
 
 
-@compiled
+@part
 def _above_part(x, y, mu, seen, delta, beta, ref, lam, limit, s):
     """Σμ of the points whose exponent is positive."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
@@ -745,7 +747,7 @@ def _above_part(x, y, mu, seen, delta, beta, ref, lam, limit, s):
     return above
 
 
-@compiled
+@part
 def _highest(w):
     """Bits of the largest of these numbers, none negative: unlike that of the numbers, their maximum is a vector."""
     highest = bits_of(w[0])  # pyright: ignore[reportCallIssue]
@@ -755,7 +757,7 @@ def _highest(w):
     return highest
 
 
-@compiled
+@part
 def _weigh_group(a, b, m, seen, delta, g, row, signed, mu, caps, write, out):
     """Σμe, Σμel, Σμ of the points for which the exponent is positive, and the largest μe, of
     e = exp(min(0, b (l − ref)/scale − λ)) + floor where l ≤ limit; writes μ e times the derivative of l, or μ e."""

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import warnings
 import zipfile
 import zlib
@@ -77,19 +78,41 @@ class CheckpointError(RunFolderError):
 
 
 def fingerprint(path: Path | str) -> dict[str, Any]:
-    """Size and checksum of a file; of one over 256 MiB the checksum is of 256 blocks spread over it."""
-    status = Path(path).stat()
-    return {"bytes": status.st_size, "sha256": _checksum(Path(path), status.st_size, status.st_mtime_ns)}
+    """Size and checksum of a file, or of all files in a folder; over 256 MiB, of 256 blocks spread over the content."""
+    folder = Path(path)
+    if not folder.is_dir():
+        status = folder.stat()
+        return {"bytes": status.st_size, "sha256": _checksum(folder, ((".", status.st_size, status.st_mtime_ns),))}
+    files = tuple(_files_below(folder))
+    size = sum(size for _, size, _ in files)
+    return {"files": len(files), "bytes": size, "sha256": _checksum(folder, files)}
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of change of every file in a folder, in the order of the names."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                yield path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=8)
-def _checksum(path: Path, size: int, _changed: int) -> str:
-    """Of a file that has not changed since it was last read here."""
+def _checksum(path: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of what has not changed since it was last read here: `path / name` for every name, size and time of change."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for offset in range(0, size, max(FINGERPRINT_BLOCK, size // FINGERPRINT_BLOCKS)):
-            file.seek(offset)
-            digest.update(file.read(FINGERPRINT_BLOCK))
+    every = max(FINGERPRINT_BLOCK, sum(size for _, size, _ in files) // FINGERPRINT_BLOCKS)
+    start = 0  # of a file, if all were one after the other
+    for name, size, _ in files:
+        if name != ".":
+            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+        with (path / name).open("rb") as file:
+            for offset in range(0 if every == FINGERPRINT_BLOCK else -start % every, size, every):
+                file.seek(offset)
+                digest.update(file.read(FINGERPRINT_BLOCK))
+        start += size
     return digest.hexdigest()
 
 
@@ -333,6 +356,10 @@ class RunFolder:
                 f"{self.path / 'checkpoints'}/{kind}-* elsewhere to go on without them"
             )
         return None
+
+    def weights_checksum(self, kind: Kind, step: int) -> str:
+        """SHA-256 of the weights of a checkpoint."""
+        return _sha256(self._checkpoint_path(kind, step) / WEIGHTS)
 
     def _checkpoint_path(self, kind: Kind, step: int) -> Path:
         return self.path / "checkpoints" / f"{kind}-{step:08d}"

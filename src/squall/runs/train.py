@@ -4,9 +4,11 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,9 +23,10 @@ from squall._process.threads import threads
 from squall._types import Score, Validation
 from squall.data import Split
 from squall.runs.build import Experiment, build, model_source
-from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, to_dict
+from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, flat, to_dict
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
-from squall.runs.record import sealed
+from squall.runs.record import recorded, sealed
+from squall.runs.start import Start
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
@@ -36,11 +39,24 @@ else:  # slow to import; whoever trains has it imported
 
 __all__ = ["run", "run_together"]
 
+SAME_BITS = ("commit", "versions", "cpu", "device", "processes", "threads")
+"""What of environment.json decides how a training rounds."""
+
+SEGMENT = (*SAME_BITS, "platform", "started")
+"""What is kept of how a training that went on was trained before."""
+
 
 def run(
-    config: RunConfig, path: Path | str, watcher: Recorder | None = None, *, data_path: str | None = None
+    config: RunConfig,
+    path: Path | str,
+    watcher: Recorder | None = None,
+    *,
+    data_path: str | None = None,
+    init: Path | str | None = None,
 ) -> TrainingResult | None:
     """Train what a configuration says, into a folder; go on where an interrupted run stopped.
+
+    A run of which only `training.steps` is larger than before is continued.
 
     Args:
         config: the configuration.
@@ -48,16 +64,18 @@ def run(
         watcher: receives every step and line of metrics, and can ask for a stop.
         data_path: the path of the data that config.yaml records; the absolute one if left out, so that the run can be
             evaluated from any folder.
+        init: a run folder whose best weights (without a best one its last) and normalization this run starts from.
 
     Returns:
         the result, or None if the folder holds the finished run already.
 
     Raises:
-        RunFolderError: if the folder holds a run of another configuration or of other data; the difference
-            is in the message.
+        RunFolderError: if the folder holds a run of another configuration, of other data or from other weights; the
+            difference is in the message.
+        ConfigError: if the weights of `init` do not fit the model.
         TrainingDiverged: with the last good checkpoint in a note.
     """
-    recorder = _prepare(config, path, watcher, data_path)
+    recorder = _prepare(config, path, watcher, data_path, init=init)
     experiment = recorder.experiment
     with threads(config.device.threads), recorder.opened():
         if recorder.reached() == config.training.steps:
@@ -154,6 +172,7 @@ def _prepare(
     watcher: Recorder | None,
     data_path: str | None,
     split: Split | None = None,
+    init: Path | str | None = None,
 ) -> "_FolderRecorder":
     """Report every error of the configuration before anything is written."""
     folder = RunFolder(path)
@@ -161,21 +180,28 @@ def _prepare(
         data = dataclasses.replace(config.data, path=os.path.realpath(config.data.path))
         config = dataclasses.replace(config, data=data)
     _refuse_other(folder, config)
-    experiment = build(config, split=split)
+    start = Start.of(folder, init)
+    experiment = build(config, start and start.normalization, split=split)
+    if start is not None:
+        start.give(experiment.model)
     refuse_unsavable(experiment.model)
     _ = experiment.sampler  # refuses a minibatch that the data cannot fill
     fabric = _fabric(config, folder)
     fabric.launch()
-    return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), data_path or config.data.path)
+    recorded = None if start is None else start.record
+    return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), data_path or config.data.path, recorded)
 
 
 def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
-    """A folder belongs to one configuration and one data set."""
+    """A folder belongs to one configuration and one data set; a run of it may get more steps."""
     if not folder.has("config.yaml"):
         if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
             raise RunFolderError(f"{folder.path} is not empty and no run folder: choose another folder")
         return
-    lines = [line for line in difference(folder.read_config(), to_dict(config)) if not line.startswith("data.path:")]
+    there = folder.read_config()
+    lines = [line for line in difference(there, to_dict(config)) if not line.startswith("data.path:")]
+    if config.training.steps > flat(there).get("training.steps", math.inf):  # it goes on
+        lines = [line for line in lines if not line.startswith("training.steps:")]
     if lines:
         raise RunFolderError(
             f"{folder.path} holds a run of another configuration (there -> requested):\n  "
@@ -222,10 +248,16 @@ class _FolderRecorder(Recorder):
     """Writes the training of an experiment into its folder, from the first process only, and informs the watcher."""
 
     def __init__(
-        self, folder: RunFolder, experiment: Experiment, fabric: Fabric, watcher: Recorder, data_path: str
+        self,
+        folder: RunFolder,
+        experiment: Experiment,
+        fabric: Fabric,
+        watcher: Recorder,
+        data_path: str,
+        init: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self.experiment, self.fabric = folder, experiment, fabric
-        self.watcher, self.data_path = watcher, data_path
+        self.watcher, self.data_path, self.init = watcher, data_path, init
         self.saved_step: int | None = None
 
     @contextlib.contextmanager
@@ -247,19 +279,50 @@ class _FolderRecorder(Recorder):
             values = to_dict(experiment.config)
             values["data"]["path"] = self.data_path
             folder.write_config(values)
+        there = folder.read_config()
+        config = {**there, "training": {**there["training"], "steps": experiment.config.training.steps}}
         normalization = experiment.normalization.to_dict()
         if not folder.has("normalization.json"):
             folder.write_json("normalization.json", normalization)
-        if not folder.has("environment.json"):
+        environment = self._new_environment(config)
+        if environment is not None:
             source = model_source(experiment.config.model.name)
-            environment = _environment(experiment, self.fabric)
-            folder.write_json("environment.json", sealed(environment, folder.read_config(), normalization, source))
+            folder.write_json("environment.json", sealed(environment, config, normalization, source))
+        if there != config:  # in this order: what environment.json says of earlier steps explains the old file
+            folder.write_config(config)
         sampler = experiment.sampler
         if isinstance(sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
             shape = (experiment.split.train.trajectories, -1)
             index, stiff = (x.reshape(shape).numpy() for x in (sampler.index, sampler.is_stiff))
             dt = np.array(experiment.transitions.dt)
             folder.write_arrays(SAMPLING, index=index.astype("f4"), stiff=stiff, dt=dt)
+
+    def _new_environment(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """What environment.json is to hold; None where it stays as it is.
+
+        A training that goes on longer than planned, or elsewhere, adds a segment: where and with what it was trained
+        before.
+        """
+        folder = self.folder
+        now = _environment(self.experiment, self.fabric) | ({} if self.init is None else {"init": self.init})
+        if not folder.has("environment.json"):
+            return now
+        before, steps = folder.read_json("environment.json"), config["training"]["steps"]
+        reached = next(iter(folder.checkpoint_steps("last")), 0)
+        moved = difference(*({name: x.get(name) for name in SAME_BITS if name in before} for x in (before, now)))
+        sealed_before = recorded(before)
+        planned = sealed_before["config"]["training"]["steps"] if sealed_before else steps
+        if reached >= steps or (not moved and planned == steps):
+            return None
+        if moved:
+            warnings.warn(
+                f"{folder.path} goes on from step {reached} on another machine or in another version, and may round "
+                f"otherwise: {'; '.join(moved)}",
+                stacklevel=2,
+            )
+        segment = {name: before[name] for name in SEGMENT if name in before}
+        segments = [*before.get("segments", ()), {**segment, "steps": planned, "until": reached}]
+        return now | {"segments": segments}
 
     def reached(self) -> int:
         """The step of the last checkpoint; 0 without one."""
@@ -327,6 +390,7 @@ def _environment(experiment: Experiment, fabric: Fabric) -> dict[str, Any]:
         "commit": _commit(),
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": str(fabric.device),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
