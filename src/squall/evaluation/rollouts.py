@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from squall._types import Rate, Score, State, Trajectories, Validation
 from squall.data import Source, Transitions
 from squall.evaluation.growth import DENSE_LIMIT, growth_factor, growth_factors
+from squall.evaluation.points import Points
 from squall.evaluation.regimes import regime_thresholds
 from squall.evaluation.tallies import Keep, Physics, Regimes, Rollouts, RolloutTally, StepTally
 from squall.integrators import IntegratorLike, accepts_step, euler, increment, rollout
@@ -160,7 +161,7 @@ def _evaluate(
         raise ValueError("evaluate: the source holds no trajectory")
     with torch.no_grad(), evaluating(models.skeleton):
         rolled = _roll_out(models, source, integrator, [RolloutTally(source, system, keep) for keep in keeps])
-        regimes = Regimes(source.dt, regime_thresholds(_some_speeds(source)), system)
+        regimes = Regimes(source.dt, regime_thresholds(_some_speeds(source), Points(source).weights), system)
         stepped = [StepTally(source, regimes, scale, keep) for keep in keeps]
         for indices, truth in _chunks(source, models):
             labels = regimes.of(truth)
