@@ -15,6 +15,7 @@ from squall._types import PerState, State, Trajectories
 from squall.data import Source
 from squall.evaluation.points import Points, cell_volumes
 from squall.evaluation.regimes import REGIMES, RegimeThresholds
+from squall.evaluation.scores import ScoreTally
 
 __all__ = ["FIELDS", "Keep", "Phases", "Physics", "Rollouts"]
 
@@ -111,8 +112,14 @@ class RolloutTally:
     """Errors of rollouts, one number per trajectory and step."""
 
     def __init__(
-        self, source: Source, system: Physics | None, keep: Keep | None, scale: Sequence[float] | None = None
+        self,
+        source: Source,
+        system: Physics | None,
+        keep: Keep | None,
+        scale: Sequence[float] | None = None,
+        scores: ScoreTally | None = None,
     ) -> None:
+        self.scores = scores
         self.source, self.system, self.keep = source, system, keep or Keep(0, fields=())
         self.scale = torch.tensor(scale or [1.0] * source.channels, dtype=torch.float64)
         self.points, self.volumes = Points(source), cell_volumes(source)
@@ -124,6 +131,8 @@ class RolloutTally:
         for name, field in (("truth", truth), ("prediction", prediction)):
             if kept and name in self.keep.fields:
                 self.parts[name].append(self.points.hidden(field[:kept, self.keep.frames(self.source)]).cpu())
+        if self.scores is not None:
+            self.scores.add(truth, prediction)
         truth, prediction = truth[:, 1:], prediction[:, 1:]
         points, volumes = self.points, self.volumes.to(truth)
         squared = (prediction - truth).square().flatten(3)
@@ -179,7 +188,7 @@ class RolloutTally:
             curves["energy"] = curve(_finite(self._energy_error().mean(0)))
             for name in ("energy_truth", "energy_prediction"):
                 curves[name] = [curve(_finite(row)) for row in self._all(name)[: self.keep.trajectories]]
-        return curves
+        return curves if self.scores is None else curves | self.scores.curves(curve)
 
     def fields(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Times, truth and prediction of what is kept."""
