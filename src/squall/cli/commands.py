@@ -274,7 +274,14 @@ def _compare_parser() -> Parser:
 def _predict_parser() -> Parser:
     parser = _command_parser("predict")
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--initial", type=Path, required=True, help="a .npy file (trajectory, channel, *space)")
+    parser.add_argument(
+        "--initial",
+        type=Path,
+        required=True,
+        help="a .npy file (trajectory, channel, *space), or trajectories of any known format",
+    )
+    parser.add_argument("--start", type=int, default=0, help="time index in that file of the first state that is read")
+    parser.add_argument("--forcings", type=Path | None, default=None, help="a file with the conditions, if another")
     parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
     parser.add_argument(
         "--checkpoint",
@@ -282,7 +289,7 @@ def _predict_parser() -> Parser:
         default=None,
         help="which weights; the best if there are",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+    parser.add_argument("--out", type=Path, required=True, help="the file: .hdf5, .nc or .zarr; refused if it exists")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
     parser.add_argument(
         "--trust", action="store_true", help="run the model's code, also from outside the installed packages"
@@ -449,30 +456,25 @@ def _compare(arguments: Namespace, console: Console) -> int:
 
 
 def _predict(arguments: Namespace, console: Console) -> int:
+    from squall.runs.predict import predict_to_file, read_start
+
     if arguments.out.exists():
         raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or move it away")
     if arguments.steps < 1:
         raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
     trained = open_run(arguments.run, arguments.data, trust=arguments.trust)
-    kind, trained_steps = trained.load(arguments.checkpoint)
-    training = trained.experiment.split.train
-    initial = _initial_states(arguments.initial, (training.channels, *training.space))
-    states = trained.predict(initial, arguments.steps)
-    squall.data.write(
-        arguments.out,
-        states,
-        dt=training.dt,
-        fields=training.fields,
-        coordinates=training.coordinates,
-        boundary=["open" if end == "mixed" else end for end in training.boundary],
-        name=f"{training.name}-prediction",
-        provenance={
-            "run": str(arguments.run),
-            "checkpoint": kind,
-            "step": trained_steps,
-            "squall": squall.__version__,
-        },
-    )
+    trained.load(arguments.checkpoint)
+    start = read_start(trained, arguments.initial, arguments.steps, start=arguments.start, forcings=arguments.forcings)
+    with progress_bar(console) as progress:
+        task = progress.add_task("predicting", total=arguments.steps, status="")
+        predict_to_file(
+            trained,
+            start,
+            arguments.steps,
+            arguments.out,
+            about={"run": str(arguments.run)},
+            progress=lambda done: progress.update(task, completed=done),
+        )
     print(arguments.out)
     return 0
 
