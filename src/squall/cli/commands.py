@@ -31,7 +31,7 @@ from squall._process.startup import end_of_startup
 from squall._process.threads import keep_freed_memory
 from squall.cli import COMMANDS, USER_MISTAKE
 from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
-from squall.runs.evaluate import evaluate_runs
+from squall.runs.evaluate import conserved_quantities, evaluate_runs
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
 from squall.runs.simulate import simulate_to_file
 from squall.runs.train import run
@@ -250,6 +250,25 @@ def _evaluate_parser() -> Parser:
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--integrator", type=str | None, default=None, help="another one than that of the training")
     parser.add_argument("--substeps", type=int, default=1, help="how many steps of it cover one dt")
+    parser.add_argument("--steps", type=int | None, default=None, help="of a rollout; whole trajectories if left out")
+    parser.add_argument("--stride", type=int | None, default=None, help="states between the starts of rollouts")
+    parser.add_argument(
+        "--events",
+        type=float | dict[str, float],
+        default=0.99,
+        help="values above this quantile of the truth are events; or values by field, such as '{u: 2.5}'",
+    )
+    parser.add_argument(
+        "--conserved",
+        type=str,
+        nargs="+",
+        default=[],
+        help="fields whose integral is conserved, or import paths of functions from states to one number each",
+    )
+    parser.add_argument("--netcdf", type=Path | None, default=None, help="a file for fields and scores by lead time")
+    parser.add_argument(
+        "--animate", type=Literal["gif", "mp4"] | None, default=None, help="draw the rollouts as animations too"
+    )
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
     parser.add_argument(
@@ -417,7 +436,8 @@ class _Watcher(Recorder):
 
 
 def _evaluate(arguments: Namespace, console: Console) -> int:
-    from squall.report import evaluation_table, write_figures
+    from squall.evaluation import Scoring
+    from squall.report import evaluation_table, write_animations, write_figures
 
     with console.status("rolling out"):
         (found,) = evaluate_runs(
@@ -427,11 +447,18 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
             device=arguments.device,
             data=arguments.data,
             trust=arguments.trust,
+            steps=arguments.steps,
+            stride=arguments.stride,
+            scoring=Scoring(events=arguments.events, conserved=conserved_quantities(arguments.conserved)),
+            netcdf=arguments.netcdf,
         )
         suffix = evaluation_suffix(arguments.integrator, arguments.substeps)
         pictures = write_figures(arguments.run, suffix)
+        if arguments.animate is not None:
+            pictures += write_animations(arguments.run, suffix, arguments.animate)
     results_console().print(evaluation_table(found))
-    for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *pictures):
+    files = [arguments.netcdf] if arguments.netcdf is not None else []
+    for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *files, *pictures):
         print(path)
     return 0
 
