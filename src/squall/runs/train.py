@@ -28,7 +28,8 @@ from squall.runs.record import sealed
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
-from squall.training.state import adam, load_optimizer
+from squall.training.settings import adam
+from squall.training.state import load_optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
