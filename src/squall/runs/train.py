@@ -24,13 +24,15 @@ from squall._types import Score, Validation
 from squall.data import Split
 from squall.runs.build import Experiment, build, model_source
 from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, flat, to_dict
+from squall.runs.description import write_description
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
 from squall.runs.record import recorded, sealed
 from squall.runs.start import Start
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
-from squall.training.state import adam, load_optimizer
+from squall.training.settings import adam
+from squall.training.state import load_optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -287,6 +289,7 @@ class _FolderRecorder(Recorder):
         environment = self._new_environment(config)
         if environment is not None:
             source = model_source(experiment.config.model.name)
+            environment["description"] = write_description(folder, experiment.split.train)
             folder.write_json("environment.json", sealed(environment, config, normalization, source))
         if there != config:  # in this order: what environment.json says of earlier steps explains the old file
             folder.write_config(config)
