@@ -83,7 +83,11 @@ class Experiment:
     @property
     def validation(self) -> RolloutValidation | None:
         source = self.split.validation
-        return RolloutValidation(source, self.integrator, self.normalization.std) if source.trajectories else None
+        return (
+            RolloutValidation(source, self.integrator, self.normalization.std, inputs=self.inputs)
+            if source.trajectories
+            else None
+        )
 
 
 def build(
