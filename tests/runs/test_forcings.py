@@ -185,7 +185,7 @@ def test_the_description_in_a_folder_is_that_of_the_data(tmp_path):
         source.read(), dt=DT, conditions=values, mask=mask, measure=torch.arange(1.0, 7.0), boundary="wall", lengths=3.0
     )
     folder = RunFolder(tmp_path)
-    split, known = read_description(folder, write_description(folder, source), history=4)
+    split, known = read_description(folder, write_description(folder, source), states=5)
     found = split.train
     assert torch.equal(found.mask, source.mask)
     assert torch.equal(found.measure, source.measure)
@@ -194,4 +194,4 @@ def test_the_description_in_a_folder_is_that_of_the_data(tmp_path):
     assert [(c.name, c.kind) for c in found.conditions] == [(c.name, c.kind) for c in source.conditions]
     assert known == {"depth"}
     assert torch.equal(found.condition("depth", [0], [0], 1), source.condition("depth", [0], [0], 1))
-    assert found.shape[1] > 4
+    assert found.shape[1] == 5

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from squall.data import Description, InMemory, Source, Split, subset
+from squall.data import Description, InMemory, Source, Split
 from squall.runs.folder import RunFolder, RunFolderError
 
 __all__ = ["ARRAYS", "DESCRIPTION", "constants", "read_description", "write_description"]
@@ -54,13 +54,13 @@ def constants(source: Source) -> set[str]:
     return {c.name for c in source.conditions if c.shape[:2] == (1, 1)}
 
 
-def read_description(folder: RunFolder, checksums: Mapping[str, str], history: int) -> tuple[Split, set[str]]:
+def read_description(folder: RunFolder, checksums: Mapping[str, str], states: int) -> tuple[Split, set[str]]:
     """Data with the recorded description, of which the states are zero: all that a model is built from.
 
     Args:
         folder: of the run.
         checksums: as `write_description` returned them.
-        history: states that the model sees.
+        states: of a trajectory: as many as a training step takes.
 
     Returns:
         the data, and the names of the conditions whose values the folder holds.
@@ -78,7 +78,7 @@ def read_description(folder: RunFolder, checksums: Mapping[str, str], history: i
     texts |= {name: tuple(texts[name]) for name in ("fields", "spacing", "boundary", "axes")}
     space = tuple(values["space"])
     coordinates = tuple(arrays[f"axis_{i}"] for i in range(len(space)))
-    times = max(2, history + 1)
+    times = max(2, states)
     dtype = getattr(torch, values["dtype"])
     conditions = {
         item["name"]: _condition(item["shape"], arrays.get(f"condition_{i}"), times).to(dtype)
@@ -92,7 +92,7 @@ def read_description(folder: RunFolder, checksums: Mapping[str, str], history: i
         conditions=conditions,
     )
     fixed = {item["name"] for i, item in enumerate(values["conditions"]) if f"condition_{i}" in arrays}
-    return Split(source, subset(source, []), subset(source, [])), fixed
+    return Split(source, source, source), fixed
 
 
 def _condition(shape: list[int], values: np.ndarray | None, times: int) -> torch.Tensor:
