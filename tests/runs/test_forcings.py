@@ -12,7 +12,7 @@ from squall.models.inputs import Inputs
 from squall.runs.build import Experiment
 from squall.runs.config import ConfigError, RunConfig
 from squall.runs.description import constants, read_description, write_description
-from squall.runs.folder import RunFolder
+from squall.runs.folder import RunFolder, RunFolderError
 from squall.runs.predict import predict_to_file, read_start
 from squall.runs.trained import TrainedRun
 
@@ -195,3 +195,14 @@ def test_the_description_in_a_folder_is_that_of_the_data(tmp_path):
     assert known == {"depth"}
     assert torch.equal(found.condition("depth", [0], [0], 1), source.condition("depth", [0], [0], 1))
     assert found.shape[1] == 5
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "load"}, {"fields": 3}, {"axes": ["x", "y"]}, {"conditions": [{"name": "sun"}]}, {"dt": None}]
+)
+def test_a_description_that_makes_no_sense_is_refused(tmp_path, change):
+    folder = RunFolder(tmp_path)
+    write_description(folder, truth())
+    folder.write_json("data.json", {**folder.read_json("data.json"), **change})
+    with pytest.raises(RunFolderError, match="damaged"):
+        read_description(folder, {}, states=2)
