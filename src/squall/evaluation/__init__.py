@@ -3,6 +3,7 @@
 from squall.evaluation.growth import growth_factor, growth_factors
 from squall.evaluation.regimes import REGIMES, RegimeThresholds, regime_thresholds
 from squall.evaluation.rollouts import Evaluation, Physics, RolloutValidation, evaluate, evaluate_each, persistence
+from squall.evaluation.scores import Scoring
 
 __all__ = [
     "REGIMES",
@@ -10,6 +11,7 @@ __all__ = [
     "Physics",
     "RegimeThresholds",
     "RolloutValidation",
+    "Scoring",
     "evaluate",
     "evaluate_each",
     "growth_factor",
