@@ -14,6 +14,7 @@ from squall.evaluation.weather import (
     area_mean,
     bias,
     climatology,
+    event_scores,
     predictability_horizon,
     quantile_curve,
     rmse,
@@ -142,6 +143,19 @@ def test_quantiles_count_areas():
     assert found.tolist() == pytest.approx(exact, abs=7.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
         quantile_curve(latitude[None], [99.0], grid.areas)
+
+
+def test_events_count_by_area():
+    grid = SphereGrid(np.array([60.0, 0.0, -60.0]), np.arange(0.0, 360.0, 90.0))  # areas 0.75, 1.5 and 0.75
+    truth, prediction = torch.zeros(2, 1, 1, 3, 4).double()
+    truth[0, 0, 1, :2] = prediction[0, 0, 1, 1:3] = 1  # one hit, one miss and one false alarm at the equator
+    truth[0, 0, 0, 0] = 1  # a miss of half their size
+    scores = event_scores(prediction, truth, grid.areas, threshold=0.5)
+    assert scores["hit_rate"] == [pytest.approx(1.5 / 3.75)]
+    assert scores["csi"] == [pytest.approx(1.5 / 5.25)]
+    assert scores["frequency_bias"] == [pytest.approx(3 / 3.75)]
+    with pytest.raises(ValueError, match=r"exceeds the threshold 2; its largest value is 1"):
+        event_scores(prediction, truth, grid.areas, threshold=2.0)
 
 
 # Spectra

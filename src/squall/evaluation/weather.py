@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from squall._types import Trajectories
+from squall.evaluation.scores import contingency_scores
 from squall.evaluation.sphere import SphereGrid
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "area_mean",
     "bias",
     "climatology",
+    "event_scores",
     "predictability_horizon",
     "quantile_curve",
     "rmse",
@@ -70,6 +72,45 @@ def acc(
 def climatology(truth: Trajectories) -> Float[Tensor, "channel latitude longitude"]:
     """The mean state over trajectories and times, of the training data: a forecast that knows no initial state."""
     return truth.mean((0, 1))
+
+
+def event_scores(
+    prediction: Float[Tensor, "trajectory time latitude longitude"],
+    truth: Float[Tensor, "trajectory time latitude longitude"],
+    weights: Float[Tensor, "latitude longitude"],
+    threshold: float,
+) -> dict[str, list[float | None]]:
+    """Scores of "here the field exceeds the threshold" as a forecast, point by point, by lead time.
+
+    Args:
+        prediction, truth: one field, such as cyclonic vorticity.
+        weights: areas, by which outcomes count.
+        threshold: in the unit of the field.
+
+    Returns:
+        `hit_rate`, `false_alarm_rate`, `csi`, `frequency_bias` and `sedi` as `contingency_scores` defines them.
+
+    Raises:
+        ValueError: no point of the truth exceeds the threshold.
+    """
+    if not (truth > threshold).any():
+        raise ValueError(
+            f"no point of the truth exceeds the threshold {threshold:g}; its largest value is "
+            f"{truth.nan_to_num(-math.inf).max().item():g}. Lower the threshold"
+        )
+    here, there = prediction > threshold, truth > threshold
+    table = torch.stack(
+        [
+            area_mean(outcome.double(), weights).mean(0)
+            for outcome in (here & there, ~here & there, here & ~there, ~here & ~there)
+        ],
+        -1,
+    )
+    scores: dict[str, list[float | None]] = {}
+    for row in table.tolist():
+        for name, value in contingency_scores(*row).items():
+            scores.setdefault(name, []).append(value)
+    return scores
 
 
 def quantile_curve(
