@@ -5,9 +5,9 @@ The data are six-hourly grids of surface pressure and winds, in Debian's package
     apt-get download libncarg-data && dpkg -x libncarg-data_*.deb ncarg
     python examples/january_1996.py ncarg/usr/share/ncarg/data/cdf --out storm
 
-A quarter of the points are masked, and whole fields are missing at some times: neither trains nor counts. From step 24 on
-two products alternate in the files, so every other step is taken: 32 states, 12 hours apart. The first eight, with the
-blizzard, are held out, and a small U-Net learns the rest.
+A fifth of the points are masked, and whole fields are missing at some times: neither trains nor counts. From step 24
+on two products alternate in the files, so every other step is taken: 32 states, 12 hours apart. The first eight, with
+the blizzard, are held out, and a small U-Net learns the rest.
 
 This shows how such data go through squall. It proves no skill: 32 states of one month are far too few, and persistence
 is hard to beat.

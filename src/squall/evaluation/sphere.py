@@ -64,8 +64,8 @@ class SphereGrid:
         if axes != ["lat", "lon"]:
             raise ValueError(
                 f"{source.name}: the axes of space are {source.description.axes}; a sphere needs latitude and "
-                "longitude, in this order. NetCDF and Zarr files name them; where longitude comes first, write the file "
-                "anew by xarray's data.transpose(..., 'latitude', 'longitude')"
+                "longitude, in this order. NetCDF and Zarr files name them; where longitude comes first, write the "
+                "file anew by xarray's data.transpose(..., 'latitude', 'longitude')"
             )
         return cls(*source.coordinates)
 
