@@ -5,7 +5,7 @@ from squall.data import DataError, Source, Windows, windows
 __all__ = ["pieces", "without_history"]
 
 STARTS = 8
-"""Pieces that are wanted at least, where how long they are is left to squall."""
+"""Pieces that are wanted at least, where their length is left to squall."""
 
 
 def pieces(source: Source, history: int = 1, steps: int | None = None, stride: int | None = None) -> Source:
@@ -14,9 +14,9 @@ def pieces(source: Source, history: int = 1, steps: int | None = None, stride: i
     Args:
         source: the truth.
         history: states that the model sees; lead time counts from the last of them.
-        steps: of a rollout; whole trajectories if left out, or, where they have gaps, as many steps as leave eight
-            pieces.
-        stride: distance of the starts in states; pieces do not overlap if left out.
+        steps: of a rollout; whole trajectories if left out. Where they have gaps, or the source is a part in time of
+            one trajectory, half of it, or less until there are eight pieces, which may overlap.
+        stride: distance of the starts in states; pieces of given `steps` do not overlap if left out.
 
     Returns:
         the source itself, or pieces of `history + steps` states.
@@ -25,6 +25,7 @@ def pieces(source: Source, history: int = 1, steps: int | None = None, stride: i
         DataError: where no piece is long enough or without gaps.
     """
     total = source.shape[1]
+    gaps = source.valid is not None and not bool(source.valid.all())
     if history + (steps or 1) > total:
         raise DataError(
             f"{source.name}: a rollout of {steps or 1} step(s) from {history} state(s) does not fit into the {total} "
@@ -33,17 +34,20 @@ def pieces(source: Source, history: int = 1, steps: int | None = None, stride: i
     if steps is not None:
         if steps < 1:
             raise DataError(f"steps is {steps}, but must be at least 1")
-        whole = stride is None and history + steps == total and source.valid is None
+        whole = stride is None and history + steps == total and not gaps
         return source if whole else windows(source, history + steps, stride)
-    return source if source.valid is None else _between_gaps(source, history, stride)
+    part_of_one = isinstance(source, Windows) and source.trajectories == 1
+    return _many(source, history, stride) if part_of_one or gaps else source
 
 
-def _between_gaps(source: Source, history: int, stride: int | None) -> Source:
-    """The longest pieces of which there are enough; the shortest ones where there are never enough."""
-    wanted, length = max(STARTS, source.trajectories), source.shape[1]
+def _many(source: Source, history: int, stride: int | None) -> Source:
+    """Pieces of half a trajectory, or of less until there are enough; the shortest where there are never enough."""
+    total, wanted = source.shape[1], max(STARTS, source.trajectories)
+    length = max(history + 1, total // 2)
     while True:
+        apart = max(1, (total - length) // (STARTS - 1)) if stride is None else stride
         try:
-            found = windows(source, length, stride)
+            found = windows(source, length, apart)
         except DataError:
             if length <= history + 1:
                 raise

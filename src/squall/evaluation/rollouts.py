@@ -6,15 +6,16 @@ is counted, and a mean over rollouts of which one diverged is `None`, never a nu
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall._types import Rate, Score, Trajectories, Validation
-from squall.data import Source
+from squall.data import Description, Source
+from squall.evaluation.exchange import to_xarray
 from squall.evaluation.pieces import pieces
 from squall.evaluation.points import Points
 from squall.evaluation.regimes import regime_thresholds
@@ -25,6 +26,9 @@ from squall.integrators import IntegratorLike, accepts_step, euler
 from squall.models.inputs import Inputs
 from squall.models.placement import evaluating
 from squall.models.stacked import Stacked
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = ["Evaluation", "Keep", "Physics", "RolloutValidation", "Rollouts", "evaluate", "evaluate_each", "persistence"]
 
@@ -52,6 +56,7 @@ class Evaluation:
         baselines: the rollout errors of persistence and of the climatology (`mean state`).
         curves: errors, scores and energies over lead time.
         rollouts: some of the predictions, for figures.
+        description: names, units and axes of the fields.
     """
 
     rollout: dict[str, Any]
@@ -62,10 +67,16 @@ class Evaluation:
     baselines: dict[str, dict[str, Any]]
     curves: dict[str, Any]
     rollouts: Rollouts = field(repr=False)
+    description: Description = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the fields themselves, as plain numbers."""
-        return {name: getattr(self, name) for name in asdict(self) if name != "rollouts"}
+        names = (item.name for item in fields(self))
+        return {name: getattr(self, name) for name in names if name not in ("rollouts", "description")}
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The kept fields and the scores by lead time as an `xarray.Dataset`, with coordinates and units."""
+        return to_xarray(self)
 
 
 @accepts_step
@@ -96,8 +107,9 @@ def evaluate(
         scale: one number per channel by which one-step errors are divided, where channels have different units.
         keep: of how many trajectories the fields are kept, or a `Keep`.
         inputs: the past states and conditions that the model sees beside the present state.
-        steps: of a rollout; by default whole trajectories. Where they have gaps, pieces without gaps.
-        stride: distance of the starts, in states; by default rollouts from one trajectory do not overlap.
+        steps: of a rollout; by default whole trajectories. Where they have gaps, or are a part in time of a single one,
+            pieces of at most half their length, from eight starts or more.
+        stride: distance of the starts, in states; by default pieces of given `steps` do not overlap.
         scoring: what is an event, until when a forecast is valid, which quantities are conserved.
 
     Returns:
@@ -194,6 +206,7 @@ def _evaluate(
             baselines=baselines,
             curves=rollouts.curves(),
             rollouts=Rollouts(*rollouts.fields(), *steps.fields()),
+            description=truth.description,
         )
         for rollouts, steps, factors in zip(rolled, stepped, growths, strict=True)
     ]

@@ -296,7 +296,8 @@ class ScoreTally:
         for i, name in enumerate(self.source.fields):
             if math.isfinite(self.thresholds[i]):
                 values = contingency_scores(*table[i, :4].tolist()) | {"relative_intensity": _ratio(*table[i, 4:])}
-                values = {key: x if finite[i] else None for key, x in values.items()}
+                # What is not defined is left out, as None stands for a number that became NaN or infinite.
+                values = {key: x if finite[i] else None for key, x in values.items() if x is not None or not finite[i]}
                 scores["events"][name] = {"threshold": self.thresholds[i].item(), **values}
         if self.spacing is not None:
             bands = self._all("spectrum").sum((1, 2))

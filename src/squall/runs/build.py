@@ -29,6 +29,7 @@ from squall.losses import (
     Relative,
 )
 from squall.models import HNN, NODE
+from squall.models.inputs import Inputs
 from squall.models.normalized import Normalized
 from squall.models.placement import evaluating, like_model
 from squall.runs.config import ConfigError, DataConfig, LossConfig, ModelConfig, RunConfig
@@ -53,6 +54,12 @@ class Experiment:
     model: nn.Module
     integrator: IntegratorLike
     loss: nn.Module
+
+    @property
+    def inputs(self) -> Inputs:
+        """History and conditions that the model sees."""
+        data = self.config.data
+        return Inputs(getattr(data, "history", 1), tuple(getattr(data, "inputs", ())))
 
     @cached_property
     def transitions(self) -> Transitions:

@@ -22,12 +22,14 @@ from squall._types import Score, Validation
 from squall.data import Split
 from squall.runs.build import Experiment, build, model_source
 from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, to_dict
+from squall.runs.description import write_description
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
 from squall.runs.record import sealed
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
-from squall.training.state import adam, load_optimizer
+from squall.training.settings import adam
+from squall.training.state import load_optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -253,6 +255,7 @@ class _FolderRecorder(Recorder):
         if not folder.has("environment.json"):
             source = model_source(experiment.config.model.name)
             environment = _environment(experiment, self.fabric)
+            environment["description"] = write_description(folder, experiment.split.train)
             folder.write_json("environment.json", sealed(environment, folder.read_config(), normalization, source))
         sampler = experiment.sampler
         if isinstance(sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
