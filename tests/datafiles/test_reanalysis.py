@@ -1,4 +1,4 @@
-"""Files in the layouts of ERA5 (Copernicus) and WeatherBench 2: levels, both directions of latitude, longitude first."""
+"""Files in the layouts of ERA5 (Copernicus) and WeatherBench 2: levels, latitude in either order, longitude first."""
 
 import numpy as np
 import pytest
