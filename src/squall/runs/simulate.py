@@ -1,7 +1,8 @@
 """A data set simulated from a system, on disk with all that is needed to make it again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,20 @@ import squall
 import squall.data
 from squall._process.extras import explain_missing_extra
 from squall._process.files import write_beside
-from squall.systems import ShallowWater, System
+from squall.systems import SYSTEMS, ShallowWater, System
 from squall.systems.shallow_water import RADIUS
 
-__all__ = ["drift", "simulate_sphere_to_file", "simulate_to_file"]
+__all__ = ["SIMULATED", "drift", "file_suffix", "simulate_sphere_to_file", "simulate_to_file"]
+
+SIMULATED: Mapping[str, type[System] | type[ShallowWater]] = MappingProxyType(
+    {**SYSTEMS, ShallowWater.name: ShallowWater}
+)
+"""Everything that can be simulated into a file, by name."""
+
+
+def file_suffix(name: str) -> str:
+    """Of the file that a system of this name is simulated into."""
+    return ".nc" if name == ShallowWater.name else ".hdf5"
 
 
 def simulate_to_file(
