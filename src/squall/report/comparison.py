@@ -95,7 +95,7 @@ def _read(path: Path, checkpoint: Kind, study_of: Callable[[Path], StudyFolder])
     if missing or not evaluation["checkpoints"]:
         raise RunFolderError(f"the evaluation of {path} lacks '{(*missing, 'a checkpoint')[0]}': {again}")
     last = folder.checkpoint_steps("last")
-    if last and last[0] != config["training.steps"]:
+    if last and last[0] != config["training.steps"] and not config.get("training.patience"):
         raise RunFolderError(f"{path} is not trained to its end (step {last[0]} of {config['training.steps']})")
     kind: Kind = checkpoint if checkpoint in evaluation["checkpoints"] else next(iter(evaluation["checkpoints"]))
     newest = folder.checkpoint_steps(kind)

@@ -90,7 +90,7 @@ class TrainedRun:
         """
         if self._opened:
             return self._built
-        split = open_data(self._config.data)
+        split = open_data(self._config)
         _refuse_other_data(self.folder, self._config)
         return replace(self._built, split=split)
 
