@@ -19,7 +19,6 @@ import yaml
 from rich.console import Console
 from scipy import stats
 
-import squall.data
 from squall._process.progress import told
 from squall.cli import main
 from squall.report import write_report
@@ -107,28 +106,6 @@ def test_the_presets_are_studies(name):
     study = preset(name)
     assert study.name == name
     assert len({trial.name for trial in study.trials}) == len(study.trials)
-
-
-def test_a_study_of_storms_simulates_them_into_its_folder(tmp_path):
-    pytest.importorskip("torch_harmonics", reason="pip install 'squall[sphere]'")
-    storms = {"name": "shallow-water", "latitudes": 16, "longitudes": 32, "step": 600.0, "trajectories": 5, "steps": 3}
-    unet = {"channels": 3, "width": 4, "levels": 1, "boundary": ["pole", "periodic"]}
-    base = {
-        "data": {"validation": 1, "test": 2},
-        "model": {"name": "squall.models.UNet", "arguments": unet},
-        "training": {"steps": 2, "batch": 2, "validate_every": 2},
-        "device": {"accelerator": "cpu"},
-    }
-    variants = {"storms": {"system": storms}, "MSE": {"loss.name": "mse"}}
-    grids = {"all": {"axes": [["storms"], ["MSE"]]}}
-    values = {"name": "sphere", "seeds": 1, "base": base, "variants": variants, "grids": grids}
-    study = read_study(written(tmp_path, values))
-    assert run_study(study, tmp_path / "out", workers=1) == []
-    (path,) = (tmp_path / "out" / "data").iterdir()
-    assert path.suffix == ".nc"
-    assert squall.data.open(path).shape == (5, 4, 3, 16, 32)
-    (row,) = [json.loads(run.read_text()) for run in (tmp_path / "out" / "runs").glob("*/evaluation.json")]
-    assert row["fields"] == ["height", "vorticity", "divergence"]
 
 
 def test_the_paper_presets_ask_for_the_papers_protocol():
