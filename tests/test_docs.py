@@ -62,6 +62,18 @@ def test_the_programs_of_the_models_page_run():
     assert names["next_fields"].shape == names["fields"].shape
 
 
+def test_the_programs_and_the_configuration_of_the_sphere_page_run(tmp_path, monkeypatch):
+    pytest.importorskip("torch_harmonics", reason="pip install 'squall[sphere]'")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "sphere.md").read_text()
+    names: dict = {}
+    exec(compile("".join(blocks(page, "python")), "page", "exec"), names)
+    assert names["error"].shape == (9, 3)
+    assert (tmp_path / "storms.gif").exists()
+    (configuration,) = blocks(page, "yaml")
+    assert from_dict(yaml.safe_load(configuration)).data.path == "vortices.nc"
+
+
 def test_the_configuration_of_the_page_is_one():
     (page,) = blocks(TRAINING, "yaml")
     assert from_dict(yaml.safe_load(page)).loss.temperature == 0.1

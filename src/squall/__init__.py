@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # imported on first use, by `__getattr__`
     )
     from squall.models import HNN, NODE, energy_rate
     from squall.runs.trained import open_run
-    from squall.systems import SYSTEMS, CahnHilliard, ConvergenceError, KortewegDeVries, System
+    from squall.systems import SYSTEMS, CahnHilliard, ConvergenceError, KortewegDeVries, ShallowWater, System
     from squall.training import TrainingSettings, train
 
 __version__ = "0.1.0"
@@ -53,6 +53,7 @@ __all__ = [
     "Relative",
     "RolloutValidation",
     "Schedule",
+    "ShallowWater",
     "System",
     "TrainingSettings",
     "data",
@@ -76,7 +77,7 @@ _ROOMS = {
     "data": "",
     "losses": "Accumulation EffectiveFraction ErrorSketch Huber ImbalanceAwareLoss KLBudget LaggedAccumulation "
     "MeanSquaredError Relative Schedule imbalance_aware_loss imbalance_weights weight_shares",
-    "systems": "SYSTEMS CahnHilliard ConvergenceError KortewegDeVries System",
+    "systems": "SYSTEMS CahnHilliard ConvergenceError KortewegDeVries ShallowWater System",
     "models": "HNN NODE energy_rate",
     "integrators": "INTEGRATORS euler increment midpoint next_state rk4 rollout substeps",
     "training": "TrainingSettings train",

@@ -108,3 +108,19 @@ def test_the_storm_is_described_and_converted(storm, tmp_path, capsys):
     assert copy.description.axes == ("lat", "lon")
     pairs = [Transitions(source).fetch([0, 30, 50]) for source in (first, copy)]
     assert torch.equal(pairs[0][0], pairs[1][0])
+
+
+def test_the_example_of_the_storm_learns_forecasts_and_draws(storm, tmp_path, capsys):
+    path = Path(__file__).parents[2] / "examples" / "january_1996.py"
+    names: dict = {"__name__": "january_1996"}
+    exec(compile(path.read_text(), path, "exec"), names)
+    source = names["read"](storm)
+    assert source.shape == (1, 32, 4, 33, 36)
+    assert (~source.valid).nonzero().tolist() == [[0, 18]]
+    names["main"]([str(storm), "--out", str(tmp_path), "--steps", "3"])
+    printed = capsys.readouterr().out
+    assert "prove no skill" in printed
+    assert printed.count("persistence ") == 3
+    assert (tmp_path / "blizzard.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="not overwritten"):
+        names["main"]([str(storm), "--out", str(tmp_path)])

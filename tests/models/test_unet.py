@@ -52,6 +52,28 @@ def test_a_periodic_network_commutes_with_shifts_by_multiples_of_the_coarsest_ce
     torch.testing.assert_close(shifted, model(u).roll(shift, axes), rtol=1e-12, atol=1e-12)
 
 
+def test_beyond_a_pole_the_field_of_the_sphere_goes_on():
+    """A function of the point on the sphere, beyond 90 degrees: latitude 95 is latitude 85, half a circle away."""
+    latitude = torch.arange(-95.0, 100, 10, dtype=torch.float64).deg2rad()[:, None]
+    longitude = torch.arange(-15.0, 375, 15, dtype=torch.float64).deg2rad()[None]
+    x, y, z = latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin().expand(-1, 26)
+    beyond = torch.stack((x, x * y + z, x * z - y**3))[None]
+    padding = convolution(3, 3, ("pole", "periodic"))[0]
+    torch.testing.assert_close(padding(beyond[..., 1:-1, 1:-1]), beyond)
+
+
+def test_a_network_with_poles_commutes_with_turns_of_the_sphere_about_its_axis():
+    model, u = unet(boundary=("pole", "periodic")), normal(2, 2, 12, 16)
+    torch.testing.assert_close(model(u.roll(4, 3)), model(u).roll(4, 3), rtol=1e-12, atol=1e-12)
+    assert (model(u) - unet(boundary=("open", "periodic"))(u)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("boundary", ["pole", ("pole", "wall"), ("periodic", "pole"), ("pole", "pole", "periodic")])
+def test_poles_need_a_circle_of_longitude(boundary):
+    with pytest.raises(ValueError, match=r"'pole', 'periodic'"):
+        unet(boundary=boundary, dimensions=2 if isinstance(boundary, str) else len(boundary))
+
+
 def test_shifts_commute_along_the_periodic_axis_only():
     model, u = unet(boundary=("periodic", "wall")), normal(2, 2, 16, 16)
     torch.testing.assert_close(model(u.roll(4, 2)), model(u).roll(4, 2), rtol=1e-12, atol=1e-12)

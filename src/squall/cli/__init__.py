@@ -13,7 +13,7 @@ __all__ = ["COMMANDS", "USER_MISTAKE", "main"]
 USER_MISTAKE = 2
 
 COMMANDS = {
-    "simulate": "Simulate a system into an HDF5 file in The Well's layout.",
+    "simulate": "Simulate a system into an HDF5 file in The Well's layout; storms on a sphere into NetCDF.",
     "train": "Train a model; the same command resumes an interrupted training.",
     "evaluate": "Roll out the test trajectories, write evaluation.json and figures, print a table.",
     "compare": "One table and one figure for several evaluated runs.",

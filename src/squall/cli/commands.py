@@ -33,11 +33,11 @@ from squall.cli import COMMANDS, USER_MISTAKE
 from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
 from squall.runs.evaluate import conserved_quantities, evaluate_runs
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
-from squall.runs.simulate import simulate_to_file
+from squall.runs.simulate import simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run
 from squall.runs.trained import open_run
 from squall.study.definition import PRESETS, read_study
-from squall.systems import SYSTEMS, ConvergenceError
+from squall.systems import SYSTEMS, ConvergenceError, ShallowWater
 from squall.training.loop import Recorder, TrainingDiverged
 
 __all__ = ["execute"]
@@ -184,7 +184,14 @@ def _simulate_parser() -> Parser:
         part.add_argument("--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, point)")
         systems.add_subcommand(name, part, help=system.equation)
         known |= dict.fromkeys(_options(part))
-    return parser, list(known)
+    sphere = _new_parser(description="Storms on a sphere, by torch-harmonics' spectral solver.")
+    sphere.add_class_arguments(ShallowWater)
+    sphere.add_argument("--out", type=Path, required=True, help="the NetCDF file to write; refused if it exists")
+    sphere.add_argument("--trajectories", type=int, default=20, help="how many")
+    sphere.add_argument("--steps", type=int, default=40, help="steps of dt")
+    sphere.add_argument("--seed", type=int, default=0, help="of the first states")
+    systems.add_subcommand(ShallowWater.name, sphere, help=ShallowWater.equation)
+    return parser, list(known | dict.fromkeys(_options(sphere)))
 
 
 def _data_parser() -> Parser:
@@ -325,6 +332,8 @@ def _predict_parser() -> Parser:
 def _simulate(arguments: Namespace, console: Console) -> int:
     name = arguments.system
     options = dict(vars(arguments[name]))
+    if name == ShallowWater.name:
+        return _simulate_sphere(options, console)
     out, steps = options.pop("out"), options.pop("steps")
     count, seed, initial = options.pop("trajectories"), options.pop("seed"), options.pop("initial")
     system = SYSTEMS[name](**options)
@@ -341,6 +350,24 @@ def _simulate(arguments: Namespace, console: Console) -> int:
             seed=seed,
             initial_states=states,
             progress=lambda done: progress.update(task, completed=done),
+        )
+    print(out)
+    return 0
+
+
+def _simulate_sphere(options: dict[str, Any], console: Console) -> int:
+    out, run_options = options.pop("out"), {name: options.pop(name) for name in ("trajectories", "steps", "seed")}
+    system = ShallowWater(**options)
+    with progress_bar(console) as progress:
+        total = run_options["trajectories"] * run_options["steps"]
+        task = progress.add_task(f"simulating {system.name}", total=total, status="")
+        changes = simulate_sphere_to_file(
+            system, out, **run_options, progress=lambda done: progress.update(task, completed=done)
+        )
+    hours = run_options["steps"] * system.dt / 3600
+    for quantity, values in changes.items():
+        print(
+            f"{quantity} changed by {np.median(values):.1e} (median), {max(values, key=abs):.1e} (most), in {hours:g} h"
         )
     print(out)
     return 0

@@ -78,6 +78,8 @@ class FNO(GridNetwork):
         modes = (modes,) * dimensions if isinstance(modes, int) else tuple(modes)
         sizes = {"width": width, "layers": layers, "modes": min(modes, default=0)}
         super().__init__(channels, dimensions, boundary, conditions, out_channels, history, **sizes)
+        if "pole" in self.boundary:
+            raise ValueError("FNO: boundary 'pole' is of the U-Net; give 'open' for latitude")
         if len(modes) != dimensions:
             raise ValueError(f"FNO: modes has {len(modes)} number(s), {modes}, for {dimensions} axes of space")
         if not 0 <= padding <= 1:

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BOUNDARIES = ("periodic", "wall", "open")
+BOUNDARIES = ("periodic", "wall", "open", "pole")
 
 
 def boundary_per_axis(boundary: str | Sequence[str], dimensions: int) -> tuple[str, ...]:
     """One name per axis of space, from one name for all axes or one for each.
 
     Raises:
-        ValueError: for an unknown name, or another number of names than axes.
+        ValueError: for an unknown name, another number of names than axes, or a pole without a circle of longitude.
 
     Example:
         >>> boundary_per_axis("wall", 2)
@@ -25,6 +25,11 @@ def boundary_per_axis(boundary: str | Sequence[str], dimensions: int) -> tuple[s
     for name in names:
         if name not in BOUNDARIES:
             raise ValueError(f"unknown boundary {name!r}: the boundaries are {', '.join(BOUNDARIES)}")
+    if "pole" in names and (names[-1] != "periodic" or names.index("pole") != dimensions - 2):
+        raise ValueError(
+            f"boundary is {names}, but the poles end the last axis but one, latitude, and the last one, longitude, has "
+            "to be periodic: ('pole', 'periodic')"
+        )
     return names
 
 
@@ -37,6 +42,8 @@ def convolution(inputs: int, outputs: int, boundary: Sequence[str], stride: int 
     - `wall`: zeros, the default of convolutions in this field. A network can tell them from data, and so can learn what
       the wall does.
     - `open`: the last point again, a gradient of zero across the edge.
+    - `pole`: the points on the other side of the pole, half a circle of longitude away. For scalars on the sphere; the
+      components of the wind change sign there. The longitudes have to close, and their number should be even.
 
     Example:
         >>> layer = convolution(2, 4, ("periodic", "wall"), stride=2)
@@ -52,13 +59,16 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class _Padding(nn.Module):
-    """One point more at both ends of the periodic and the open axes."""
+    """One point more at both ends of the periodic and the open axes, and over both poles."""
 
     def __init__(self, boundary: Sequence[str]) -> None:
         super().__init__()
         self.boundary = tuple(boundary)
 
     def forward(self, u: Tensor) -> Tensor:
+        if "pole" in self.boundary:  # before longitude gets its margins
+            across = u.roll(u.shape[-1] // 2, -1)
+            u = torch.cat((across.narrow(-2, 0, 1), u, across.narrow(-2, u.shape[-2] - 1, 1)), -2)
         # All periodic axes in one call, because every call copies the whole state.
         if "periodic" in self.boundary:
             u = F.pad(u, [int(name == "periodic") for name in reversed(self.boundary) for _ in range(2)], "circular")

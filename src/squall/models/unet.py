@@ -33,8 +33,8 @@ class UNet(GridNetwork):
         dimensions: of space, 1 to 3.
         width: channels on the finest grid.
         levels: how many times the grid is halved.
-        boundary: `periodic`, `wall` (zeros beyond the edge) or `open` (the last value, copied), for all axes of space
-            or one name per axis.
+        boundary: `periodic`, `wall` (zeros beyond the edge), `open` (the last value, copied) for all axes of space, or
+            one name per axis; `("pole", "periodic")` for latitude and longitude of the whole sphere.
         conditions: number of further input channels, such as forcings or static fields.
         film: number of scalars that modulate every block, such as parameters of the equation or the time step.
         out_channels: channels of the output; `channels` if left out.

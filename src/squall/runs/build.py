@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -253,7 +254,19 @@ def _hnn(config: RunConfig, source: Source, system: System | None, generator: to
 
 def _unet(config: RunConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
     halvings = int(math.log2(max(2, min(source.space) / 4)))  # four points are left of the shortest axis
-    return _on_grid(UNet, {"levels": min(3, halvings)}, config, source, generator)
+    sizes: dict[str, Any] = {"levels": min(3, halvings)}
+    if _covers_the_sphere(source):
+        sizes["boundary"] = ("pole", "periodic")
+    return _on_grid(UNet, sizes, config, source, generator)
+
+
+def _covers_the_sphere(source: Source) -> bool:
+    """Whether the axes are latitude, to within a step of both poles, and the whole circle of longitude."""
+    axes = [name.lower()[:3] for name in source.description.axes]
+    if axes != ["lat", "lon"] or source.boundary[1] != "periodic":
+        return False
+    latitude = np.sort(source.coordinates[0])
+    return bool(max(90 + latitude[0], 90 - latitude[-1]) < np.diff(latitude).max())
 
 
 def _fno(config: RunConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
@@ -416,6 +429,8 @@ def _imported(config: ModelConfig) -> nn.Module:
 
 def _warn_of_edges(name: str, source: Source) -> None:
     """The models of squall see equally spaced points, and NODE and HNN++ every axis as a ring."""
+    if name == "unet" and _covers_the_sphere(source):  # Gaussian latitudes are equally spaced but for a few per cent
+        return
     for axis, (boundary, spacing) in enumerate(zip(source.boundary, source.spacing, strict=True)):
         ring = boundary == "periodic" or name not in PRESENT_RATE
         if name in MODELS and (spacing is None or not ring):

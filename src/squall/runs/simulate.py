@@ -1,7 +1,9 @@
 """A data set simulated from a system, on disk with all that is needed to make it again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +11,22 @@ from torch import Tensor
 
 import squall
 import squall.data
-from squall.systems import System
+from squall._process.extras import explain_missing_extra
+from squall._process.files import write_beside
+from squall.systems import SYSTEMS, ShallowWater, System
+from squall.systems.shallow_water import RADIUS
 
-__all__ = ["simulate_to_file"]
+__all__ = ["SIMULATED", "drift", "file_suffix", "simulate_sphere_to_file", "simulate_to_file"]
+
+SIMULATED: Mapping[str, type[System] | type[ShallowWater]] = MappingProxyType(
+    {**SYSTEMS, ShallowWater.name: ShallowWater}
+)
+"""Everything that can be simulated into a file, by name."""
+
+
+def file_suffix(name: str) -> str:
+    """Of the file that a system of this name is simulated into."""
+    return ".nc" if name == ShallowWater.name else ".hdf5"
 
 
 def simulate_to_file(
@@ -41,10 +56,7 @@ def simulate_to_file(
         FileExistsError: before anything is simulated.
         squall.systems.ConvergenceError: if the implicit scheme does not converge.
     """
-    if Path(path).exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or move it away")
-    if trajectories < 1 or steps < 1:
-        raise ValueError(f"trajectories is {trajectories} and steps is {steps}, but both must be at least 1")
+    _check(path, trajectories, steps)
     seed = system.paper_seed if seed is None else seed
     if initial_states is None:
         origin = {"initial_states": "drawn", "seed": seed}
@@ -71,3 +83,90 @@ def simulate_to_file(
         provenance=provenance,
     ) as writer:
         writer.append(system.simulate(initial_states, steps, progress=progress))
+
+
+def simulate_sphere_to_file(
+    system: ShallowWater,
+    path: Path | str,
+    *,
+    trajectories: int = 20,
+    steps: int = 40,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, list[float]]:
+    """Simulate storms and write them as NetCDF-4 (float32) with latitude, longitude and `cell_area`, for xarray too.
+
+    Args:
+        system: with its grid, dt and start.
+        path: the `.nc` file; refused if it exists.
+        trajectories: how many, drawn by PyTorch's generator of this seed.
+        steps: how many steps of dt; the file holds one state more.
+        seed: of the first states.
+        progress: called with the number of finished steps, of all trajectories together.
+
+    Returns:
+        Relative change of mass, energy and potential enstrophy from the first to the last state, per trajectory.
+
+    Raises:
+        FileExistsError: before anything is simulated.
+        MissingExtraError: without torch-harmonics or h5netcdf.
+    """
+    _check(path, trajectories, steps)
+    with explain_missing_extra():
+        import h5netcdf
+    path, parameters = Path(path), system.parameters()
+    initial = system.initial_states(trajectories, torch.Generator().manual_seed(seed))
+    changes: dict[str, list[float]] = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_beside(path) as part, h5netcdf.File(part, "w") as file:
+        file.attrs.update({"title": system.name, "system": system.name, "equation": system.equation, "seed": seed})
+        file.attrs.update({"squall": squall.__version__, "torch": str(torch.__version__), **parameters})
+        _axes(file, system, trajectories, steps)
+        dimensions = ("trajectory", "time", "latitude", "longitude")
+        for name, unit in zip(system.fields, system.units, strict=True):
+            file.create_variable(name, dimensions, np.float32).attrs["units"] = unit
+        for i in range(trajectories):
+            before = i * steps
+            u = system.simulate(
+                initial[i : i + 1], steps, None if progress is None else lambda n, k=before: progress(k + n)
+            )[0]
+            for channel, name in enumerate(system.fields):
+                file.variables[name][i] = u[:, channel].float().numpy()
+            for name, change in drift(system, u).items():
+                changes.setdefault(name, []).append(change)
+        if path.exists():
+            raise FileExistsError(f"{path} appeared while the storms were simulated, and is not overwritten")
+    return changes
+
+
+def drift(system: ShallowWater, u: Tensor) -> dict[str, float]:
+    """Relative change of mass, energy and potential enstrophy over a trajectory (time, 3, latitude, longitude)."""
+    ends = u[[0, -1]]
+    quantities = {
+        "mass": system.mass(ends),
+        "energy": system.energy(ends),
+        "potential enstrophy": system.potential_enstrophy(ends),
+    }
+    return {name: (last / first - 1).item() for name, (first, last) in quantities.items()}
+
+
+def _axes(file: Any, system: ShallowWater, trajectories: int, steps: int) -> None:
+    """Dimensions, their points in CF's names and units, and the areas of the cells in m²."""
+    axes = {
+        "trajectory": (np.arange(trajectories), {}),
+        "time": (np.arange(steps + 1) * system.dt / 3600, {"units": "hours", "axis": "T"}),
+        "latitude": (system.latitude.numpy(), {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": (system.longitude.numpy(), {"units": "degrees_east", "standard_name": "longitude"}),
+    }
+    file.dimensions = {name: len(points) for name, (points, _) in axes.items()}
+    for name, (points, attributes) in axes.items():
+        file.create_variable(name, (name,), data=points).attrs.update(attributes)
+    areas = file.create_variable("cell_area", ("latitude", "longitude"), data=system.areas.numpy() * RADIUS**2)
+    areas.attrs.update({"units": "m2", "standard_name": "cell_area"})
+
+
+def _check(path: Path | str, trajectories: int, steps: int) -> None:
+    if Path(path).exists():
+        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or move it away")
+    if trajectories < 1 or steps < 1:
+        raise ValueError(f"trajectories is {trajectories} and steps is {steps}, but both must be at least 1")

@@ -24,7 +24,7 @@ from squall.integrators import INTEGRATORS, next_state
 from squall.runs.build import MODELS, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
 from squall.runs.folder import evaluation_suffix
-from squall.systems import SYSTEMS
+from squall.runs.simulate import SIMULATED, file_suffix
 
 __all__ = [
     "PRESETS",
@@ -34,11 +34,12 @@ __all__ = [
     "OtherIntegrator",
     "Study",
     "Trial",
+    "data_path",
     "read_study",
     "slug",
 ]
 
-PRESETS = ("paper", "paper-small", "sweeps-small", "smoke")
+PRESETS = ("paper", "paper-small", "sweeps-small", "storms-small", "smoke")
 """The studies that come with the package."""
 
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
@@ -332,11 +333,11 @@ def _trial(
             values[key] = value
     system = values.pop("system", None)
     if system is None:
-        raise ConfigError(f"{', '.join(labels)} names no system: set 'system' to one of {', '.join(SYSTEMS)}")
+        raise ConfigError(f"{', '.join(labels)} names no system: set 'system' to one of {', '.join(SIMULATED)}")
     data, about = _data(system)
     systems.setdefault(data, about)
     nested: dict[str, Any] = {}
-    for key, value in (values | {"data.path": f"data/{data}.hdf5", "training.seed": 0}).items():
+    for key, value in (values | {"data.path": data_path(data, about), "training.seed": 0}).items():
         *groups, name = key.split(".")
         place = nested
         for group in groups:
@@ -362,20 +363,25 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _data(system: Any) -> tuple[str, dict[str, Any]]:
     """The name of a data set and what it is simulated with, from the value of the key 'system'."""
     about: dict[str, Any] = {"name": system} if isinstance(system, str) else dict(_mapping("system", system))
-    if about.get("name") not in list(SYSTEMS):
-        raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SYSTEMS)}")
+    if about.get("name") not in list(SIMULATED):
+        raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SIMULATED)}")
     parameters = {key: value for key, value in about.items() if key != "name"}
     for key in SIZES:
         size = parameters.pop(key, 1)
         if not isinstance(size, int) or isinstance(size, bool):
             raise ConfigError(f"system.{key} is {about[key]!r}, but must be a whole number")
     try:
-        SYSTEMS[about["name"]](**parameters)
+        SIMULATED[about["name"]](**parameters)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the system {about} cannot be made: {error}") from error
     if len(about) == 1:
         return about["name"], about
     return f"{about['name']}-{_digest(about)[:8]}", about
+
+
+def data_path(name: str, about: Mapping[str, Any]) -> str:
+    """The file of a data set, seen from the folder of the study."""
+    return f"data/{name}{file_suffix(about['name'])}"
 
 
 def _digest(values: Mapping[str, Any]) -> str:

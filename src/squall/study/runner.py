@@ -23,12 +23,12 @@ from squall.evaluation.rollouts import Keep
 from squall.runs.config import RunConfig, can_run_together
 from squall.runs.evaluate import evaluate_runs
 from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
-from squall.runs.simulate import simulate_to_file
+from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run_together
-from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial
+from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial, data_path
 from squall.study.folder import TRIAL, StudyFolder
 from squall.study.outcome import FIELDS
-from squall.systems import SYSTEMS
+from squall.systems import ShallowWater
 from squall.training.loop import Recorder, TrainingDiverged
 
 __all__ = ["Progress", "part_of", "run_study"]
@@ -136,12 +136,16 @@ def _simulate(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> Non
     for part in (folder.path / "data").glob(".*.part"):  # of a study that was killed: this one holds the lock
         part.unlink()
     for name in dict.fromkeys(trial.system for trial in trials):
-        path = folder.path / "data" / f"{name}.hdf5"
+        options = dict(study.systems[name])
+        path = folder.path / data_path(name, options)
         if not path.exists():
-            options = dict(study.systems[name])
-            system = SYSTEMS[options.pop("name")]
+            system = SIMULATED[options.pop("name")]
             sizes = {key: options.pop(key) for key in SIZES if key in options}
-            simulate_to_file(system(**options), path, **sizes)
+            made = system(**options)
+            if isinstance(made, ShallowWater):
+                simulate_sphere_to_file(made, path, **sizes)
+            else:
+                simulate_to_file(made, path, **sizes)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ with explain_missing_extra():
     from squall.systems.cahn_hilliard import CahnHilliard
     from squall.systems.implicit import ConvergenceError
     from squall.systems.korteweg_de_vries import KortewegDeVries
+    from squall.systems.shallow_water import ShallowWater
 
 SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
     {system.name: system for system in (CahnHilliard, KortewegDeVries)}
 )
-"""All systems by name."""
+"""The systems with an energy and a scheme of squall, by name."""
 
-__all__ = ["SYSTEMS", "CahnHilliard", "ConvergenceError", "KortewegDeVries", "System"]
+__all__ = ["SYSTEMS", "CahnHilliard", "ConvergenceError", "KortewegDeVries", "ShallowWater", "System"]

@@ -1,6 +1,5 @@
 """The adjusted mean squared error: amplitude and coherence of every scale apart, so that smoothing does not pay."""
 
-import importlib
 import math
 from types import MappingProxyType
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from squall._process.extras import explain_missing_extra
+from squall._process.harmonics import import_harmonics
 from squall.losses.rivals.base import Points, Rival, ratio, require, root
 from squall.losses.rivals.spectra import by_shell, power, shells, transform
 
@@ -84,9 +83,7 @@ class SphericalAMSE(AMSE):
 
     def __init__(self, *, grid: str = "equiangular", epsilon: float = 1e-6) -> None:
         super().__init__(epsilon=epsilon)
-        with explain_missing_extra():
-            harmonics = importlib.import_module("torch_harmonics")
-        self.grid, self._new, self._made = grid, harmonics.RealSHT, {}
+        self.grid, self._new, self._made = grid, import_harmonics().RealSHT, {}
 
     def spectra(self, batch: Points) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
         key = (*batch.error.shape[2:], batch.error.device, batch.error.dtype)

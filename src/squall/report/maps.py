@@ -1,0 +1,229 @@
+"""Maps of the sphere: orthographic and plate carrée, storms marked, and animations. North is up, east is right."""
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from torch import Tensor
+
+from squall.evaluation.sphere import SphereGrid
+from squall.evaluation.storms import Storms
+from squall.runs.folder import write_beside
+
+__all__ = ["animate", "map_figure", "project", "sample", "unproject"]
+
+PIXELS = 400
+"""Of an orthographic map, on each side."""
+
+Centre = tuple[float, float]
+"""Latitude and longitude in the middle of an orthographic map, degrees."""
+
+Degrees = Shaped[np.ndarray, "..."] | float
+
+
+def project(
+    latitude: Degrees, longitude: Degrees, centre: Centre
+) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "..."]]:
+    """Orthographic coordinates x (east) and y (north) in radii of the sphere, and whether a point is on the near side.
+
+    Reference:
+        J. P. Snyder, Map Projections: A Working Manual, USGS 1987, equations 20-3 to 20-5.
+
+    Example:
+        >>> x, y, visible = project(0.0, 120.0, centre=(0.0, 90.0))
+        >>> round(float(x), 3), round(float(y), 3), bool(visible)
+        (0.5, 0.0, True)
+    """
+    north, away = np.radians(latitude), np.radians(np.asarray(longitude) - centre[1])
+    middle = math.radians(centre[0])
+    x = np.cos(north) * np.sin(away)
+    y = math.cos(middle) * np.sin(north) - math.sin(middle) * np.cos(north) * np.cos(away)
+    depth = math.sin(middle) * np.sin(north) + math.cos(middle) * np.cos(north) * np.cos(away)
+    return np.asarray(x), np.asarray(y), np.asarray(depth > 0)
+
+
+def unproject(
+    x: Shaped[np.ndarray, "..."], y: Shaped[np.ndarray, "..."], centre: Centre
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latitude and longitude (degrees) of orthographic coordinates; NaN outside the disc."""
+    middle, depth = math.radians(centre[0]), 1 - x**2 - y**2
+    depth = np.sqrt(np.where(depth >= 0, depth, np.nan))
+    latitude = np.arcsin(depth * math.sin(middle) + y * math.cos(middle))
+    longitude = np.arctan2(x, depth * math.cos(middle) - y * math.sin(middle))
+    return np.asarray(np.degrees(latitude)), np.asarray(np.degrees(longitude) + centre[1])
+
+
+def sample(
+    field: Float[np.ndarray, "latitude longitude"], grid: SphereGrid, latitude: Degrees, longitude: Degrees
+) -> np.ndarray:
+    """The value of the nearest grid point; NaN beyond the edges of a grid that does not cover the sphere."""
+    latitude, longitude = np.broadcast_arrays(latitude, longitude)
+    row, off_row = _nearest(grid.latitude, latitude)
+    half = float(np.diff(grid.longitude).mean()) / 2
+    east = np.asarray((longitude - grid.longitude[0] + half) % 360 - half)  # from half a cell west of the first point
+    column, off_column = _nearest(grid.longitude - grid.longitude[0], east)
+    whole = np.abs(grid.latitude).max() + np.abs(np.diff(grid.latitude)).max() >= 90
+    outside = np.isnan(latitude) | (off_row & (not whole)) | (off_column & (not grid.closes))
+    return np.where(outside, np.nan, field[row, column])
+
+
+def _nearest(points: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The index of the nearest point, and whether the wanted one lies more than half a step beyond the ends."""
+    middles = np.sort((points[1:] + points[:-1]) / 2)
+    index = np.searchsorted(middles, np.nan_to_num(wanted))
+    index = index if points[0] < points[-1] else len(points) - 1 - index
+    step = np.abs(np.diff(points)).max() / 2
+    return np.asarray(index), np.asarray((wanted < points.min() - step) | (wanted > points.max() + step))
+
+
+def map_figure(
+    fields: Mapping[str, Float[Tensor, "latitude longitude"]],
+    grid: SphereGrid,
+    *,
+    centre: Centre | None = None,
+    unit: str = "",
+    limits: tuple[float, float] | None = None,
+    storms: Mapping[str, Storms] | None = None,
+) -> Figure:
+    """Maps side by side with one colour scale: orthographic around a centre, or plate carrée without one.
+
+    Args:
+        fields: by title, such as truth and forecast; NaN is grey.
+        grid: of the fields.
+        centre: latitude and longitude in the middle; `None` for plate carrée.
+        unit: for the colour bar.
+        limits: of the colours; `None`: the extremes, symmetric about zero where the fields change sign.
+        storms: centres to mark, by the title of their map.
+    """
+    arrays = {title: field.detach().double().cpu().numpy() for title, field in fields.items()}
+    low, high = limits or _limits(list(arrays.values()))
+    style: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": "RdBu_r" if low < 0 < high else "viridis"}
+    wide = 3.4 if centre is not None else 4.6
+    figure = Figure(figsize=(wide * len(arrays) + 0.9, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(arrays), squeeze=False)[0]
+    for panel, (title, array) in zip(panels, arrays.items(), strict=True):
+        panel.set_title(title, fontsize=9)
+        marks = (storms or {}).get(title)
+        draw = _plate_carree if centre is None else _orthographic
+        image = draw(panel, array, grid, centre or (0.0, 0.0), style, marks)
+        if panel is panels[-1]:
+            figure.colorbar(image, ax=panels.tolist(), shrink=0.85, label=unit)
+    return figure
+
+
+def animate(
+    path: Path | str,
+    fields: Mapping[str, Float[Tensor, "time latitude longitude"]],
+    grid: SphereGrid,
+    *,
+    times: Sequence[str],
+    centre: Centre | None = None,
+    unit: str = "",
+    frames_per_second: int = 6,
+) -> Path:
+    """Write a GIF of maps side by side, one frame per time.
+
+    Args:
+        path: the `.gif` file; refused if it exists.
+        fields: by title, all at the same times.
+        grid, centre, unit: as for `map_figure`; colours are the same at all times.
+        times: a caption for each time.
+        frames_per_second: speed.
+
+    Raises:
+        FileExistsError: there is such a file.
+        ValueError: the number of captions is not that of the times.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or move it away")
+    counts = {title: len(field) for title, field in fields.items()}
+    if set(counts.values()) != {len(times)}:
+        raise ValueError(f"the fields have {counts} times, and there are {len(times)} captions; give one for each")
+    limits = _limits([field.detach().double().cpu().numpy() for field in fields.values()])
+    first = {title: field[0] for title, field in fields.items()}
+    figure = map_figure(first, grid, centre=centre, unit=unit, limits=limits)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    caption = figure.suptitle(times[0], fontsize=9)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: nothing moves between frames
+
+    def draw(i: int) -> list[Any]:
+        caption.set_text(times[i])
+        for panel, field in zip(panels, fields.values(), strict=True):
+            values = field[i].detach().double().cpu().numpy()
+            if centre is None:
+                panel.collections[0].set_array(np.ma.masked_invalid(_upright(values, grid)))
+            else:
+                panel.images[0].set_data(np.ma.masked_invalid(_disc(values, grid, centre)))
+        return []
+
+    film = FuncAnimation(figure, draw, frames=len(times))
+    with tempfile.TemporaryDirectory() as folder, write_beside(path) as part:
+        drawn = Path(folder) / "film.gif"  # Pillow knows the format by the suffix
+        film.save(drawn, writer=PillowWriter(fps=frames_per_second), dpi=80)
+        part.write_bytes(drawn.read_bytes())
+    return path
+
+
+def _limits(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
+    finite = np.concatenate([array[np.isfinite(array)] for array in arrays])
+    if len(finite) == 0:
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    size = max(-low, high)
+    return (-size, size) if low < 0 < high else (low, high)
+
+
+def _orthographic(
+    panel: Axes, field: np.ndarray, grid: SphereGrid, centre: Centre, style: dict[str, Any], storms: Storms | None
+) -> Any:
+    disc = np.ma.masked_invalid(_disc(field, grid, centre))
+    image = panel.imshow(disc, extent=(-1, 1, -1, 1), origin="lower", **style)
+    panel.add_patch(Circle((0, 0), 1, facecolor="0.75", zorder=-1))
+    panel.add_patch(Circle((0, 0), 1, fill=False, linewidth=0.8))
+    line = np.linspace(-180, 180, 361)
+    circles = [(np.full_like(line, north), line) for north in (-60, -30, 0, 30, 60)]
+    circles += [(line / 2, np.full_like(line, east)) for east in range(-180, 180, 30)]
+    for latitude, longitude in circles:
+        x, y, visible = project(latitude, longitude, centre)
+        panel.plot(np.where(visible, x, np.nan), np.where(visible, y, np.nan), color="0.4", linewidth=0.3)
+    if storms is not None:
+        x, y, visible = project(storms.latitude, storms.longitude, centre)
+        panel.plot(x[visible], y[visible], "k+", markersize=7)
+    panel.set(xlim=(-1.02, 1.02), ylim=(-1.02, 1.02), aspect="equal")
+    panel.set_axis_off()
+    return image
+
+
+def _disc(field: np.ndarray, grid: SphereGrid, centre: Centre) -> np.ndarray:
+    """The sphere seen from far above the centre; row 0 is the southernmost."""
+    line = (np.arange(PIXELS) + 0.5) / PIXELS * 2 - 1
+    return sample(field, grid, *unproject(line[None, :], line[:, None], centre))
+
+
+def _plate_carree(
+    panel: Axes, field: np.ndarray, grid: SphereGrid, _: Centre, style: dict[str, Any], storms: Storms | None
+) -> Any:
+    panel.set_facecolor("0.75")
+    latitude = np.sort(grid.latitude)
+    values = np.ma.masked_invalid(_upright(field, grid))
+    image = panel.pcolormesh(grid.longitude, latitude, values, shading="nearest", rasterized=True, **style)
+    if storms is not None:
+        panel.plot(storms.longitude, storms.latitude, "k+", markersize=7)
+    panel.set(xlabel="longitude (° east)", ylabel="latitude (° north)", aspect="equal")
+    panel.tick_params(labelsize=8)
+    return image
+
+
+def _upright(field: np.ndarray, grid: SphereGrid) -> np.ndarray:
+    """With latitude from the south, as `pcolormesh` draws it."""
+    return field if grid.latitude[0] < grid.latitude[-1] else field[::-1]

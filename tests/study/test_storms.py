@@ -1,0 +1,90 @@
+"""A study of storms on a sphere: simulated, trained, rolled out and scored."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import squall
+import squall.data
+from squall.models import UNet
+from squall.runs.build import _unet
+from squall.runs.config import from_dict
+from squall.study.definition import read_study
+from squall.study.runner import run_study
+
+STUDY = """
+name: sphere
+seeds: 2
+keep_weights: true
+base:
+  system: {name: shallow-water, start: vortices, latitudes: 16, longitudes: 32, step: 900.0, trajectories: 4, steps: 20}
+  data: {validation: 1, test: 2}
+  model: {name: unet, predicts: state, residual: true, arguments: {width: 4, levels: 1}}
+  training: {steps: 2, batch: 2, residual: state, validate_every: 2, unroll: 2}
+  device: {accelerator: cpu}
+variants:
+  MSE: {loss.name: mse}
+  KL budget 1: {loss.kl_budget: 1.0}
+grids:
+  all: {axes: [[MSE, KL budget 1]]}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    pytest.importorskip("torch_harmonics", reason="pip install 'squall[sphere]'")
+    folder = tmp_path_factory.mktemp("storms")
+    (folder / "study.yaml").write_text(STUDY)
+    assert run_study(read_study(folder / "study.yaml"), folder / "out", workers=1) == []
+    return folder / "out"
+
+
+def test_storms_are_simulated_into_the_study_and_trained_on(study):
+    (path,) = (study / "data").iterdir()
+    assert squall.data.open(path).shape == (4, 21, 3, 16, 32)
+    runs = sorted(path.name for path in (study / "runs").iterdir())
+    assert runs == ["kl-budget-1-seed-0", "kl-budget-1-seed-1", "mse-seed-0", "mse-seed-1"]
+
+
+def test_the_program_scores_the_storms_of_every_loss(study, capsys):
+    path = Path(__file__).parents[2] / "examples" / "score_storms.py"
+    names: dict = {"__name__": "score_storms"}
+    exec(compile(path.read_text(), path, "exec"), names)
+    names["main"]([str(study), "--baseline", "MSE"])
+    table = (study / "storms.md").read_text().splitlines()
+    assert table[0] == "| score | day | KL budget 1 | MSE | persistence | climatology |"
+    assert len(table) == 2 + 7 * 3
+    assert "…" in table[2].split("|")[3]  # paired with the baseline
+    assert "…" not in table[2].split("|")[4]
+    assert (study / "storms.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="not overwritten"):
+        names["main"]([str(study)])
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitudes", "boundary"),
+    [
+        (torch.linspace(90, -90, 8), 16, ("pole", "periodic")),
+        (torch.linspace(-78, 78, 8), 16, ("pole", "periodic")),  # cell centres: half a step from the poles
+        (torch.linspace(60, -60, 8), 16, ("open", "periodic")),
+        (torch.linspace(90, -90, 8), 15, ("open", "open")),  # a piece is missing
+    ],
+)
+def test_a_unet_goes_over_the_poles_where_the_data_cover_the_sphere(latitude, longitudes, boundary, tmp_path):
+    xarray = pytest.importorskip("xarray")
+    names = ("time", "latitude", "longitude")
+    field = torch.randn(4, 8, longitudes, generator=torch.Generator().manual_seed(0)).numpy()
+    coordinates = {
+        "time": [0, 6, 12, 18],
+        "latitude": latitude.numpy(),
+        "longitude": 22.5 * torch.arange(longitudes).numpy(),
+    }
+    path = tmp_path / "a.nc"
+    xarray.Dataset({"u": (names, field)}, coords=coordinates).to_netcdf(path, engine="h5netcdf")
+    config = from_dict(yaml.safe_load("model: {name: unet, arguments: {width: 2, levels: 1}}"))
+    model = _unet(config, squall.data.open(path), None, torch.Generator().manual_seed(0))
+    assert isinstance(model, UNet)
+    assert model.boundary == boundary
