@@ -72,6 +72,18 @@ def test_a_run_folder_explains_itself(runs):
     assert {"error_growth.png", "energy.png", "rollout_0.png"} <= figures
 
 
+def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path):
+    out = tmp_path / "rival"
+    words = ["train", "--data.path", str(data), "--data.validation", "1", "--data.test", "2", "--model.hidden", "3"]
+    words += ["--training.steps", "4", "--training.batch", "4", "--training.checkpoint_every", "2", "--out", str(out)]
+    words += ["--loss.name", "channel", "--loss.options", '{"window": 5}']
+    assert main(words) == 0
+    assert main(words) == 0, "the folder holds the finished run"
+    assert main([*words, "--loss.options", '{"window": 6}']) == 2
+    assert main(["evaluate", str(out)]) == 0
+    assert "window: 5" in (out / "config.yaml").read_text()
+
+
 def test_compare_shows_both_losses_with_their_spread(runs, tmp_path, capsys):
     assert main(["compare", *map(str, runs), "--out", str(tmp_path / "c")]) == 0
     out = capsys.readouterr().out

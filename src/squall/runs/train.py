@@ -163,7 +163,10 @@ def _prepare(
     _refuse_other(folder, config)
     experiment = build(config, split=split)
     refuse_unsavable(experiment.model)
-    _ = experiment.sampler  # refuses a minibatch that the data cannot fill
+    _ = (
+        experiment.sampler,
+        experiment.loss,
+    )  # refuse a minibatch that the data cannot fill, and a loss that is not there
     fabric = _fabric(config, folder)
     fabric.launch()
     return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), data_path or config.data.path)

@@ -353,7 +353,7 @@ def _trial(
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict) and prefix + name not in ("system", "model.arguments"):
+        if isinstance(value, dict) and prefix + name not in ("system", "model.arguments", "loss.options"):
             yield from _dotted(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
