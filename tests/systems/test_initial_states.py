@@ -19,7 +19,7 @@ def test_the_seed_of_the_paper_gives_the_states_of_the_reference(system, key, re
 @every_class
 @pytest.mark.parametrize("make", [RandomState, lambda seed: torch.Generator().manual_seed(seed)])
 def test_the_generator_alone_decides(cls, make):
-    system = cls(points=31)
+    system = cls(points=31, width=10.0)
     before = torch.get_rng_state()
     drawn = system.initial_states(5, make(3))
     assert drawn.shape == (5, 1, 31)

@@ -175,13 +175,17 @@ def _simulate_parser() -> Parser:
     systems = parser.add_subcommands(dest="system")
     known = {}
     for name, system in SYSTEMS.items():
-        part = _new_parser(description=f"{system.equation}, by its structure-preserving implicit scheme.")
+        part = _new_parser(description=f"{system.equation}, by {system.scheme}.")
         part.add_class_arguments(system)
         part.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
         part.add_argument("--trajectories", type=int | None, default=None, help="how many; 100 if left out")
         part.add_argument("--steps", type=int, default=500, help="steps of dt")
-        part.add_argument("--seed", type=int | None, default=None, help="of the first states; by default the paper's")
-        part.add_argument("--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, point)")
+        part.add_argument(
+            "--seed", type=int | None, default=None, help="of the first states; the usual one if left out"
+        )
+        part.add_argument(
+            "--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, channel, *space)"
+        )
         systems.add_subcommand(name, part, help=system.equation)
         known |= dict.fromkeys(_options(part))
     return parser, list(known)
@@ -301,7 +305,7 @@ def _simulate(arguments: Namespace, console: Console) -> int:
     system = SYSTEMS[name](**options)
     if initial is not None and (count is not None or seed is not None):
         raise ValueError("--initial gives the first states: --trajectories and --seed do not go with it")
-    states = None if initial is None else _initial_states(initial, (1, system.points))
+    states = None if initial is None else _initial_states(initial, system.shape)
     with progress_bar(console) as progress:
         task = progress.add_task(f"simulating {name}", total=steps, status="")
         simulate_to_file(

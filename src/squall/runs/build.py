@@ -25,7 +25,7 @@ from squall.models.placement import evaluating, like_model
 from squall.runs.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from squall.runs.installed import find_source, installed_only, is_installed, working_folder_importable
 from squall.runs.loss import build_loss
-from squall.systems import SYSTEMS, System
+from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
 __all__ = ["Experiment", "build", "integrator", "model_source", "system_of"]
@@ -197,10 +197,10 @@ def _hnn(config: ModelConfig, source: Source, system: System | None, generator: 
 
 def _structure(config: ModelConfig, source: Source, system: System | None) -> Callable[[Tensor], Tensor]:
     if config.structure == "auto":
-        if system is not None:
+        if isinstance(system, EnergySystem):
             return system.structure
         raise ConfigError(
-            "model.structure is 'auto', but the data name no system of squall: choose 'laplacian' (dissipative) "
+            "model.structure is 'auto', but the data name no system with a structure: choose 'laplacian' (dissipative) "
             "or 'central-difference' (conservative)"
         )
     if len(source.space) != 1:

@@ -1,4 +1,4 @@
-"""Physical systems: each has an equation, an energy, random first states, and a scheme that keeps what it conserves."""
+"""Physical systems: each has an equation, an energy, random first states, and a scheme that solves it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,13 +7,27 @@ from squall._process.extras import explain_missing_extra
 
 with explain_missing_extra():
     from squall.systems.base import System
+    from squall.systems.burgers import Burgers
     from squall.systems.cahn_hilliard import CahnHilliard
+    from squall.systems.energy import EnergySystem
     from squall.systems.implicit import ConvergenceError
     from squall.systems.korteweg_de_vries import KortewegDeVries
+    from squall.systems.kuramoto_sivashinsky import KuramotoSivashinsky
+    from squall.systems.spectral import SpectralSystem
 
 SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
-    {system.name: system for system in (CahnHilliard, KortewegDeVries)}
+    {system.name: system for system in (CahnHilliard, KortewegDeVries, Burgers, KuramotoSivashinsky)}
 )
 """All systems by name."""
 
-__all__ = ["SYSTEMS", "CahnHilliard", "ConvergenceError", "KortewegDeVries", "System"]
+__all__ = [
+    "SYSTEMS",
+    "Burgers",
+    "CahnHilliard",
+    "ConvergenceError",
+    "EnergySystem",
+    "KortewegDeVries",
+    "KuramotoSivashinsky",
+    "SpectralSystem",
+    "System",
+]
