@@ -84,6 +84,33 @@ def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path):
     assert "window: 5" in (out / "config.yaml").read_text()
 
 
+def test_diagnose_shows_how_uneven_data_and_a_run_are(data, runs, tmp_path, capsys):
+    assert main(["diagnose", str(data), "--out", str(tmp_path / "d")]) == 0
+    out = capsys.readouterr().out
+    assert "top 1 % of points" in out
+    assert "begin with" in out
+    assert "fitted to nothing" in out
+    assert (tmp_path / "d" / "diagnosis.png").stat().st_size > 10_000
+    assert "Gini coefficient" in (tmp_path / "d" / "diagnosis.md").read_text()
+    assert main(["diagnose", str(data), "--out", str(tmp_path / "d")]) == 2
+    assert "is not overwritten" in capsys.readouterr().err
+    assert main(["diagnose", str(runs[0]), "--out", str(tmp_path / "r")]) == 0
+    out = capsys.readouterr().out
+    assert "squared error" in out
+    assert "test trajectory" in out
+    assert main(["diagnose", str(runs[0]), "--dt", "1", "--out", str(tmp_path / "s")]) == 2
+    assert "is a run folder" in capsys.readouterr().err
+    assert main(["diagnose", str(data), "--trust", "--out", str(tmp_path / "s")]) == 2
+    assert main(["diagnose", str(tmp_path / "nothing.hdf5")]) == 2
+
+
+def test_constant_data_have_no_diagnosis(tmp_path, capsys):
+    squall.data.write(tmp_path / "still.hdf5", torch.ones(2, 5, 1, 8), dt=1.0)
+    assert main(["diagnose", str(tmp_path / "still.hdf5"), "--out", str(tmp_path / "d")]) == 2
+    assert "no field changes in time" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
 def test_compare_shows_both_losses_with_their_spread(runs, tmp_path, capsys):
     assert main(["compare", *map(str, runs), "--out", str(tmp_path / "c")]) == 0
     out = capsys.readouterr().out
