@@ -9,25 +9,39 @@ with explain_missing_extra():
     from squall.systems.base import System
     from squall.systems.burgers import Burgers
     from squall.systems.cahn_hilliard import CahnHilliard
+    from squall.systems.cahn_hilliard_2d import CahnHilliard2D
     from squall.systems.energy import EnergySystem
     from squall.systems.implicit import ConvergenceError
     from squall.systems.korteweg_de_vries import KortewegDeVries
     from squall.systems.kuramoto_sivashinsky import KuramotoSivashinsky
+    from squall.systems.majda_mclaughlin_tabak import MajdaMcLaughlinTabak
+    from squall.systems.shock_tube import ShockTube
     from squall.systems.spectral import SpectralSystem
 
-SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
-    {system.name: system for system in (CahnHilliard, KortewegDeVries, Burgers, KuramotoSivashinsky)}
+ALL = (
+    CahnHilliard,
+    KortewegDeVries,
+    Burgers,
+    KuramotoSivashinsky,
+    MajdaMcLaughlinTabak,
+    CahnHilliard2D,
+    ShockTube,
 )
+
+SYSTEMS: Mapping[str, type[System]] = MappingProxyType({system.name: system for system in ALL})
 """All systems by name."""
 
 __all__ = [
     "SYSTEMS",
     "Burgers",
     "CahnHilliard",
+    "CahnHilliard2D",
     "ConvergenceError",
     "EnergySystem",
     "KortewegDeVries",
     "KuramotoSivashinsky",
+    "MajdaMcLaughlinTabak",
+    "ShockTube",
     "SpectralSystem",
     "System",
 ]

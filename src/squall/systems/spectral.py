@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -88,14 +89,17 @@ class ETDRK4:
 class SpectralSystem(System):
     r"""A periodic system $u_t = L u + N(u)$ in Fourier modes $\hat u_k$, with L diagonal: one real field.
 
-    Modes above two thirds of the highest wave number are set to zero in N, so that a product of two fields is free of
-    aliasing.
+    Modes above a part of the highest wave number are set to zero in N, so that its products are free of aliasing: two
+    thirds for products of two fields, half for products of three.
 
     Args:
         substeps: The number of steps of the scheme that cover one dt, at least 1.
     """
 
     scheme = "a pseudo-spectral method with exponential time differencing of fourth order (ETDRK4)"
+
+    kept: ClassVar[float] = 2 / 3
+    """The part of the highest wave number up to which N keeps modes."""
 
     substeps: int = 1
 
@@ -120,8 +124,8 @@ class SpectralSystem(System):
 
     @cached_property
     def resolved(self) -> Float[Tensor, "*modes"]:
-        """1 for modes up to two thirds of the highest wave number along every axis, 0 for the others."""
-        limit = 2 / 3 * np.pi * self.points / self.width
+        """1 for the modes that N keeps, 0 for the others."""
+        limit = self.kept * np.pi * self.points / self.width
         return torch.from_numpy(
             np.prod(np.broadcast_arrays(*[abs(k) < limit for k in self.wave_numbers]), axis=0) + 0.0
         )
