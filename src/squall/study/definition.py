@@ -45,7 +45,7 @@ KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "eval
 GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
 SIZES = ("trajectories", "steps", "seed")
 """Keys of a system beside its parameters."""
-SHOWN = ("table", "fields", "temperature", "one-step", "training", "sampling", "integrators")
+SHOWN = ("table", "ratios", "fields", "temperature", "one-step", "training", "sampling", "integrators")
 """What the report can make of a grid."""
 SHOWN_FROM_FIELDS = {"fields", "one-step"}
 """What of it needs the fields of the rollouts."""
