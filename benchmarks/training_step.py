@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from squall._process.threads import keep_freed_memory
 from squall.models import HNN, NODE
-from squall.training.state import TrainingSettings, adam
+from squall.training.settings import TrainingSettings, adam
 
 BATCH, POINTS, HIDDEN = 200, 50, 200
 DX, DT = 1 / POINTS, 1e-4

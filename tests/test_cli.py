@@ -17,6 +17,10 @@ from safetensors.torch import load_file
 
 import squall
 from squall.cli import main
+from squall.runs.config import from_dict
+from squall.runs.folder import RunFolder
+from squall.runs.train import run
+from squall.training.loop import Recorder
 
 SMALL = ["--model.hidden", "8", "--training.batch", "16", "--training.validate_every", "10", "--device.threads", "1"]
 
@@ -82,6 +86,31 @@ def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path):
     assert main([*words, "--loss.options", '{"window": 6}']) == 2
     assert main(["evaluate", str(out)]) == 0
     assert "window: 5" in (out / "config.yaml").read_text()
+
+
+def test_a_memory_of_every_sample_is_resumed_as_it_was(data, tmp_path):
+    def words(out: str, *more: str) -> list[str]:
+        sizes = ["--training.checkpoint_every", "3", "--loss.name", "vrba", "--loss.options", '{"eta": 0.5}']
+        return [*train(data, tmp_path / out, 6), *sizes, *more]
+
+    class Stop(Recorder):
+        def __init__(self) -> None:
+            self.step = 0
+
+        def stepped(self, step: int) -> None:
+            self.step = step
+
+        def stopping(self) -> bool:
+            return self.step >= 3
+
+    assert main(words("whole")) == 0
+    config = from_dict(RunFolder(tmp_path / "whole").read_config())
+    assert not run(config, tmp_path / "part", Stop()).finished
+    run(config, tmp_path / "part")
+    whole, part = (RunFolder(tmp_path / name).load("last") for name in ("whole", "part"))
+    assert whole.state["loss"]["memory"].any()
+    assert torch.equal(whole.state["loss"]["memory"], part.state["loss"]["memory"])
+    assert all(torch.equal(x, part.weights[name]) for name, x in whole.weights.items())
 
 
 def test_diagnose_shows_how_uneven_data_and_a_run_are(data, runs, tmp_path, capsys):
@@ -423,7 +452,7 @@ MISTAKES = [
     (["train", "--data.path", "{data}", "--training.steps", "0"], "training.steps is 0"),
     (["train", "--data.path", "{data}", "--training.batch", "100000"], "batch is 100000"),
     (["train", "--data.path", "{data}", "--data.test", "6"], "leave none"),
-    (["train", "--data.path", "{data}", "--model.name", "transformer"], "must be one of node, hnn or the import path"),
+    (["train", "--data.path", "{data}", "--model.name", "transformer"], "must be one of node, hnn, unet, fno or the import path"),
     (["train", "--data.path", "{data}", "--model.name", "no.such.Model"], "cannot be imported"),
     (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
     (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -169,14 +169,14 @@ def test_disk_that_fills_midway(tmp_path, states, nth, monkeypatch):
     from squall.data import writing
 
     calls = iter(range(100))
-    write_all = writing._write_all
+    write_all = writing.write_all
 
     def fill(file, numbers):
         if next(calls) == nth:
             raise OSError(errno.ENOSPC, "full")
         write_all(file, numbers)
 
-    monkeypatch.setattr(writing, "_write_all", fill)
+    monkeypatch.setattr(writing, "write_all", fill)
     with pytest.raises(OSError, match="make room") as caught:
         write(tmp_path / "a.hdf5", states)
     assert caught.value.errno == errno.ENOSPC
@@ -223,7 +223,7 @@ def test_full_disk(tmp_path, limit, reserve):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("moment", ["_publish", "_put"])
+@pytest.mark.parametrize("moment", ["publish", "_put"])
 def test_killed_before_the_end_leaves_no_data_file(tmp_path, moment):
     """Only a hidden `.part` stays, which no reader takes for data, and the same command works again."""
     code = """
@@ -232,8 +232,8 @@ def test_killed_before_the_end_leaves_no_data_file(tmp_path, moment):
         import squall.data.writing as writing
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
-        if sys.argv[2] == "_publish":
-            writing._publish = die
+        if sys.argv[2] == "publish":
+            writing.publish = die
         elif sys.argv[2] == "_put":
             writing.Writer._put = die
         writing.write(sys.argv[1], torch.ones(3, 4, 1, 5), dt=0.1)

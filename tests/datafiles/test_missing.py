@@ -405,17 +405,3 @@ def test_rollouts_start_from_many_times(source):
             squall.data.windows(source, length, stride)
     with pytest.raises(DataError, match="without gaps; make them shorter"):
         squall.data.windows(source, length=10)
-
-
-def test_a_run_says_that_it_does_not_use_masks_and_areas(tmp_path):
-    from squall.runs.build import build
-    from squall.runs.config import from_dict
-
-    area = np.linspace(0.5, 1.5, X * Y).reshape(X, Y)
-    for name, more in {"both": {"gaps": True, "measure": area}, "plain": {}}.items():
-        states = ocean() if more else np.nan_to_num(ocean())
-        squall.data.write(tmp_path / f"{name}.hdf5", states, dt=0.5, fields=["u", "v"], **more)
-    config = {"validation": 1, "test": 0, "path": str(tmp_path / "both.hdf5")}
-    with pytest.warns(UserWarning, match=r"masked points count like all others.* and cells count alike"):
-        build(from_dict({"data": config}))
-    build(from_dict({"data": config | {"path": str(tmp_path / "plain.hdf5")}}))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import squall.evaluation.rollouts
+import squall.evaluation.rolling
 from squall.data import InMemory
 from squall.evaluation.growth import growth_factor
 from squall.evaluation.rollouts import Keep, RolloutValidation, evaluate
@@ -102,7 +102,7 @@ def test_the_baselines_are_persistence_and_the_climatology():
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     whole = evaluate(lambda u: -0.9 * u, truth(7), system=Quadratic()).to_dict()
-    monkeypatch.setattr(squall.evaluation.rollouts, "CHUNK_NUMBERS", 700)
+    monkeypatch.setattr(squall.evaluation.rolling, "CHUNK_NUMBERS", 700)
     parts = evaluate(lambda u: -0.9 * u, truth(7), system=Quadratic()).to_dict()
     for name in ("rollout", "one_step", "regimes", "growth", "baselines"):
         assert _flat(parts[name]) == pytest.approx(_flat(whole[name]), rel=1e-12)

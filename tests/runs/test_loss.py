@@ -10,6 +10,8 @@ from squall.losses import ImbalanceAwareLoss, KLBudget, absolute_error
 from squall.losses.rivals import RIVALS, DensityWeights, TopK
 from squall.runs.config import ConfigError, LossConfig, from_dict
 from squall.runs.loss import build_loss
+from squall.training import TrainingSettings
+from squall.training.batches import takes
 
 
 def transitions(channels: int = 2) -> Transitions:
@@ -17,8 +19,8 @@ def transitions(channels: int = 2) -> Transitions:
     return Transitions(InMemory(torch.randn(3, 5, channels, 16, generator=generator), dt=0.5))
 
 
-def loss_of(values: dict, residual="rate", scale=(1.0, 2.0)):
-    return build_loss(from_dict({"loss": values}).loss, transitions(), residual, scale)
+def loss_of(values: dict, data: Transitions | None = None):
+    return build_loss(from_dict({"loss": values}).loss, data or transitions(), TrainingSettings(), (1.0, 2.0))
 
 
 def test_the_guards_of_a_configuration_reach_the_loss():
@@ -41,6 +43,20 @@ def test_every_rival_is_made_by_its_name_and_takes_a_minibatch(name):
     assert torch.isfinite(loss(u, after))
 
 
+@pytest.mark.parametrize("name", ["rba", "vrba"])
+def test_a_loss_with_a_memory_is_made_for_the_samples_of_the_training(name):
+    loss = loss_of({"name": name})
+    assert loss.memory.shape == (12, 2, 16)
+    assert not loss.memory.any(), "the call that tries it leaves no trace"
+
+
+def test_a_loss_that_does_not_fit_masked_data_is_refused_before_the_training():
+    masked = InMemory(torch.ones(3, 5, 2, 16).cumsum(1), dt=0.5, mask=torch.arange(32).reshape(2, 16) > 3)
+    with pytest.raises(ConfigError, match=r"'amse' cannot be made: .*a spectrum needs all points"):
+        loss_of({"name": "amse"}, Transitions(masked))
+    assert loss_of({"name": "top_k"}, Transitions(masked))
+
+
 def test_options_reach_a_rival():
     loss = loss_of({"name": "top_k", "options": {"alpha": 0.3}})
     assert isinstance(loss, TopK)
@@ -58,12 +74,15 @@ def test_a_density_is_that_of_the_targets_which_the_loss_sees():
 def test_a_loss_of_ones_own_is_imported_from_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "losses_beside_the_data.py").write_text(
-        "def cubed(prediction, target, *, scale=1.0):\n    return scale * (prediction - target).abs().pow(3).mean()\n"
+        "def cubed(prediction, target, *, scale=1.0, mask=None):\n"
+        "    return scale * (prediction - target).abs().pow(3).mean()\n"
     )
     loss = loss_of({"name": "losses_beside_the_data.cubed", "options": {"scale": 2.0}})
     sys.modules.pop("losses_beside_the_data", None)
     assert isinstance(loss, torch.nn.Module)
     assert loss(torch.full((2,), 3.0), torch.zeros(2)) == 54.0
+    assert takes(loss, "mask")
+    assert not takes(loss, "measure")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +108,7 @@ def test_what_does_not_fit_the_loss_is_refused_with_what_is_known(values, messag
         ({"name": "term"}, "'term' cannot be made.*temperature"),
         ({"name": "no_such_package.Loss"}, "no_such_package"),
         ({"name": "torch.nn.NoLoss"}, "no class or function 'NoLoss'"),
-        ({"name": "rba"}, "'rba' cannot be made: it remembers every training sample.*loop of your own"),
-        ({"name": "vrba", "options": {"phi": 0.5}}, "remembers every training sample"),
+        ({"name": "vrba", "options": {"phi": 5.0}}, "phi must be in"),
     ],
 )
 def test_a_loss_that_cannot_be_made_says_why(values, message):

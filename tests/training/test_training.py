@@ -7,7 +7,8 @@ from squall.data import InMemory, Transitions
 from squall.integrators import euler, midpoint, next_state, rollout
 from squall.losses import ImbalanceAwareLoss, MeanSquaredError
 from squall.training.loop import Recorder, TrainingDiverged, TrainingSettings, train
-from squall.training.state import adam, load_optimizer
+from squall.training.settings import adam
+from squall.training.state import load_optimizer
 
 DT = 0.05
 

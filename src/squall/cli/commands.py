@@ -31,7 +31,7 @@ from squall._process.startup import end_of_startup
 from squall._process.threads import keep_freed_memory
 from squall.cli import COMMANDS, USER_MISTAKE
 from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
-from squall.runs.evaluate import evaluate_runs
+from squall.runs.evaluate import conserved_quantities, evaluate_runs
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
 from squall.runs.simulate import simulate_to_file
 from squall.runs.train import run
@@ -271,6 +271,25 @@ def _evaluate_parser() -> Parser:
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--integrator", type=str | None, default=None, help="another one than that of the training")
     parser.add_argument("--substeps", type=int, default=1, help="how many steps of it cover one dt")
+    parser.add_argument("--steps", type=int | None, default=None, help="of a rollout; whole trajectories if left out")
+    parser.add_argument("--stride", type=int | None, default=None, help="states between the starts of rollouts")
+    parser.add_argument(
+        "--events",
+        type=float | dict[str, float],
+        default=0.99,
+        help="values above this quantile of the truth are events; or values by field, such as '{u: 2.5}'",
+    )
+    parser.add_argument(
+        "--conserved",
+        type=str,
+        nargs="+",
+        default=[],
+        help="fields whose integral is conserved, or import paths of functions from states to one number each",
+    )
+    parser.add_argument("--netcdf", type=Path | None, default=None, help="a file for fields and scores by lead time")
+    parser.add_argument(
+        "--animate", type=Literal["gif", "mp4"] | None, default=None, help="draw the rollouts as animations too"
+    )
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
     parser.add_argument(
@@ -295,7 +314,14 @@ def _compare_parser() -> Parser:
 def _predict_parser() -> Parser:
     parser = _command_parser("predict")
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--initial", type=Path, required=True, help="a .npy file (trajectory, channel, *space)")
+    parser.add_argument(
+        "--initial",
+        type=Path,
+        required=True,
+        help="a .npy file (trajectory, channel, *space), or trajectories of any known format",
+    )
+    parser.add_argument("--start", type=int, default=0, help="time index in that file of the first state that is read")
+    parser.add_argument("--forcings", type=Path | None, default=None, help="a file with the conditions, if another")
     parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
     parser.add_argument(
         "--checkpoint",
@@ -303,7 +329,7 @@ def _predict_parser() -> Parser:
         default=None,
         help="which weights; the best if there are",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
+    parser.add_argument("--out", type=Path, required=True, help="the file: .hdf5, .nc or .zarr; refused if it exists")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
     parser.add_argument(
         "--trust", action="store_true", help="run the model's code, also from outside the installed packages"
@@ -431,7 +457,8 @@ class _Watcher(Recorder):
 
 
 def _evaluate(arguments: Namespace, console: Console) -> int:
-    from squall.report import evaluation_table, write_figures
+    from squall.evaluation import Scoring
+    from squall.report import evaluation_table, write_animations, write_figures
 
     with console.status("rolling out"):
         (found,) = evaluate_runs(
@@ -441,11 +468,18 @@ def _evaluate(arguments: Namespace, console: Console) -> int:
             device=arguments.device,
             data=arguments.data,
             trust=arguments.trust,
+            steps=arguments.steps,
+            stride=arguments.stride,
+            scoring=Scoring(events=arguments.events, conserved=conserved_quantities(arguments.conserved)),
+            netcdf=arguments.netcdf,
         )
         suffix = evaluation_suffix(arguments.integrator, arguments.substeps)
         pictures = write_figures(arguments.run, suffix)
+        if arguments.animate is not None:
+            pictures += write_animations(arguments.run, suffix, arguments.animate)
     results_console().print(evaluation_table(found))
-    for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *pictures):
+    files = [arguments.netcdf] if arguments.netcdf is not None else []
+    for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *files, *pictures):
         print(path)
     return 0
 
@@ -470,30 +504,25 @@ def _compare(arguments: Namespace, console: Console) -> int:
 
 
 def _predict(arguments: Namespace, console: Console) -> int:
+    from squall.runs.predict import predict_to_file, read_start
+
     if arguments.out.exists():
         raise FileExistsError(f"{arguments.out} exists and is not overwritten: choose another name, or move it away")
     if arguments.steps < 1:
         raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
     trained = open_run(arguments.run, arguments.data, trust=arguments.trust)
-    kind, trained_steps = trained.load(arguments.checkpoint)
-    training = trained.experiment.split.train
-    initial = _initial_states(arguments.initial, (training.channels, *training.space))
-    states = trained.predict(initial, arguments.steps)
-    squall.data.write(
-        arguments.out,
-        states,
-        dt=training.dt,
-        fields=training.fields,
-        coordinates=training.coordinates,
-        boundary=["open" if end == "mixed" else end for end in training.boundary],
-        name=f"{training.name}-prediction",
-        provenance={
-            "run": str(arguments.run),
-            "checkpoint": kind,
-            "step": trained_steps,
-            "squall": squall.__version__,
-        },
-    )
+    trained.load(arguments.checkpoint)
+    start = read_start(trained, arguments.initial, arguments.steps, start=arguments.start, forcings=arguments.forcings)
+    with progress_bar(console) as progress:
+        task = progress.add_task("predicting", total=arguments.steps, status="")
+        predict_to_file(
+            trained,
+            start,
+            arguments.steps,
+            arguments.out,
+            about={"run": str(arguments.run)},
+            progress=lambda done: progress.update(task, completed=done),
+        )
     print(arguments.out)
     return 0
 

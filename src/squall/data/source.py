@@ -284,11 +284,16 @@ class InMemory(Source):
         self._hold(tensor, describe(tensor.shape, **about), mask, valid, measure, conditions, gaps=gaps)
 
     @classmethod
-    def described(cls, states: Tensor, description: Description, like: Source | None = None) -> "InMemory":
-        """States with the description of those that they were read or computed from, and what stands beside them."""
+    def described(
+        cls, states: Tensor, description: Description, like: Source | None = None, **beside: Any
+    ) -> "InMemory":
+        """States with the description of those that they were read or computed from, and what stands beside them.
+
+        What stands beside them is that of another source, or given: `mask`, `valid`, `measure`, `conditions`.
+        """
         source = cls.__new__(cls)
         if like is None:
-            source._hold(as_states(states), description)
+            source._hold(as_states(states), description, **beside)
             return source
         every, zeros = torch.arange(like.trajectories), torch.zeros(like.trajectories, dtype=torch.int64)
         conditions = {c.name: like._condition(c.name, every, zeros, like.shape[1]) for c in like.conditions}

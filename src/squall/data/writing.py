@@ -103,7 +103,7 @@ def write(
     }
     tensor = as_states(states)
     describe(tensor.shape, **about)
-    _refuse_existing(Path(path))
+    refuse_existing(Path(path))
     beside = {"mask": mask, "valid": valid, "measure": measure, "conditions": conditions}
     return convert(InMemory(tensor, gaps=gaps, **beside, **about), path)
 
@@ -283,9 +283,9 @@ class Writer:
             self._place(part, offset, first * (shape[0] > 1) * shape[1] + start * (shape[1] > 1))
 
     def _place(self, numbers: Shaped[np.ndarray, "..."], offset: int, states_before: int) -> None:
-        with _explained(self.path):
+        with explained(self.path):
             self._file.seek(offset + states_before * numbers[:1, :1].nbytes)
-            _write_all(self._file, np.ascontiguousarray(numbers))
+            write_all(self._file, np.ascontiguousarray(numbers))
 
     def _finish(self) -> None:
         if self.written != self.shape[0]:
@@ -293,7 +293,7 @@ class Writer:
                 f"{self.path}: {self.written} of the {self.shape[0]} trajectories announced were written; "
                 "append the rest before the block ends, or announce fewer. Nothing was kept"
             )
-        with _explained(self.path):
+        with explained(self.path):
             sync_descriptor(self._file.fileno())
 
 
@@ -302,8 +302,8 @@ def _writer(
     path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description, beside: Beside
 ) -> Iterator[Writer]:
     """A writer into a temporary file, which takes its place when all went well and is removed otherwise."""
-    _refuse_existing(path)
-    with _explained(path):
+    refuse_existing(path)
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     numbers = [shape, *(condition.shape for condition in beside.conditions)]
@@ -311,26 +311,26 @@ def _writer(
     try:
         # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
         # give its room back, once the disk was full.
-        with _explained(path):
+        with explained(path):
             with temporary.open("xb", buffering=0) as file:
-                _write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
+                write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
                 file.truncate(data_bytes + STRUCTURE_BYTES)
-                _reserve(file, data_bytes + STRUCTURE_BYTES)
-            offsets, slots = _lay_out(temporary, shape, dtype, about, beside)
+                reserve(file, data_bytes + STRUCTURE_BYTES)
+            offsets, slots = lay_out(temporary, shape, dtype, about, beside)
         with temporary.open("r+b", buffering=0) as raw:
-            with _explained(path):
-                _reserve(raw, temporary.stat().st_size)
+            with explained(path):
+                reserve(raw, temporary.stat().st_size)
             writer = Writer(raw, path, shape, dtype, about, beside.valid, offsets, slots)
             yield writer
             writer._finish()
-        with _explained(path):
-            _publish(temporary, path)
+        with explained(path):
+            publish(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _lay_out(
+def lay_out(
     path: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description, beside: Beside
 ) -> tuple[list[int], list[Slot]]:
     """Write everything but the states; returns where in the file the states and conditions begin."""
@@ -462,13 +462,13 @@ def _words(words: Any) -> Shaped[np.ndarray, " word"]:
     return np.array(list(words), dtype=h5py.string_dtype())
 
 
-def _write_all(file: BinaryIO, numbers: Any) -> None:
+def write_all(file: BinaryIO, numbers: Any) -> None:
     rest = memoryview(numbers.reshape(-1).view(np.uint8))
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def _reserve(file: BinaryIO, size: int) -> None:
+def reserve(file: BinaryIO, size: int) -> None:
     """Take the room on the disk now, so that a full disk is known before anything is computed."""
     if hasattr(os, "posix_fallocate"):
         try:
@@ -478,19 +478,19 @@ def _reserve(file: BinaryIO, size: int) -> None:
                 raise
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path) -> None:
     """Give the finished file its name, never that of another file."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        _refuse_existing(path)
+        refuse_existing(path)
         temporary.replace(path)
     sync(path.parent)
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise FileExistsError(
             errno.EEXIST, "it exists and is never overwritten; choose another name, or move it away", str(path)
@@ -498,14 +498,14 @@ def _refuse_existing(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Errors of the system name the file that was wanted, and say that nothing is left of it."""
     try:
         yield
     except FileExistsError as error:
         if error.filename == str(path):
             raise
-        _refuse_existing(path)
+        refuse_existing(path)
         raise _not_written(path, error) from error
     except (OSError, RuntimeError) as error:
         raise _not_written(path, error) from error

@@ -4,6 +4,7 @@ from squall.evaluation.diagnosis import Unevenness, change, errors
 from squall.evaluation.growth import growth_factor, growth_factors
 from squall.evaluation.regimes import REGIMES, RegimeThresholds, regime_thresholds
 from squall.evaluation.rollouts import Evaluation, Physics, RolloutValidation, evaluate, evaluate_each, persistence
+from squall.evaluation.scores import Scoring
 
 __all__ = [
     "REGIMES",
@@ -11,6 +12,7 @@ __all__ = [
     "Physics",
     "RegimeThresholds",
     "RolloutValidation",
+    "Scoring",
     "Unevenness",
     "change",
     "errors",

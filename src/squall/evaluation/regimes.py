@@ -29,18 +29,35 @@ class RegimeThresholds:
         return (speed > self.active).long() + (speed > self.extreme).long()
 
 
-def regime_thresholds(speed: State) -> RegimeThresholds:
+def regime_thresholds(speed: State, weights: Float[Tensor, "channel point"] | None = None) -> RegimeThresholds:
     """The median and the 99th percentile of |du/dt|, per channel.
 
     Args:
         speed: |du/dt| of the truth.
+        weights: area of every point, zero where it is masked; all alike if left out.
 
     >>> thresholds = regime_thresholds(torch.arange(1000.0).reshape(1, 1, 1000))
     >>> labels = thresholds.label(torch.tensor([[[3.0, 700.0, 995.0]]]))
     >>> [REGIMES[int(i)] for i in labels.flatten()]
     ['quiet', 'active', 'extreme']
     """
-    flat = speed.detach().transpose(0, 1).flatten(1).cpu().numpy()
-    quantiles = torch.from_numpy(np.quantile(flat, [0.5, 0.99], axis=1)).to(speed)
-    active, extreme = quantiles.reshape(2, -1, *[1] * (speed.dim() - 2))
+    active, extreme = quantiles(speed, [0.5, 0.99], weights)
     return RegimeThresholds(active, extreme)
+
+
+def quantiles(
+    states: State, levels: list[float], weights: Float[Tensor, "channel point"] | None = None
+) -> Float[Tensor, "level channel *ones"]:
+    """Quantiles of every field over states and points.
+
+    Weighted ones are the smallest value below or at which that share of the weight lies.
+    """
+    flat = states.detach().transpose(0, 1).flatten(1)
+    if weights is None:
+        values = torch.from_numpy(np.quantile(flat.cpu().numpy(), levels, axis=1)).to(states)
+    else:
+        ordered, order = flat.sort(1)
+        share = weights.to(flat).repeat(1, len(states)).gather(1, order).cumsum(1)
+        wanted = share[:, -1:] * torch.tensor(levels).to(flat)
+        values = ordered.gather(1, torch.searchsorted(share, wanted).clamp(max=flat.shape[1] - 1)).T
+    return values.reshape(len(levels), -1, *[1] * (states.dim() - 2))

@@ -5,37 +5,36 @@ is counted, and a mean over rollouts of which one diverged is `None`, never a nu
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from squall._types import Rate, Score, State, Trajectories, Validation
-from squall.data import Source, Transitions
-from squall.evaluation.growth import DENSE_LIMIT, growth_factor, growth_factors
+from squall._types import Rate, Score, Trajectories, Validation
+from squall.data import Description, Source
+from squall.evaluation.exchange import to_xarray
+from squall.evaluation.pieces import pieces
+from squall.evaluation.points import Points
 from squall.evaluation.regimes import regime_thresholds
+from squall.evaluation.rolling import Alone, Models, Task, chunks, growth, mean_rates, roll_out, sample
+from squall.evaluation.scores import ScoreTally, Scoring
 from squall.evaluation.tallies import Keep, Physics, Regimes, Rollouts, RolloutTally, StepTally
-from squall.integrators import IntegratorLike, accepts_step, euler, increment, rollout
-from squall.models.placement import evaluating, like_model
+from squall.integrators import IntegratorLike, accepts_step, euler
+from squall.models.inputs import Inputs
+from squall.models.placement import evaluating
 from squall.models.stacked import Stacked
 
+if TYPE_CHECKING:
+    import xarray
+
 __all__ = ["Evaluation", "Keep", "Physics", "RolloutValidation", "Rollouts", "evaluate", "evaluate_each", "persistence"]
-
-CHUNK_NUMBERS = 2**24
-"""Numbers of the truth in memory at a time: 64 MB in float32."""
-
-BATCH_NUMBERS = 2**18
-"""Numbers passed to a model at a time; bounds memory, as hidden layers are hundreds of times larger."""
 
 GROWTH_STATES = 20
 """At how many states, spread evenly over the trajectories, the learned step is linearised; a tenth of it where
 the states are too large for their whole Jacobian."""
-
-SPEEDS = 2**22
-"""Numbers of the truth from which the thresholds of the regimes are estimated."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,34 @@ class Evaluation:
             `max`.
         regimes: for each regime of the truth, the generic ones and those of the system, the `share` of points, the
             one-step `error` and the share of the summed error that falls on it.
+        scores: by field: `nrmse` (mean over trajectories) and `nrmse_p99` (the 99th percentile of them), `valid_time`
+            (median over trajectories), `spectrum` by band, `events`; and `conserved` quantities. See
+            `squall.evaluation.scores`.
         growth: `median` and `max` over states of the growth factor of the learned step.
         baselines: the rollout errors of persistence and of the climatology (`mean state`).
-        curves: errors and energies over rollout time.
+        curves: errors, scores and energies over lead time.
         rollouts: some of the predictions, for figures.
+        description: names, units and axes of the fields.
     """
 
     rollout: dict[str, Any]
     one_step: dict[str, float]
     regimes: dict[str, dict[str, float]]
+    scores: dict[str, Any]
     growth: dict[str, float | None]
     baselines: dict[str, dict[str, Any]]
-    curves: dict[str, list[Any]]
+    curves: dict[str, Any]
     rollouts: Rollouts = field(repr=False)
+    description: Description = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the fields themselves, as plain numbers."""
-        return {name: getattr(self, name) for name in asdict(self) if name != "rollouts"}
+        names = (item.name for item in fields(self))
+        return {name: getattr(self, name) for name in names if name not in ("rollouts", "description")}
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The kept fields and the scores by lead time as an `xarray.Dataset`, with coordinates and units."""
+        return to_xarray(self)
 
 
 @accepts_step
@@ -78,11 +88,16 @@ def evaluate(
     system: Physics | None = None,
     scale: Sequence[float] | None = None,
     keep: int | Keep = 2,
+    inputs: Inputs = Inputs(),  # noqa: B008
+    steps: int | None = None,
+    stride: int | None = None,
+    scoring: Scoring = Scoring(),  # noqa: B008
 ) -> Evaluation:
-    """Roll every trajectory out from its first state and compare.
+    """Roll out from the first state of every trajectory, or from many times of it, and compare.
 
     States: mean of (û − u)² over trajectories, steps 1…N, channels and points. Energy: mean over trajectories
-    and steps of (H(û) − H(u))². Mass: the same of Σ u ΔV, and channels.
+    and steps of (H(û) − H(u))². Mass: the same of Σ u ΔV, and channels. Means over points count a point by its area,
+    and leave masked points out; masked points are held in a rollout.
 
     Args:
         model: state → rate; with `integrator=next_state`, state → next state.
@@ -91,12 +106,21 @@ def evaluate(
         system: its energy is compared; no energy without it.
         scale: one number per channel by which one-step errors are divided, where channels have different units.
         keep: of how many trajectories the fields are kept, or a `Keep`.
+        inputs: the past states and conditions that the model sees beside the present state.
+        steps: of a rollout; by default whole trajectories. Where they have gaps, or are a part in time of a single one,
+            pieces of at most half their length, from eight starts or more.
+        stride: distance of the starts, in states; by default pieces of given `steps` do not overlap.
+        scoring: what is an event, until when a forecast is valid, which quantities are conserved.
 
     Returns:
         the errors.
+
+    Raises:
+        squall.data.DataError: where the trajectories are too short, or lack a condition.
     """
     keep = Keep(keep) if isinstance(keep, int) else keep
-    return _evaluate(_Alone(model), source, integrator, system, scale, [keep])[0]
+    task = Task(_some(source, inputs, steps, stride), integrator, inputs)
+    return _evaluate(Alone(model), task, system, scale, [keep], scoring)[0]
 
 
 @accepts_step
@@ -108,81 +132,83 @@ def evaluate_each(
     system: Physics | None = None,
     scale: Sequence[float] | None = None,
     keep: int | Keep | Sequence[Keep] = 2,
+    inputs: Inputs = Inputs(),  # noqa: B008
+    steps: int | None = None,
+    stride: int | None = None,
+    scoring: Scoring = Scoring(),  # noqa: B008
 ) -> list[Evaluation]:
-    """The evaluation of every member of a stack, to rounding; they are rolled out as one.
+    """The evaluation of every member of a stack, to rounding.
+
+    They are rolled out as one; where they see more than the present state or points are masked, one after the other.
 
     Args:
         models: the members.
-        source, integrator, system, scale: as `evaluate` takes them.
+        source, integrator, system, scale, inputs, steps, stride, scoring: as `evaluate` takes them.
         keep: as `evaluate` takes it, or one for every member.
     """
     keep = Keep(keep) if isinstance(keep, int) else keep
     keeps = [keep] * len(models) if isinstance(keep, Keep) else keep
-    return _evaluate(models, source, integrator, system, scale, keeps)
+    task = Task(_some(source, inputs, steps, stride), integrator, inputs)
+    parts = _parts(models, task)
+    if len(parts) == 1:
+        return _evaluate(models, task, system, scale, keeps, scoring)
+    with evaluating(models.skeleton):
+        pairs = zip(parts, keeps, strict=True)
+        return [_evaluate(part, task, system, scale, [keep], scoring)[0] for part, keep in pairs]
 
 
-OfOne = Float[Tensor, "1 *shape"]
+def _some(source: Source, inputs: Inputs, steps: int | None, stride: int | None) -> Source:
+    if source.trajectories == 0:
+        raise ValueError("evaluate: the source holds no trajectory")
+    return pieces(source, inputs.history, steps, stride)
 
 
-class _Alone:
-    """One model under the interface of a stack."""
-
-    device = None
-
-    def __init__(self, model: Rate) -> None:
-        self.skeleton = model
-
-    def __len__(self) -> int:
-        return 1
-
-    def __call__(self, u: OfOne) -> OfOne:
-        return self.skeleton(u[0])[None]
-
-    def shared(self, u: Float[Tensor, "*shape"]) -> OfOne:
-        return like_model(self.skeleton, u)[None]
-
-    def rollout(self, integrator: IntegratorLike, first: State, dt: float, steps: int) -> OfOne:
-        return rollout(integrator, self.skeleton, like_model(self.skeleton, first), dt, steps)[None]
-
-
-Models = Stacked | _Alone
+def _parts(models: Models, task: Task) -> Sequence[Models]:
+    """What is rolled out together."""
+    if isinstance(models, Stacked) and not task.plain:
+        return [Alone(models.member(i), models) for i in range(len(models))]
+    return [models]
 
 
 def _evaluate(
     models: Models,
-    source: Source,
-    integrator: IntegratorLike,
+    task: Task,
     system: Physics | None,
     scale: Sequence[float] | None,
     keeps: Sequence[Keep],
+    scoring: Scoring,
 ) -> list[Evaluation]:
-    if source.trajectories == 0:
-        raise ValueError("evaluate: the source holds no trajectory")
+    truth = task.truth
     with torch.no_grad(), evaluating(models.skeleton):
-        rolled = _roll_out(models, source, integrator, [RolloutTally(source, system, keep) for keep in keeps])
-        regimes = Regimes(source.dt, regime_thresholds(_some_speeds(source)), system)
-        stepped = [StepTally(source, regimes, scale, keep) for keep in keeps]
-        for indices, truth in _chunks(source, models):
-            labels = regimes.of(truth)
-            for tally, rates in zip(stepped, _mean_rates(models, integrator, truth, source.dt), strict=True):
-                tally.add(indices, truth, rates, labels)
-        growths = _growth(models, source, integrator, GROWTH_STATES)
-        climatology = _mean_state(source)
+        some, speeds = sample(truth)
+        rolled = [RolloutTally(truth, system, keep, scores=ScoreTally(truth, scoring, some)) for keep in keeps]
+        roll_out(models, task, rolled)
+        regimes = Regimes(truth.dt, regime_thresholds(speeds, Points(truth).weights), system)
+        stepped = [StepTally(truth, regimes, scale, keep) for keep in keeps]
+        for indices, states in chunks(task.source, models):
+            later = states[:, task.inputs.history - 1 :]
+            labels = regimes.of(later)
+            for tally, rates in zip(stepped, mean_rates(models, task, indices, states), strict=True):
+                tally.add(indices, later, rates, labels)
+        growths = growth(models, task, GROWTH_STATES)
+        climatology = _mean_state(truth)
         baselines = {
-            "persistence": _baseline(source, system, persistence),
-            "mean state": _baseline(source, system, climatology.expand_as),
+            "persistence": _baseline(truth, system, persistence),
+            "mean state": _baseline(truth, system, climatology.expand_as),
         }
     return [
         Evaluation(
             rollout=rollouts.errors(),
             one_step=steps.errors(),
             regimes=steps.regimes(),
-            growth=growth,
+            scores=rollouts.scores.scores() if rollouts.scores else {},
+            growth=factors,
             baselines=baselines,
             curves=rollouts.curves(),
             rollouts=Rollouts(*rollouts.fields(), *steps.fields()),
+            description=truth.description,
         )
-        for rollouts, steps, growth in zip(rolled, stepped, growths, strict=True)
+        for rollouts, steps, factors in zip(rolled, stepped, growths, strict=True)
     ]
 
 
@@ -201,30 +227,39 @@ class RolloutValidation:
         integrator: that the model is trained through.
         scale: one number per channel, in whose units the channels count alike for the score; 1 if left out.
         states: at how many states the growth factor is taken; a tenth of it where states are large.
+        inputs, steps, stride: as `evaluate` takes them.
     """
 
     source: Source
     integrator: IntegratorLike = euler
     scale: Sequence[float] | None = None
     states: int = 5
+    inputs: Inputs = Inputs()  # noqa: RUF009
+    steps: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if self.scale is not None:
             object.__setattr__(self, "scale", tuple(map(float, self.scale)))
 
     def __call__(self, model: nn.Module) -> Validation:
-        return self._validate(_Alone(model))[0]
+        return self._validate(Alone(model))[0]
 
     def each(self, models: Stacked) -> list[Validation]:
         """The validation of every member of a stack, to rounding."""
         return self._validate(models)
 
     def _validate(self, models: Models) -> list[Validation]:
+        task = Task(_some(self.source, self.inputs, self.steps, self.stride), self.integrator, self.inputs)
+        validations = []
         with torch.no_grad(), evaluating(models.skeleton):
-            tallies = [RolloutTally(self.source, None, None, self.scale) for _ in range(len(models))]
-            _roll_out(models, self.source, self.integrator, tallies)
-            growths = _growth(models, self.source, self.integrator, self.states)
-        return [_validation(tally.errors(), growth["max"]) for tally, growth in zip(tallies, growths, strict=True)]
+            for part in _parts(models, task):
+                tallies = [RolloutTally(task.truth, None, None, self.scale) for _ in range(len(part))]
+                roll_out(part, task, tallies)
+                growths = growth(part, task, self.states)
+                pairs = zip(tallies, growths, strict=True)
+                validations += [_validation(tally.errors(), factors["max"]) for tally, factors in pairs]
+        return validations
 
 
 def _validation(errors: dict[str, Any], growth: float | None) -> Validation:
@@ -240,80 +275,17 @@ def _validation(errors: dict[str, Any], growth: float | None) -> Validation:
     return Validation(score, metrics)
 
 
-def _chunks(source: Source, models: Models | None = None) -> Iterator[tuple[list[int], Trajectories]]:
-    """The trajectories, as many at a time as memory allows, in float64; for a stack where it computes."""
-    members, device = (1, None) if models is None else (len(models), models.device)
-    size = (source.steps + 1) * source.channels * math.prod(source.space)
-    count = max(1, CHUNK_NUMBERS // (size * members))
-    for start in range(0, source.trajectories, count):
-        indices = list(range(start, min(start + count, source.trajectories)))
-        yield indices, source.read(indices).to(device, torch.float64)
-
-
-def _batches(states: State, models: Models) -> Sequence[State]:
-    """The states, as many at a time as fit the memory of the hidden layers."""
-    return states.split(max(1, BATCH_NUMBERS // (states[0].numel() * len(models))))
-
-
-def _roll_out(
-    models: Models, source: Source, integrator: IntegratorLike, tallies: list[RolloutTally]
-) -> list[RolloutTally]:
-    """Roll every trajectory out, for each member into its tally."""
-    for indices, truth in _chunks(source, models):
-        firsts = _batches(truth[:, 0], models)
-        predictions = torch.cat([models.rollout(integrator, u, source.dt, source.steps) for u in firsts], 1)
-        for tally, prediction in zip(tallies, predictions, strict=True):
-            tally.add(indices, truth, prediction.to(truth))
-    return tallies
-
-
-def _mean_rates(
-    models: Models, integrator: IntegratorLike, truth: Trajectories, dt: float
-) -> Iterator[Float[Tensor, "batch step channel *space"]]:
-    """The mean rate over every step of the truth, as every member has it."""
-    u = truth[:, :-1]
-    pieces = _batches(u.flatten(0, 1), models)
-    rates = torch.cat([increment(integrator, models, models.shared(piece), dt) for piece in pieces], 1)
-    return (rate.to(truth).reshape(u.shape) for rate in rates)
-
-
 def _mean_state(source: Source) -> Float[Tensor, "channel *space"]:
     """The climatology, the mean of the truth over trajectories and times: no constant predicts it better."""
     total = torch.zeros(source.shape[2:], dtype=torch.float64)
-    for _, truth in _chunks(source):
+    for _, truth in chunks(source):
         total += truth.sum((0, 1))
     return total / (source.trajectories * (source.steps + 1))
 
 
 def _baseline(source: Source, system: Physics | None, predict: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     tally = RolloutTally(source, system, None)
-    for indices, truth in _chunks(source):
+    for indices, truth in chunks(source):
         tally.add(indices, truth, predict(truth))
     errors = tally.errors()
     return {name: errors[name] for name in ("states", "energy", "mass") if name in errors}
-
-
-def _growth(models: Models, source: Source, integrator: IntegratorLike, states: int) -> list[dict[str, float | None]]:
-    """Median and largest growth factor of every member."""
-    transitions = Transitions(source)
-    if source.channels * math.prod(source.space) > DENSE_LIMIT:
-        states = max(1, states // 10)
-    chosen = torch.linspace(0, len(transitions) - 1, min(states, len(transitions))).round().long()
-    u, _ = transitions.fetch(chosen)
-    if isinstance(models, Stacked):
-        factors = growth_factors(integrator, models, u, source.dt)
-    else:
-        factors = growth_factor(integrator, models.skeleton, models.shared(u)[0], source.dt)[None]
-    numbers = ({"median": row.nanmedian().item(), "max": row.max().item()} for row in factors)
-    return [{name: x if math.isfinite(x) else None for name, x in pair.items()} for pair in numbers]
-
-
-def _some_speeds(source: Source) -> State:
-    """|du/dt| at transitions spread evenly over the source, as many as `SPEEDS` allows."""
-    stride = math.ceil(source.trajectories * source.steps * source.channels * math.prod(source.space) / SPEEDS)
-    speeds = []
-    for indices, truth in _chunks(source):
-        rate = truth.diff(dim=1).flatten(0, 1) / source.dt
-        offset = -indices[0] * source.steps % stride
-        speeds.append(rate[offset::stride].abs())
-    return torch.cat(speeds)

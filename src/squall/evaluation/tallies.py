@@ -1,6 +1,5 @@
 """Errors gathered over chunks of trajectories, and what is kept of the fields for figures."""
 
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from squall._types import PerState, State, Trajectories
 from squall.data import Source
+from squall.evaluation.points import Points, cell_volumes
 from squall.evaluation.regimes import REGIMES, RegimeThresholds
+from squall.evaluation.scores import ScoreTally
 
 __all__ = ["FIELDS", "Keep", "Phases", "Physics", "Rollouts"]
 
@@ -107,21 +108,21 @@ class Rollouts:
         return {name: array for name, array in vars(self).items() if array is not None}
 
 
-def cell_volumes(source: Source) -> Float[Tensor, "*space"]:
-    """ΔV of every point: the product of the spacings, or of the cells' widths where they differ."""
-    widths = [torch.from_numpy(np.gradient(x) if len(x) > 1 else np.ones(1)) for x in source.coordinates]
-    return functools.reduce(lambda volumes, width: volumes[..., None] * width, widths, torch.ones(()).double())
-
-
 class RolloutTally:
     """Errors of rollouts, one number per trajectory and step."""
 
     def __init__(
-        self, source: Source, system: Physics | None, keep: Keep | None, scale: Sequence[float] | None = None
+        self,
+        source: Source,
+        system: Physics | None,
+        keep: Keep | None,
+        scale: Sequence[float] | None = None,
+        scores: ScoreTally | None = None,
     ) -> None:
+        self.scores = scores
         self.source, self.system, self.keep = source, system, keep or Keep(0, fields=())
         self.scale = torch.tensor(scale or [1.0] * source.channels, dtype=torch.float64)
-        self.volumes = cell_volumes(source)
+        self.points, self.volumes = Points(source), cell_volumes(source)
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, indices: list[int], truth: Trajectories, prediction: Trajectories) -> None:
@@ -129,16 +130,19 @@ class RolloutTally:
         kept = max(0, min(self.keep.trajectories - indices[0], len(indices)))
         for name, field in (("truth", truth), ("prediction", prediction)):
             if kept and name in self.keep.fields:
-                self.parts[name].append(field[:kept, self.keep.frames(self.source)].cpu())
+                self.parts[name].append(self.points.hidden(field[:kept, self.keep.frames(self.source)]).cpu())
+        if self.scores is not None:
+            self.scores.add(truth, prediction)
         truth, prediction = truth[:, 1:], prediction[:, 1:]
+        points, volumes = self.points, self.volumes.to(truth)
         squared = (prediction - truth).square().flatten(3)
-        mass = ((prediction - truth) * self.volumes.to(truth)).flatten(3).sum(-1)
-        variance = truth.flatten(3).var(-1, correction=0)
+        mass = points.summed(((prediction - truth) * volumes).flatten(3))
+        variance = points.variance(truth.flatten(3))
         errors = {
             "diverged": ~torch.isfinite(prediction).flatten(1).all(1),
-            "states": squared.mean((2, 3)),
-            "scaled": (squared.mean((1, 3)) / self.scale.to(truth).square()).mean(1),
-            "vrmse": (squared.mean(-1) / (variance + VRMSE_FLOOR)).sqrt().mean(1),
+            "states": points.everywhere(squared),
+            "scaled": points.over_fields(points.over_time(squared) / self.scale.to(truth).square()),
+            "vrmse": (points.by_field(squared) / (variance + VRMSE_FLOOR)).sqrt().mean(1),
             "mass": mass.square().mean(-1),
         }
         if self.system is not None:
@@ -184,7 +188,7 @@ class RolloutTally:
             curves["energy"] = curve(_finite(self._energy_error().mean(0)))
             for name in ("energy_truth", "energy_prediction"):
                 curves[name] = [curve(_finite(row)) for row in self._all(name)[: self.keep.trajectories]]
-        return curves
+        return curves if self.scores is None else curves | self.scores.curves(curve)
 
     def fields(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Times, truth and prediction of what is kept."""
@@ -213,16 +217,47 @@ class Regimes:
         return [label.to(truth.device) for label in labels]
 
 
+class Largest:
+    """The largest of many values, which are added piece by piece.
+
+    Args:
+        total: how many are kept, rounded up; of weighted values, up to which sum of weights.
+    """
+
+    def __init__(self, total: float) -> None:
+        self.total = max(1, math.ceil(total))
+        self.values, self.weights = torch.zeros(2, 0, dtype=torch.float64)
+
+    def add(self, values: Float[Tensor, " n"], weights: Float[Tensor, " n"] | None = None) -> None:
+        candidates = torch.cat([self.values.to(values), values])
+        if weights is None:
+            self.values = candidates.topk(min(self.total, len(candidates))).values
+            return
+        weights = torch.cat([self.weights.to(weights), weights])
+        order = candidates.argsort(descending=True)
+        before = weights[order].cumsum(0) - weights[order]
+        order = order[before < self.total]
+        self.values, self.weights = candidates[order], weights[order]
+
+    def mean(self) -> float:
+        """The mean of the values that are kept; the last one counts as far as the sum of weights reaches."""
+        if len(self.weights) == 0:
+            return self.values.mean().item()
+        weights = torch.minimum(self.weights, self.total - (self.weights.cumsum(0) - self.weights))
+        return ((self.values * weights).sum() / weights.sum()).item()
+
+
 class StepTally:
     """Squared errors of the mean rate over one step, of every step: all, and by regime."""
 
     def __init__(self, source: Source, regimes: Regimes, scale: Sequence[float] | None, keep: Keep) -> None:
         self.source, self.names, self.scale, self.keep = source, regimes.names, scale, keep
-        self.physical = regimes.system is not None
+        self.physical, self.points = regimes.system is not None, Points(source)
         self.totals, self.counts = ([torch.zeros(len(names)).double() for names in self.names] for _ in range(2))
-        numbers = source.trajectories * source.steps * source.channels * math.prod(source.space)
-        self.top = max(1, math.ceil(numbers / 100))
-        self.largest = torch.zeros(0, dtype=torch.float64)
+        states = source.trajectories * source.steps
+        weights = self.points.weights
+        numbers = source.channels * math.prod(source.space) if weights is None else weights.sum().item()
+        self.largest = Largest(states * numbers / 100)
         self.kept: dict[str, list[Tensor]] = {"step_error": [], "regime": []}
 
     def add(self, indices: list[int], truth: Trajectories, rates: Rates, labels: list[Labels]) -> None:
@@ -231,21 +266,31 @@ class StepTally:
         if self.scale is not None:
             error = error / error.new_tensor(self.scale).reshape(-1, *[1] * (error.dim() - 3))
         squared = error.square()
-        for label, total, count in zip(labels, self.totals, self.counts, strict=True):
-            inside = [label == i for i in range(len(total))]
-            total += torch.stack([squared[chosen].sum() for chosen in inside]).cpu()
-            count += torch.stack([chosen.sum() for chosen in inside]).cpu()
-        candidates = torch.cat([self.largest.to(squared), squared.flatten()])
-        self.largest = candidates.topk(min(self.top, len(candidates))).values
+        self._count(squared, labels)
         kept, frames = self.keep.trajectories - indices[0], self.keep.frames(self.source)
         shown = labels[-1] if self.physical else torch.full_like(labels[-1], -1)
-        for name, field in (("step_error", squared), ("regime", shown)):
+        for name, field in (("step_error", self.points.hidden(squared)), ("regime", shown)):
             if kept > 0 and name in self.keep.fields:
                 self.kept[name].append(field[:kept, frames].cpu())
 
+    def _count(self, squared: Rates, labels: list[Labels]) -> None:
+        weights, weighted = self.points.weights, squared
+        if weights is not None:
+            weights = weights.to(squared).reshape(squared.shape[2:]).expand_as(squared)
+            weighted = self.points.weighted(squared.flatten(3)).reshape(squared.shape)
+        for label, total, count in zip(labels, self.totals, self.counts, strict=True):
+            inside = [label == i for i in range(len(total))]
+            total += torch.stack([weighted[chosen].sum() for chosen in inside]).cpu()
+            counts = [chosen.sum() if weights is None else weights[chosen].sum() for chosen in inside]
+            count += torch.stack(counts).cpu()
+        if weights is None:
+            self.largest.add(squared.flatten())
+        else:
+            self.largest.add(squared[weights > 0], weights[weights > 0])
+
     def errors(self) -> dict[str, float]:
         mean = (self.totals[0].sum() / self.counts[0].sum()).item()
-        return {"mean": mean, "top_1_percent": self.largest.mean().item(), "max": self.largest.max().item()}
+        return {"mean": mean, "top_1_percent": self.largest.mean(), "max": self.largest.values.max().item()}
 
     def regimes(self) -> dict[str, dict[str, float]]:
         regimes = {}

@@ -180,15 +180,23 @@ class Recipe:
             value = globally_each(from_groups(weighted, errors.shape, self.over), sharding)
         return Evaluated(value, account, log_beta)
 
-    def of_each_group(self, prediction: Tensor, target: Tensor, step: Tensor | None = None) -> Tensor:
+    def of_each_group(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        step: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        measure: Tensor | None = None,
+    ) -> Tensor:
         """The loss of every group by itself, (group,), without an account; on one process."""
         if is_compiled(prediction, self.weighing, ALONE):
-            variables, made = self._loops(prediction, target, None, None, step)
+            variables, made = self._loops(prediction, target, mask, measure, step)
             values = torch.from_numpy(made.rows[:, 7] / made.partition).to(variables[0].dtype)
             return values if made.out is None else _Weighted.apply(made, values, *variables)
-        errors, _ = self.checked_errors(prediction, target, None, None)
-        grouped = to_groups(errors, self.over)
-        made = program.weigh(grouped, None, self.weighing, self.weighing.softness(step))
+        errors, total = self.checked_errors(prediction, target, mask, measure)
+        grouped, total = to_groups(errors, self.over), None if total is None else to_groups(total, self.over)
+        made = program.weigh(grouped, total, self.weighing, self.weighing.softness(step))
         shares = made.share.to(errors.dtype).unsqueeze(1)
         return (made.weights / shares * grouped).sum(1, dtype=torch.float64).to(errors.dtype)
 

@@ -43,6 +43,7 @@ class FNO(GridNetwork):
 
     The call takes states (batch, history · channel, \*space) and conditions (batch, condition, \*space), all
     dimensionless or normalized, and returns (batch, out channel, \*space).
+    States and conditions may come as one tensor, (batch, history · channel + condition, \*space).
 
     Raises:
         ImportError: without neuraloperator.

@@ -81,9 +81,10 @@ class GridNetwork(nn.Module, abc.ABC):
         self.to(device, dtype)
 
     def _input(self, u: State, conditions: Tensor | None) -> Tensor:
-        """States and conditions, checked, as channels of one tensor."""
+        """States and conditions, checked, as channels of one tensor; `u` may hold both."""
         name, batch = type(self).__name__, u.shape[:1]
-        states = self.channels * self.history
+        joined = conditions is None and self.conditions > 0 and u.shape[1:2] == (self.in_channels,)
+        states = self.in_channels if joined else self.channels * self.history
         if u.dim() != self.dimensions + 2 or u.shape[1] != states:
             each = f"{self.history} states of {self.channels}" if self.history > 1 else f"{self.channels}"
             raise ValueError(
@@ -91,7 +92,8 @@ class GridNetwork(nn.Module, abc.ABC):
                 f"{each} channel(s) and {self.dimensions} axes of space; see its arguments channels, history and "
                 "dimensions"
             )
-        self._check(conditions, "conditions", self.conditions, (*batch, self.conditions, *u.shape[2:]))
+        if not joined:
+            self._check(conditions, "conditions", self.conditions, (*batch, self.conditions, *u.shape[2:]))
         dtype = next(self.parameters()).dtype
         if u.dtype != dtype and not torch.is_autocast_enabled(u.device.type):
             raise TypeError(

@@ -18,6 +18,8 @@ __all__ = ["Stacked"]
 
 
 States = Float[Tensor, "member batch channel *space"]
+Joined = Float[Tensor, "batch _channels *space"]
+"""States with the history and the conditions that a model sees."""
 
 
 class Stacked:
@@ -56,7 +58,7 @@ class Stacked:
     def __call__(self, u: States) -> States:
         return torch.vmap(self._one)(self.parameters, self.buffers, u)
 
-    def _one(self, parameters: Any, buffers: Any, u: State) -> State:
+    def _one(self, parameters: Any, buffers: Any, u: Joined) -> State:
         return torch.func.functional_call(self.skeleton, (parameters, buffers), (u,))
 
     def part(self, chosen: slice) -> "Stacked":

@@ -43,6 +43,7 @@ class UNet(GridNetwork):
 
     The call takes states (batch, history · channel, \*space), conditions (batch, condition, \*space) and scalars
     (batch, film), all dimensionless or normalized, and returns (batch, out channel, \*space).
+    States and conditions may come as one tensor, (batch, history · channel + condition, \*space).
 
     Raises:
         ValueError: for a size outside its range; in a call, for an input that is missing or of another shape.

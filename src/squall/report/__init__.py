@@ -5,7 +5,14 @@ from squall._process.extras import explain_missing_extra
 with explain_missing_extra():
     from squall.report import diagnosis
     from squall.report.comparison import Comparison, compare, comparison_note, comparison_table
-    from squall.report.figures import comparison_figure, energy_figure, error_figure, field_figure, write_figures
+    from squall.report.figures import (
+        comparison_figure,
+        energy_figure,
+        error_figure,
+        field_figure,
+        write_animations,
+        write_figures,
+    )
     from squall.report.study import write_report
     from squall.report.tables import Table, evaluation_table, markdown, terminal
 
@@ -23,6 +30,7 @@ __all__ = [
     "field_figure",
     "markdown",
     "terminal",
+    "write_animations",
     "write_figures",
     "write_report",
 ]

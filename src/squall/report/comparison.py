@@ -10,7 +10,7 @@ from squall.report.tables import MEDIANS, Line, Table, medians, one_step_unit, r
 from squall.runs.config import flat
 from squall.runs.folder import Kind, RunFolder, RunFolderError
 from squall.study.folder import StudyFolder
-from squall.study.outcome import Metric, Outcome, metrics, read_outcome
+from squall.study.outcome import Metric, Outcome, metrics, read_outcome, relative_errors
 from squall.study.results import Row
 
 __all__ = ["Comparison", "compare", "comparison_note", "comparison_table"]
@@ -73,7 +73,8 @@ def compare(paths: Sequence[Path | str], checkpoint: Kind = "best") -> Compariso
             raise RunFolderError(f"{other} and {path} are the same configuration with the same seed: give one")
         configs.append(config)
         outcomes.append(outcome)
-    places = {name: Metric(place, checkpoint) for name, place in metrics(test["fields"]).items()}
+    known = metrics(test["fields"]) | relative_errors(test["fields"])
+    places = {name: Metric(place, checkpoint) for name, place in known.items()}
     return Comparison(_rows(configs, outcomes), checkpoint, places, test["standardized"])
 
 
@@ -94,7 +95,7 @@ def _read(path: Path, checkpoint: Kind, study_of: Callable[[Path], StudyFolder])
     if missing or not evaluation["checkpoints"]:
         raise RunFolderError(f"the evaluation of {path} lacks '{(*missing, 'a checkpoint')[0]}': {again}")
     last = folder.checkpoint_steps("last")
-    if last and last[0] != config["training.steps"]:
+    if last and last[0] != config["training.steps"] and not config.get("training.patience"):
         raise RunFolderError(f"{path} is not trained to its end (step {last[0]} of {config['training.steps']})")
     kind: Kind = checkpoint if checkpoint in evaluation["checkpoints"] else next(iter(evaluation["checkpoints"]))
     newest = folder.checkpoint_steps(kind)

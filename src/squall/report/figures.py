@@ -5,7 +5,8 @@ Built on Matplotlib's objects, not on pyplot: nothing global is changed.
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "step_error_figure",
     "temperature_figure",
     "training_figure",
+    "write_animations",
     "write_figures",
 ]
 
@@ -48,6 +50,8 @@ REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
 FRAMES = 4
 """Number of times at which a field over two space axes is shown."""
+MOVING_FRAMES = 60
+"""Most times that an animation shows."""
 
 FEW_SEEDS = 4
 """Up to this many seeds, each has its own line; more are drawn as median and quartiles."""
@@ -74,6 +78,17 @@ def _mesh(
     return panel.pcolormesh(time, space, values, **(style | {"shading": "nearest", "rasterized": True} | options))
 
 
+def _scale(truth: np.ndarray) -> dict[str, Any]:
+    """Colours that truth and prediction share: diverging around zero where the truth has both signs."""
+    low, high = (float(end(truth, initial=0.0, where=np.isfinite(truth))) for end in (np.min, np.max))
+    if low < 0 < high:
+        limit = max(-low, high)
+        return {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}
+    finite = truth[np.isfinite(truth)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    return {"vmin": low, "vmax": high if high > low else low + 1.0, "cmap": "viridis"}
+
+
 def _curve(values: Iterable[float | None]) -> np.ndarray:
     """NaN, which is not drawn, where a number became NaN or infinite."""
     return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values])
@@ -98,59 +113,198 @@ def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
     figures = {"error_growth": error_figure(found)}
     if energy := energy_figure(found):
         figures["energy"] = energy
-    for i in range(len(rollouts["truth"])):
-        for channel, name in enumerate(found["fields"]):
-            label = name if len(found["fields"]) > 1 else ""
-            key = "_".join(filter(None, ["rollout", label, str(i)]))
-            figures[key] = field_figure(rollouts, i, channel, f"{name}, test trajectory {i}")
+    for key, i, channel in _kept(found, rollouts):
+        figures[key] = field_figure(rollouts, i, channel, f"{found['fields'][channel]}, test trajectory {i}", found)
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
     return [save(figure, target / f"{file_name(name + suffix)}.png") for name, figure in figures.items()]
 
 
-def field_figure(rollouts: Mapping[str, np.ndarray], trajectory: int, channel: int, title: str) -> Figure:
-    """Truth, prediction and error of one field: over x and t, or over x and y at a few times."""
-    truth = rollouts["truth"][trajectory, :, channel]
-    prediction = rollouts["prediction"][trajectory, :, channel]
-    axes = [rollouts[f"axis_{i}"] for i in range(truth.ndim - 1)]
-    while truth.ndim > 3:  # the middle slice of a field over three space axes
-        middle = truth.shape[-1] // 2
-        truth, prediction = truth[..., middle], prediction[..., middle]
-    error = np.where(np.isfinite(prediction), prediction - truth, np.nan)
-    limit = float(np.abs(truth).max()) or 1.0
-    error_limit = float(np.nanmax(np.abs(error))) if np.isfinite(error).any() else 1.0
-    rows = [("truth", truth, limit), ("prediction", prediction, limit)]
-    rows.append(("error", error, min(error_limit or 1.0, 2 * limit)))
-    draw = _space_time if len(axes) == 1 else _frames
-    return draw(rollouts["time"], axes[:2], rows, title)
+def _kept(found: Mapping[str, Any], rollouts: Mapping[str, np.ndarray]) -> Iterator[tuple[str, int, int]]:
+    """Every kept rollout and field: the name of its picture, its number and its channel."""
+    for i in range(len(rollouts["truth"])):
+        for channel, name in enumerate(found["fields"]):
+            label = name if len(found["fields"]) > 1 else ""
+            yield "_".join(filter(None, ["rollout", label, str(i)])), i, channel
 
 
-def _space_time(time: np.ndarray, axes: Sequence[np.ndarray], rows: Sequence[Any], title: str) -> Figure:
+@dataclass(frozen=True)
+class Field:
+    """One field of one kept rollout.
+
+    Attributes:
+        name: of the field, with its unit.
+        time: lead times.
+        points: of each axis; the middle slice is shown of a field over three.
+        axes: names of the axes, with units.
+        truth, prediction, error: over time and space; NaN where masked, the prediction also where it diverged.
+    """
+
+    name: str
+    time: np.ndarray
+    points: Sequence[np.ndarray]
+    axes: Sequence[str]
+    truth: np.ndarray
+    prediction: np.ndarray
+    error: np.ndarray
+
+    @classmethod
+    def of(
+        cls, rollouts: Mapping[str, np.ndarray], trajectory: int, channel: int, about: Mapping[str, Any] | None = None
+    ) -> "Field":
+        """From the arrays that an evaluation keeps, and what it says about names and units."""
+        truth, prediction = (rollouts[key][trajectory, :, channel].astype(float) for key in ("truth", "prediction"))
+        count = truth.ndim - 1
+        points = [rollouts[f"axis_{i}"] for i in range(count)]
+        while truth.ndim > 3:  # the middle slice of a field over three space axes
+            middle = truth.shape[-1] // 2
+            truth, prediction = truth[..., middle], prediction[..., middle]
+        about = about or {}
+        units = {"latitude": "°N", "longitude": "°E"} | dict(about.get("units", {}))
+        names = list(about.get("axes", ("x", "y", "z")[:count]))[:2]
+        axes = [f"{name} [{units[name]}]" if name in units else name for name in names]
+        if len(names) == 2 and names[0][:3] in ("lat", "col", "y"):  # rows of a map
+            points, axes = [*points[1::-1], *points[2:]], axes[::-1]
+            truth, prediction = truth.swapaxes(1, 2), prediction.swapaxes(1, 2)
+        field = about.get("fields", ["u"] * (channel + 1))[channel]
+        error = np.where(np.isfinite(prediction), prediction - truth, np.nan)
+        label = f"{field} [{units[field]}]" if field in units else field
+        return cls(label, rollouts["time"], points[:2], axes, truth, prediction, error)
+
+    def rows(self) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
+        """Truth and prediction in the same colours, and the error."""
+        shared = _scale(self.truth)
+        largest = np.max(np.abs(self.error), initial=0.0, where=np.isfinite(self.error)) or 1.0
+        limit = min(float(largest), shared["vmax"] - shared["vmin"])
+        error = {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}
+        return [("truth", self.truth, shared), ("prediction", self.prediction, shared), ("error", self.error, error)]
+
+
+def field_figure(
+    rollouts: Mapping[str, np.ndarray],
+    trajectory: int,
+    channel: int,
+    title: str,
+    about: Mapping[str, Any] | None = None,
+) -> Figure:
+    """Truth, prediction and error of one field: over x and t, or over two space axes at a few times.
+
+    Args:
+        rollouts: the kept arrays.
+        trajectory, channel: which.
+        title: of the figure.
+        about: names and units of fields and axes, as `evaluation.json` has them.
+    """
+    field = Field.of(rollouts, trajectory, channel, about)
+    return (_space_time if len(field.points) == 1 else _frames)(field, title)
+
+
+def _space_time(field: Field, title: str) -> Figure:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    images = [_mesh(p, time, axes[0], x, name, limit) for p, (name, x, limit) in zip(panels, rows, strict=True)]
+    images = [
+        _mesh(panel, field.time, field.points[0], values, name, **colours)
+        for panel, (name, values, colours) in zip(panels, field.rows(), strict=True)
+    ]
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("time t", fontsize=10)
-    panels[0].set_ylabel("space x")
-    figure.colorbar(images[0], ax=panels[:2], shrink=0.9)
+    panels[0].set_ylabel("space x" if field.axes[0] == "x" else field.axes[0])
+    figure.colorbar(images[0], ax=panels[:2], shrink=0.9, label=field.name)
     figure.colorbar(images[2], ax=panels[2], shrink=0.9)
     return figure
 
 
-def _frames(time: np.ndarray, axes: Sequence[np.ndarray], rows: Sequence[Any], title: str) -> Figure:
-    chosen = np.unique(np.linspace(0, len(time) - 1, FRAMES).round().astype(int))
-    figure = Figure(figsize=(3 * len(chosen), 8), layout="constrained")
+def _frames(field: Field, title: str) -> Figure:
+    chosen = np.unique(np.linspace(0, len(field.time) - 1, FRAMES).round().astype(int))
+    width, height = (float(np.ptp(points)) or 1.0 for points in field.points)
+    tall = float(np.clip(3 * height / width, 1.2, 4.5))
+    figure = Figure(figsize=(3 * len(chosen) + 1, 3 * tall + 0.9), layout="constrained")
     panels = figure.subplots(3, len(chosen), sharex=True, sharey=True, squeeze=False)
-    for row, (name, values, limit) in zip(panels, rows, strict=True):
+    for row, (name, values, colours) in zip(panels, field.rows(), strict=True):
         images = [
-            _mesh(panel, axes[0], axes[1], values[frame], f"{name}, t = {time[frame]:g}", limit)
+            _mesh(
+                panel, field.points[0], field.points[1], values[frame], f"{name}, t = {field.time[frame]:g}", **colours
+            )
             for panel, frame in zip(row, chosen, strict=True)
         ]
         for panel in row:
-            panel.set_aspect("equal")
-        figure.colorbar(images[0], ax=row, shrink=0.8)
+            panel.set_aspect("equal" if 0.2 < height / width < 5 else "auto")
+        row[0].set_ylabel(field.axes[1])
+        figure.colorbar(
+            images[0], ax=row, shrink=0.8, label=f"error of {field.name}" if name == "error" else field.name
+        )
+    for panel in panels[-1]:
+        panel.set_xlabel(field.axes[0])
     figure.suptitle(title)
     return figure
+
+
+def write_animations(path: Path | str, suffix: str = "", kind: str = "gif") -> list[Path]:
+    """Draw the kept rollouts of an evaluated run as animations of truth, prediction and error.
+
+    Args:
+        path: the run folder.
+        suffix: that of the evaluation's files, for another integrator.
+        kind: `gif`, or `mp4` where ffmpeg is installed.
+
+    Returns:
+        the files.
+
+    Raises:
+        ValueError: if ffmpeg is wanted and missing.
+    """
+    from matplotlib.animation import FFMpegWriter, PillowWriter
+
+    if kind == "mp4" and not FFMpegWriter.isAvailable():
+        raise ValueError("an mp4 needs ffmpeg, which is not installed: install it, or draw a gif")
+    writer = PillowWriter if kind == "gif" else FFMpegWriter
+    folder = RunFolder(path)
+    found, rollouts = folder.read_json(f"evaluation{suffix}.json"), folder.read_arrays(f"rollouts{suffix}.npz")
+    target = folder.path / "figures"
+    target.mkdir(exist_ok=True)
+    files = []
+    for name, i, channel in _kept(found, rollouts):
+        title = f"{found['fields'][channel]}, test trajectory {i}"
+        files.append(target / f"{file_name(name + suffix)}.{kind}")
+        with write_beside(files[-1]) as part:
+            moving = part.with_suffix(f".{kind}")  # whose suffix tells the writers what to write
+            try:
+                _animate(Field.of(rollouts, i, channel, found), title, writer(fps=10), moving)
+                moving.replace(part)
+            finally:
+                moving.unlink(missing_ok=True)
+    return files
+
+
+def _animate(field: Field, title: str, writer: Any, path: Path) -> None:
+    frames = np.unique(np.linspace(0, len(field.time) - 1, MOVING_FRAMES).round().astype(int))
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    panels = figure.subplots(1, 3)
+    rows, images = field.rows(), []
+    for panel, (name, values, colours) in zip(panels, rows, strict=True):
+        if len(field.points) == 1:
+            panel.set(title=name, xlabel=field.axes[0], ylim=_room(colours))
+            images.append(panel.plot(field.points[0], values[0], color=COLOURS[0])[0])
+        else:
+            images.append(_mesh(panel, field.points[0], field.points[1], values[0], name, **colours))
+            panel.set(xlabel=field.axes[0], aspect="equal")
+            figure.colorbar(images[-1], ax=panel, shrink=0.8, label=field.name)
+    panels[0].set_ylabel(field.name if len(field.points) == 1 else field.axes[1])
+    with writer.saving(figure, str(path), dpi=80):
+        for frame in frames:
+            for image, (_, values, _) in zip(images, rows, strict=True):
+                if len(field.points) == 1:
+                    image.set_ydata(values[frame])
+                else:
+                    image.set_array(np.ma.masked_invalid(values[frame].T))
+            figure.suptitle(f"{title}, t = {field.time[frame]:.4g}", fontsize=10)
+            writer.grab_frame()
+
+
+def _room(colours: Mapping[str, Any]) -> tuple[float, float]:
+    """The limits of a scale, and a twentieth more."""
+    more = (colours["vmax"] - colours["vmin"]) / 20
+    return colours["vmin"] - more, colours["vmax"] + more
 
 
 def error_figure(found: Mapping[str, Any]) -> Figure:
@@ -246,7 +400,7 @@ def regime_figure(outcome: Outcome) -> Figure | None:
     panels = figure.subplots(len(fields["truth"]), 2, squeeze=False, sharex=True, sharey=True)
     time, x = fields["time"], fields["axis_0"]
     for (left, right), truth, regime in zip(panels, fields["truth"], fields["regime"], strict=True):
-        image = _mesh(left, time, x, truth[:, 0].astype(float), "truth u", float(np.abs(truth).max()))
+        image = _mesh(left, time, x, truth[:, 0].astype(float), "truth u", float(np.nanmax(np.abs(truth))))
         figure.colorbar(image, ax=left)
         labels = np.where(regime[:, 0] < 0, np.nan, regime[:, 0])
         _mesh(right, time[: len(labels)], x, labels, "regime", cmap=ListedColormap(REGIME_COLOURS), vmin=-0.5, vmax=3.5)
@@ -265,7 +419,7 @@ def step_error_figure(outcome: Outcome) -> Figure:
     errors = fields["step_error"][:, :, 0]
     figure = Figure(figsize=(5.5 * len(errors), 3.4), layout="constrained")
     panels = figure.subplots(1, len(errors), squeeze=False)[0]
-    top = float(errors.max()) or 1.0
+    top = float(np.nanmax(errors)) or 1.0
     for i, (panel, error) in enumerate(zip(panels, errors, strict=True)):
         title, norm = f"squared error of one step, test trajectory {i}", LogNorm(top * 1e-5, top)
         time = fields["time"][: len(error)]
@@ -283,7 +437,7 @@ def field_comparison(rows: Sequence[Row], title: str) -> Figure | None:
         return None
     first = shown[0][2]
     truth, time, x = first["truth"][0, :, 0].astype(float), first["time"], first["axis_0"]
-    limit = float(np.abs(truth).max())
+    limit = float(np.nanmax(np.abs(truth)))
     figure = Figure(figsize=(9, 1.75 * (len(shown) + 1)), layout="constrained")
     panels = figure.subplots(len(shown) + 1, 2, sharex=True, sharey=True)
     panels[0, 1].axis("off")

@@ -199,8 +199,8 @@ class _Maps:
 
     def _error(self, fields: Mapping[str, np.ndarray], truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
         """The error of one trajectory, and the key of its truth."""
-        limit = float(np.abs(truth).max()) or 1.0
-        finite = np.isfinite(prediction).all(axis=1)
+        limit = float(np.nanmax(np.abs(truth))) or 1.0
+        finite = (np.isfinite(prediction) | np.isnan(truth)).all(axis=1)  # masked points are NaN in both
         diverged = None if finite.all() else _finite(float(fields["time"][np.argmin(finite)]))
         about, coarse = _axes(fields, truth.shape)
         error = np.clip((prediction - truth)[coarse], -CLIPPED * limit, CLIPPED * limit)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from squall.losses import imbalance_weights
 from squall.runs.folder import Kind
-from squall.study.outcome import ABSENT, STATES, Metric, Outcome, Place, metrics, value_at
+from squall.study.outcome import ABSENT, STATES, Metric, Outcome, Place, metrics, scores, value_at
 from squall.study.results import GridResults, Results, Row, published
 from squall.study.statistics import Ratio, Summary, compare_paired, corrected, least_median, paired_ratio
 from squall.systems import CahnHilliard
@@ -309,7 +309,7 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
     """The contents of `evaluation.json`: one column per checkpoint, then persistence and climatology."""
     items = {f"{kind} (step {item['step']})": item for kind, item in found["checkpoints"].items()}
     first = next(iter(items.values()))
-    places = metrics(found["fields"])
+    places = metrics(found["fields"]) | scores(found["fields"], first.get("scores", {}))
     cells = {name: [value_at(item, place) for place in places.values()] for name, item in items.items()}
     cells |= {name: [value_at(x, place[1:]) for place in places.values()] for name, x in first["baselines"].items()}
     lines = tuple(Line(name, tuple(map(_value, values, places.values()))) for name, values in cells.items())
@@ -320,7 +320,8 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
             tuple(places),
             lines,
         ).transposed(),
-        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better",
+        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better, except where a name says how "
+        "good is",
     )
 
 

@@ -1,13 +1,16 @@
 """Names become objects, here and nowhere else: a configuration turns into all that training and evaluation take."""
 
+import difflib
 import importlib
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +20,11 @@ import squall.data
 from squall import grid
 from squall._types import State
 from squall.data import Normalization, Source, Split, Transitions
+from squall.data.conditions import known
 from squall.evaluation.rollouts import RolloutValidation
 from squall.integrators import INTEGRATORS, IntegratorLike, next_state
-from squall.models import HNN, NODE
+from squall.models import FNO, HNN, NODE, UNet
+from squall.models.inputs import Inputs, join, read_conditions
 from squall.models.normalized import Normalized
 from squall.models.placement import evaluating, like_model
 from squall.runs.config import ConfigError, DataConfig, ModelConfig, RunConfig
@@ -45,15 +50,20 @@ class Experiment:
     model: nn.Module
     integrator: IntegratorLike
 
+    @property
+    def inputs(self) -> Inputs:
+        """History and conditions that the model sees."""
+        return inputs_of(self.config.data)
+
     @cached_property
     def transitions(self) -> Transitions:
-        return Transitions(self.split.train)
+        return Transitions(self.split.train, self.config.training.unroll, self.inputs.history)
 
     @cached_property
     def loss(self) -> nn.Module:
         """Made for a training alone: an evaluation of a run imports no loss of somebody else."""
         config = self.config
-        return build_loss(config.loss, self.transitions, config.training.residual, self.normalization.std)
+        return build_loss(config.loss, self.transitions, config.training, self.normalization.std)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -73,7 +83,9 @@ class Experiment:
     @property
     def validation(self) -> RolloutValidation | None:
         source = self.split.validation
-        return RolloutValidation(source, self.integrator, self.normalization.std) if source.trajectories else None
+        if not source.trajectories:
+            return None
+        return RolloutValidation(source, self.integrator, self.normalization.std, inputs=self.inputs)
 
 
 def build(
@@ -95,9 +107,8 @@ def build(
         ConfigError: at an unknown name, with the known ones, or a model that is not trusted.
         squall.data.DataError: if the file cannot be used.
     """
-    split = split or _open(config.data)
+    split = split or _open(config)
     source = split.train
-    _warn_of_equal_points(source)
     system = system_of(source)
     normalization = normalization or _normalization(config.data, source, system)
     _refuse_strange_model(config.model.name, trusts)
@@ -106,7 +117,7 @@ def build(
         model = _model(config, source, system, normalization)
         if config.device.precision == "64-true":
             model.double()
-        _try(model, source)
+        _try(model, Transitions(source, 1, config.data.history), inputs_of(config.data))
     chosen = next_state if config.model.predicts == "state" else integrator(config.integrator)
     return Experiment(config, split, system, normalization, model, chosen)
 
@@ -115,56 +126,79 @@ def build(
 
 
 def _stiffness(transitions: Transitions, normalization: Normalization, floor: float) -> Float[Tensor, " transition"]:
-    """The stiffness-aware index of every transition, of fields in the units that the model sees."""
+    """The stiffness-aware index of the first step of every transition, of fields in the units that the model sees."""
     std = torch.tensor(normalization.std, dtype=torch.float64).reshape(-1, *[1] * len(transitions.source.space))
     blocks = torch.arange(len(transitions)).split(INDEX_BLOCK)
 
     def pairs() -> Iterator[tuple[State, State]]:
         for block in blocks:
-            u, u_next = transitions.fetch(block)
-            yield u.double() / std, u_next.double() / std
+            states = transitions.windows(block).double() / std
+            yield states[:, transitions.history - 1], states[:, transitions.history]
 
     rms = math.sqrt(sum(u.square().flatten(1).mean(1).sum().item() for u, _ in pairs()) / len(transitions))
     return torch.cat([stiffness_index(u, u_next, transitions.dt, floor * rms) for u, u_next in pairs()])
 
 
-def _open(config: DataConfig) -> Split:
+def _open(run: RunConfig) -> Split:
+    config = run.data
     if not config.path:
         raise ConfigError(
-            "data.path is not set: name an HDF5 file in The Well's layout, such as one that "
+            "data.path is not set: name a file of trajectories, such as one that "
             "`squall simulate cahn-hilliard --out ch.hdf5` writes"
         )
     file = squall.data.open(config.path)
-    _warn_of_what_is_left_out(file)
+    for name in config.inputs:
+        known(name, file.conditions)
+    _warn_of_what_is_left_out(file, config.inputs)
     source = squall.data.load(file, limit_bytes=int(config.memory_gib * 2**30))
-    return squall.data.split(source, validation=config.validation, test=config.test)
+    split = squall.data.split(
+        source,
+        validation=config.validation,
+        test=config.test,
+        gap=run.training.unroll if config.gap is None else config.gap,
+        by=None if config.split == "auto" else config.split,
+    )
+    _refuse_short_parts(run, split)
+    return split
 
 
-def _warn_of_what_is_left_out(source: Source) -> None:
+def inputs_of(config: DataConfig) -> Inputs:
+    """History and conditions that the model sees."""
+    return Inputs(config.history, tuple(config.inputs))
+
+
+def _refuse_short_parts(config: RunConfig, split: Split) -> None:
+    """A rollout starts after the history, and a training step needs the states that it is compared with."""
+    history, unroll = config.data.history, config.training.unroll
+    for name, part in split._asdict().items():
+        needed = history + (unroll if name == "train" else 1)
+        if part.trajectories and part.shape[1] < needed:
+            later = f"training.unroll is {unroll}" if name == "train" else "a rollout takes a step"
+            raise ConfigError(
+                f"data.history is {history} and {later}, which takes {needed} states, but a trajectory of the part "
+                f"'{name}' has {part.shape[1]}: choose fewer, or make that part longer"
+            )
+    if config.training.patience and not split.validation.trajectories:
+        raise ConfigError("training.patience is set, but data.validation is 0: there is no score to wait for")
+
+
+def _warn_of_what_is_left_out(source: Source, inputs: Sequence[str]) -> None:
     """Forcings and coefficients that the model does not see may decide what it can learn."""
+    unseen = [c for c in source.conditions if c.name not in inputs]
     parts = {
-        "fields that are constant in time": [c.name for c in source.conditions if c.kind == "static"],
-        "fields that are forcings": [c.name for c in source.conditions if c.kind == "forcing" and max(c.shape[3:]) > 1],
+        "fields that are constant in time": [c.name for c in unseen if c.kind == "static"],
+        "fields that are forcings": [c.name for c in unseen if c.kind == "forcing" and max(c.shape[3:]) > 1],
         "scalars that vary in time or between trajectories": [
-            c.name for c in source.conditions if max(c.shape[3:]) == 1 and max(c.shape[:2]) > 1
+            c.name for c in unseen if max(c.shape[3:]) == 1 and max(c.shape[:2]) > 1
         ],
     }
     listed = [f"the {what}: {', '.join(names)}" for what, names in parts.items() if names]
     if listed:
         warnings.warn(
-            f"{getattr(source, 'path', source.name)}: the model sees none of {'; '.join(listed)}", stacklevel=2
+            f"{getattr(source, 'path', source.name)}: the model sees none of {'; '.join(listed)}; data.inputs names "
+            "those that it sees",
+            stacklevel=2,
         )
-
-
-def _warn_of_equal_points(source: Source) -> None:
-    """Masks and areas are known of the data, but neither the loss nor the errors of a run use them yet."""
-    parts = {
-        "masked points count like all others, with the mean of their field": source.mask is not None,
-        "cells count alike, whatever their area": source.measure is not None,
-    }
-    listed = [text for text, there in parts.items() if there]
-    if listed:
-        warnings.warn(f"{source.name}: in the loss and in the errors, {' and '.join(listed)}", stacklevel=3)
 
 
 def system_of(source: Source) -> System | None:
@@ -173,26 +207,84 @@ def system_of(source: Source) -> System | None:
     return SYSTEMS[name].from_parameters(source.parameters) if name in SYSTEMS else None
 
 
+def _is_standardized(config: DataConfig, system: System | None) -> bool:
+    return config.normalization == "standard" or (config.normalization == "auto" and system is None)
+
+
 def _normalization(config: DataConfig, training: Source, system: System | None) -> Normalization:
-    if config.normalization == "none" or (config.normalization == "auto" and system is not None):
-        return Normalization.identity(training.channels)
-    return Normalization.fit(training)
+    if _is_standardized(config, system):
+        return Normalization.fit(training)
+    return Normalization.identity(training.channels)
+
+
+def condition_statistics(source: Source, names: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the channels of some conditions; 1 for the deviation of a constant."""
+    means, stds = [], []
+    for condition in (known(name, source.conditions) for name in names):
+        rows = range(condition.shape[0])
+        pieces = [source.condition(condition.name, [row], [0], source.shape[1]).double() for row in rows]
+        flat = [piece.transpose(1, 2).flatten(2)[0] for piece in pieces]  # (condition, number)
+        each = torch.stack([x.mean(1) for x in flat])
+        variance = torch.stack([x.var(1, correction=0) for x in flat]).mean(0) + each.var(0, correction=0)
+        scale = each.abs().amax(0) * 8 * torch.finfo(source.dtype).eps
+        std = variance.sqrt()
+        means += each.mean(0).tolist()
+        stds += torch.where(std <= scale, 1.0, std).tolist()
+    return means, stds
 
 
 # Model, integrator, loss
 
 
-def _node(config: ModelConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
-    return NODE(source.channels, config.hidden, dimensions=len(source.space), generator=generator)
+def _node(config: RunConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
+    return NODE(source.channels, config.model.hidden, dimensions=len(source.space), generator=generator)
 
 
-def _hnn(config: ModelConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
+def _hnn(config: RunConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
     if source.channels != 1:
         raise ConfigError(
             f"model.name is 'hnn', which takes one scalar field, but the data have {source.channels}: "
             f"{', '.join(source.fields)}. Use 'node' or a module of your own"
         )
-    return HNN(_structure(config, source, system), config.hidden, len(source.space), generator=generator)
+    return HNN(_structure(config.model, source, system), config.model.hidden, len(source.space), generator=generator)
+
+
+def _unet(config: RunConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
+    halvings = int(math.log2(max(2, min(source.space) / 4)))  # four points are left of the shortest axis
+    return _on_grid(UNet, {"levels": min(3, halvings)}, config, source, generator)
+
+
+def _fno(config: RunConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
+    return _on_grid(FNO, {"modes": [min(16, points) for points in source.space]}, config, source, generator)
+
+
+FROM_DATA = {"channels", "dimensions", "conditions", "history", "out_channels", "film", "generator"}
+"""Arguments of the networks on a grid that the data and the configuration decide."""
+
+
+def _on_grid(
+    network: type[nn.Module],
+    sizes: Mapping[str, Any],
+    config: RunConfig,
+    source: Source,
+    generator: torch.Generator,
+) -> nn.Module:
+    """A U-Net or FNO with the channels, axes and boundaries of the data."""
+    name, given = config.model.name, config.model.arguments
+    allowed = [key for key in inspect.signature(network).parameters if key not in FROM_DATA]
+    if unknown := [key for key in given if key not in allowed]:
+        near = difflib.get_close_matches(unknown[0], allowed, n=1)
+        raise ConfigError(
+            f"model.arguments.{unknown[0]} is unknown to '{name}', which takes {', '.join(allowed)}"
+            + (f": did you mean '{near[0]}'?" if near else "")
+        )
+    boundary = ["wall" if name == "mixed" else name for name in source.boundary]
+    options = {"boundary": boundary, **sizes, **given, "generator": generator, "dimensions": len(source.space)}
+    channels = sum(known(name, source.conditions).shape[2] for name in config.data.inputs)
+    try:
+        return network(source.channels, conditions=channels, history=config.data.history, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.arguments do not fit '{name}': {error}") from error
 
 
 def _structure(config: ModelConfig, source: Source, system: System | None) -> Callable[[Tensor], Tensor]:
@@ -214,28 +306,62 @@ def _structure(config: ModelConfig, source: Source, system: System | None) -> Ca
     return lambda v: operator(v, dx)
 
 
-MODELS: Mapping[str, Callable[[ModelConfig, Source, System | None, torch.Generator], nn.Module]] = MappingProxyType(
-    {"node": _node, "hnn": _hnn}
+MODELS: Mapping[str, Callable[[RunConfig, Source, System | None, torch.Generator], nn.Module]] = MappingProxyType(
+    {"node": _node, "hnn": _hnn, "unet": _unet, "fno": _fno}
 )
 """Models by name; any other name is the import path of a module."""
 
+PRESENT_RATE = ("node", "hnn")
+"""Those that map the present state alone, to its rate."""
+
 
 def _model(config: RunConfig, source: Source, system: System | None, normalization: Normalization) -> nn.Module:
-    generator = torch.Generator().manual_seed(config.training.seed)
-    if config.model.name != "hnn" and config.model.structure != "auto":
-        raise ConfigError(f"model.structure is set, but only 'hnn' has one, not '{config.model.name}'")
-    if config.model.name in MODELS:
-        if config.model.predicts != "rate":
-            raise ConfigError(f"model.predicts is 'state', but '{config.model.name}' predicts the rate")
-        if config.model.arguments:
-            raise ConfigError(f"model.arguments are for a module of your own, not for '{config.model.name}'")
-        _warn_of_edges(config.model.name, source)
-        model = MODELS[config.model.name](config.model, source, system, generator)
-    else:
-        model = _imported(config.model)
-    if normalization == Normalization.identity(source.channels):
+    generator, name = torch.Generator().manual_seed(config.training.seed), config.model.name
+    if name != "hnn" and config.model.structure != "auto":
+        raise ConfigError(f"model.structure is set, but only 'hnn' has one, not '{name}'")
+    if name in PRESENT_RATE:
+        _refuse_what_it_cannot(config)
+    _warn_of_edges(name, source)
+    model = MODELS[name](config, source, system, generator) if name in MODELS else _imported(config.model)
+    return _in_units(model, config, source, normalization, _is_standardized(config.data, system))
+
+
+def _refuse_what_it_cannot(config: RunConfig) -> None:
+    """NODE and HNN++ map the present state to its rate."""
+    name = config.model.name
+    if config.model.predicts != "rate":
+        raise ConfigError(f"model.predicts is 'state', but '{name}' predicts the rate")
+    if config.model.arguments:
+        raise ConfigError(f"model.arguments are for a module of your own, 'unet' and 'fno', not for '{name}'")
+    key = "history" if config.data.history > 1 else "inputs" if config.data.inputs else None
+    if key is not None:
+        raise ConfigError(
+            f"data.{key} is set, but '{name}' sees the present state alone: use 'unet', 'fno' or a module of your own"
+        )
+
+
+def _in_units(
+    model: nn.Module, config: RunConfig, source: Source, normalization: Normalization, standardized: bool
+) -> nn.Module:
+    """The model in the units of the data."""
+    data, residual, mask = config.data, config.model.residual, source.mask
+    conditions = condition_statistics(source, data.inputs) if standardized and data.inputs else ([], [])
+    if normalization == Normalization.identity(source.channels) and mask is None and not residual and not conditions[0]:
         return model
-    return Normalized(model, normalization.mean, normalization.std, predicts=config.model.predicts)
+    if data.inputs and not conditions[0]:  # as they are
+        channels = sum(known(name, source.conditions).shape[2] for name in data.inputs)
+        conditions = [0.0] * channels, [1.0] * channels
+    return Normalized(
+        model,
+        normalization.mean,
+        normalization.std,
+        predicts=config.model.predicts,
+        residual=residual,
+        history=data.history,
+        condition_mean=conditions[0],
+        condition_std=conditions[1],
+        mask=mask,
+    )
 
 
 def model_source(name: str) -> Path | None:
@@ -287,24 +413,30 @@ def _imported(config: ModelConfig) -> nn.Module:
 
 
 def _warn_of_edges(name: str, source: Source) -> None:
-    """The models of squall see every axis as a ring of equally spaced points."""
+    """The models of squall see equally spaced points, and NODE and HNN++ every axis as a ring."""
     for axis, (boundary, spacing) in enumerate(zip(source.boundary, source.spacing, strict=True)):
-        if boundary != "periodic" or spacing is None:
-            what = f"is '{boundary}'" if boundary != "periodic" else "has unequally spaced points"
-            warnings.warn(f"space axis {axis} {what}, but '{name}' treats it as an equally spaced ring", stacklevel=2)
+        ring = boundary == "periodic" or name not in PRESENT_RATE
+        if name in MODELS and (spacing is None or not ring):
+            what = "has unequally spaced points" if ring else f"is '{boundary}'"
+            shape = "equally spaced ring" if name in PRESENT_RATE else "axis of equally spaced points"
+            warnings.warn(f"space axis {axis} {what}, but '{name}' treats it as an {shape}", stacklevel=2)
 
 
-def _try(model: nn.Module, source: Source) -> None:
+def _try(model: nn.Module, transitions: Transitions, inputs: Inputs) -> None:
     """One pass over two states, so that an incompatible model is reported before anything is written."""
-    u = source.windows([0, 0], [0, source.steps], 1)[:, 0]
+    both = torch.tensor([0, len(transitions) - 1])
+    window = transitions.windows(both)[:, : inputs.history]
+    trajectories, starts = transitions.locate(both)
+    conditions = read_conditions(transitions.source, inputs.conditions, trajectories, starts + inputs.history - 1, 1)
+    u, x = window[:, -1], join(window, None if conditions is None else conditions[:, 0])
     try:
         with torch.no_grad(), evaluating(model):
-            shape = tuple(model(like_model(model, u)).shape)
+            shape = tuple(model(like_model(model, x)).shape)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ConfigError(f"the model cannot take states of shape {tuple(u.shape)}: {error}") from error
+        raise ConfigError(f"the model cannot take states of shape {tuple(x.shape)}: {error}") from error
     if shape != tuple(u.shape):
         raise ConfigError(
-            f"the model maps states of shape {tuple(u.shape)} to {shape}, but must keep the shape "
+            f"the model maps states of shape {tuple(x.shape)} to {shape}, but must return {tuple(u.shape)}, "
             "(batch, channel, *space)"
         )
 

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from squall.losses.rivals import RIVALS
 from squall.losses.rivals.table import options_of
-from squall.training.loop import TrainingSettings
+from squall.training.settings import TrainingSettings, alone
 
 __all__ = [
     "GROUPS",
@@ -36,6 +36,7 @@ __all__ = [
     "refuse_file_as_group",
     "refuse_null",
     "to_dict",
+    "with_defaults",
 ]
 
 FULL_PRECISIONS = ("32-true", "64-true")
@@ -54,10 +55,15 @@ class DataConfig:
     """Which trajectories, and how they are divided.
 
     Args:
-        path: an HDF5 file in The Well's layout.
+        path: a file or folder that `squall data describe` understands.
         validation: how many trajectories are held out of the training to select the best model: a count, or a
-            fraction below 1. They are the last of those that are not for the test.
+            fraction below 1. They are the last of those that are not for the test. In time: how many states.
         test: how many trajectories, the last of the file, are never trained on: a count or a fraction.
+        split: by `trajectory`, by `time` (each trajectory is cut in time) or in the `parts` of the data; `auto` takes
+            the parts where there are some, and cuts a single trajectory in time.
+        gap: states that are left out between the parts in time; null for `training.unroll`.
+        inputs: names of the conditions that the model sees: parameters, static fields and forcings.
+        history: K, number of past states that the model sees, the present one included.
         normalization: `standard` trains on fields of zero mean and unit variance (statistics of the training
             trajectories), `none` on the fields as they are; `auto` is `none` for the dimensionless systems
             of squall and `standard` for all other data.
@@ -69,8 +75,18 @@ class DataConfig:
     test: int | float = 10
     normalization: Literal["auto", "none", "standard"] = "auto"
     memory_gib: float = 2.0
+    split: Literal["auto", "trajectory", "time", "parts"] = "auto"
+    gap: int | None = None
+    inputs: list[str] = field(default_factory=list)
+    history: int = 1
 
     def __post_init__(self) -> None:
+        if self.history < 1:
+            raise ValueError(f"data.history is {self.history}, but must be at least 1: the present state counts")
+        if self.gap is not None and self.gap < 0:
+            raise ValueError(f"data.gap is {self.gap}, but must be a number of states, at least 0")
+        if twice := [name for name in self.inputs if self.inputs.count(name) > 1]:
+            raise ValueError(f"data.inputs names '{twice[0]}' twice: name every condition once")
         if not (math.isfinite(self.memory_gib) and self.memory_gib >= 0):
             raise ValueError(f"data.memory_gib is {self.memory_gib}, but must be a number that is not negative")
 
@@ -80,12 +96,14 @@ class ModelConfig:
     """Which model.
 
     Args:
-        name: `node`, `hnn`, or the import path of a `torch.nn.Module` such as `my_package.models.UNet`.
+        name: `node`, `hnn`, `unet`, `fno`, or the import path of a `torch.nn.Module` such as `my_package.MyModel`.
         hidden: width of the hidden layers of `node` and `hnn`.
         structure: the operator G of `hnn`: `laplacian` (dissipative), `central-difference` (conservative), or
             `auto` for that of the system which made the data.
-        arguments: keyword arguments for a module given by its path.
-        predicts: what a module given by its path returns: the `rate` du/dt or the next `state`.
+        arguments: keyword arguments for a module given by its path; sizes of `unet` (width, levels) and `fno` (width,
+            modes, layers, padding).
+        predicts: what the model returns: the `rate` du/dt or the next `state`; `node` and `hnn` return the rate.
+        residual: whether a model of the next state returns its difference to the present one.
     """
 
     name: str = "node"
@@ -93,6 +111,11 @@ class ModelConfig:
     structure: Literal["auto", "laplacian", "central-difference"] = "auto"
     arguments: dict[str, Any] = field(default_factory=dict)
     predicts: Literal["rate", "state"] = "rate"
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.residual and self.predicts == "rate":
+            raise ValueError("model.residual is true, but model.predicts is 'rate': choose 'state'")
 
 
 @dataclass(frozen=True)
@@ -366,6 +389,15 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return dotted
 
 
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run of an earlier version, with the defaults of the keys that came later."""
+    complete = to_dict(RunConfig())
+    for name, value in values.items():
+        group = complete.get(name)
+        complete[name] = {**group, **value} if isinstance(group, dict) and isinstance(value, dict) else value
+    return complete
+
+
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """One line for every key in which two nested configurations differ.
 
@@ -379,19 +411,24 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def can_run_together(a: RunConfig, b: RunConfig) -> bool:
     """Whether two configurations differ only by seed, loss and sampling, without substeps, in one full precision.
 
-    A rival has no form for several models at once.
+    A rival has no form for several models at once. The model of each sees the present state alone, and no option is set
+    that only a training by itself has.
 
     >>> can_run_together(RunConfig(), RunConfig(loss=LossConfig(name="mse")))
     True
     >>> can_run_together(RunConfig(), RunConfig(model=ModelConfig(hidden=3)))
     False
     """
-    return _shape(a) == _shape(b) and all(
-        config.sampling.substeps == 1
-        and config.device.precision in FULL_PRECISIONS
-        and config.loss.over == "all"
-        and config.loss.name in OWN_LOSSES
-        for config in (a, b)
+    return (
+        _shape(a) == _shape(b)
+        and all(
+            config.sampling.substeps == 1
+            and config.device.precision in FULL_PRECISIONS
+            and config.loss.over == "all"
+            and config.loss.name in OWN_LOSSES
+            for config in (a, b)
+        )
+        and not (alone(a.training) or a.data.inputs or a.data.history > 1)
     )
 
 

@@ -1,5 +1,6 @@
 """Runs evaluated on their test trajectories, one or several as one."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,17 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from squall._process.extras import explain_missing_extra
 from squall._process.threads import threads
 from squall.data import Normalization, Source
+from squall.evaluation.pieces import pieces
 from squall.evaluation.rollouts import Evaluation, Keep, evaluate, evaluate_each
+from squall.evaluation.scores import Scoring
 from squall.integrators import IntegratorLike, substeps
 from squall.models.stacked import Stacked
 from squall.runs.build import Experiment, integrator
 from squall.runs.config import ConfigError, can_run_together
-from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint
+from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint, write_beside
+from squall.runs.installed import working_folder_importable
 from squall.runs.trained import TrainedRun, open_run
 
-__all__ = ["evaluate_runs"]
+__all__ = ["conserved_quantities", "evaluate_runs"]
 
 
 def evaluate_runs(
@@ -32,6 +37,10 @@ def evaluate_runs(
     fields_of: Kind = "best",
     keep: Keep | Sequence[Keep] = Keep(),  # noqa: B008
     trust: bool = False,
+    steps: int | None = None,
+    stride: int | None = None,
+    scoring: Scoring = Scoring(),  # noqa: B008
+    netcdf: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate the best and the last checkpoint of runs on their test trajectories, and write the results.
 
@@ -49,6 +58,8 @@ def evaluate_runs(
         fields_of: which weights' rollouts are kept for figures, where there are both.
         keep: what is kept for figures, of all runs or of each; without fields there is no `rollouts.npz`.
         trust: as `open_run` takes it.
+        steps, stride, scoring: as `evaluation.evaluate` takes them.
+        netcdf: a file for the fields and the scores by lead time of one run, of the weights `fields_of`.
 
     Returns:
         for each run what its `evaluation.json` holds.
@@ -57,6 +68,7 @@ def evaluate_runs(
         CheckpointError: if a run has none.
         ConfigError: for runs that do not belong together, without test trajectories, or an integrator that does not
             apply.
+        FileExistsError: if the file `netcdf` is there.
     """
     if not paths:
         return []
@@ -67,26 +79,54 @@ def evaluate_runs(
     test = experiment.split.test
     if test.trajectories == 0:
         raise ConfigError("data.test is 0: there are no test trajectories to evaluate on")
+    whole, test = test, pieces(test, experiment.inputs.history, steps, stride)
+    if netcdf is not None:
+        _refuse_existing(netcdf, runs)
     chosen, suffix = _integrator(experiment, method, count), evaluation_suffix(method, count)
     scale = None if experiment.system is not None else Normalization.fit(test).std
     options = {"integrator": chosen, "system": experiment.system, "scale": scale}
-    evaluation_of = partial(_evaluations, _device(device), test, **options)
+    options |= {"inputs": experiment.inputs, "scoring": scoring, "steps": steps, "stride": stride}
+    evaluation_of = partial(_evaluations, _device(device), whole, **options)
     checkpoints: list[dict[str, Any]] = [{} for _ in runs]
     for kind in ("best", "last"):
         having = [i for i in range(len(runs)) if kind in kinds[i]]
-        steps = [runs[i].load(kind)[1] for i in having]
+        saved = [runs[i].load(kind)[1] for i in having]
         kept = [keeps[i] if kind == fields_of or len(kinds[i]) == 1 else replace(keeps[i], fields=()) for i in having]
         with threads(experiment.config.device.threads):
             evaluations = evaluation_of([runs[i].experiment.model for i in having], kept)
-        for i, step, keep, evaluation in zip(having, steps, kept, evaluations, strict=True):
+        for i, step, keep, evaluation in zip(having, saved, kept, evaluations, strict=True):
             checkpoints[i][kind] = {"step": step, **evaluation.to_dict()}
             if keep.fields:
                 coordinates = {f"axis_{axis}": x for axis, x in enumerate(test.coordinates)}
                 runs[i].folder.write_arrays(f"rollouts{suffix}.npz", **evaluation.rollouts.arrays(), **coordinates)
-    results = [{**_about(experiment, chosen, scale), "checkpoints": of_run} for of_run in checkpoints]
+                if netcdf is not None:
+                    _write_netcdf(evaluation, netcdf)
+    results = [{**_about(experiment, test, chosen, scale), "checkpoints": of_run} for of_run in checkpoints]
     for run, result in zip(runs, results, strict=True):
         run.folder.write_json(f"evaluation{suffix}.json", result)
     return results
+
+
+def conserved_quantities(names: Sequence[str]) -> dict[str, Any]:
+    """Conserved quantities by name: a field stands for itself, an import path for its function.
+
+    Raises:
+        ConfigError: if a path cannot be imported, or is no function.
+    """
+    found: dict[str, Any] = {}
+    for path in names:
+        module, _, name = path.rpartition(".")
+        if not module:
+            found[path] = path
+            continue
+        try:
+            with working_folder_importable():
+                found[name] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"the conserved quantity '{path}' cannot be imported: {error}") from error
+        if not callable(found[name]):
+            raise ConfigError(f"the conserved quantity '{path}' is no function of states")
+    return found
 
 
 def _open_alike(paths: Sequence[Path | str], data: str | None, trust: bool) -> list[TrainedRun]:
@@ -102,6 +142,23 @@ def _open_alike(paths: Sequence[Path | str], data: str | None, trust: bool) -> l
     return runs
 
 
+@explain_missing_extra()
+def _refuse_existing(netcdf: Path, runs: Sequence[TrainedRun]) -> None:
+    """Before anything is computed."""
+    for package in ("xarray", "h5netcdf"):
+        importlib.import_module(package)
+    if len(runs) > 1:
+        raise ConfigError(f"{netcdf} holds one run, but {len(runs)} are evaluated: name one")
+    if netcdf.exists():
+        raise FileExistsError(f"{netcdf} exists and is not overwritten: choose another name, or move it away")
+
+
+def _write_netcdf(evaluation: Evaluation, path: Path) -> None:
+    dataset = evaluation.to_xarray()
+    with write_beside(path) as part:
+        dataset.to_netcdf(part, engine="h5netcdf")
+
+
 def _evaluations(
     device: torch.device, test: Source, models: Sequence[nn.Module], keeps: Sequence[Keep], **options: Any
 ) -> list[Evaluation]:
@@ -111,15 +168,19 @@ def _evaluations(
     return [evaluate(model.to(device), test, keep=keep, **options) for model, keep in zip(models, keeps, strict=True)]
 
 
-def _about(experiment: Experiment, chosen: IntegratorLike, scale: Sequence[float] | None) -> dict[str, Any]:
+def _about(
+    experiment: Experiment, test: Source, chosen: IntegratorLike, scale: Sequence[float] | None
+) -> dict[str, Any]:
     """What an evaluation was made with."""
-    test = experiment.split.test
+    about = test.description
     return {
         "integrator": getattr(chosen, "name", "step"),
         "dt": test.dt,
-        "steps": test.steps,
+        "steps": test.steps - experiment.inputs.history + 1,
         "trajectories": test.trajectories,
         "fields": list(test.fields),
+        "axes": list(about.axes),
+        "units": about.units,
         "standardized": scale is not None,
         "system": None if experiment.system is None else experiment.system.name,
         "data": fingerprint(experiment.config.data.path),

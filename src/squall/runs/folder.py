@@ -2,6 +2,8 @@
 
     config.yaml         the resolved configuration
     environment.json    versions, device, data, seed
+    normalization.json  of the fields
+    data.json           fields, units, axes and conditions of the data; data.npz, the arrays to it
     sampling.npz        stiffness index of the training transitions, where they are not drawn uniformly
     metrics.jsonl       one line per logged step
     checkpoints/        last-<step>/ and best-<step>/, two of each, with their checksums

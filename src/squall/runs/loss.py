@@ -1,6 +1,5 @@
 """The loss that a configuration names."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -19,10 +18,11 @@ from squall.losses import (
     Relative,
 )
 from squall.losses.rivals import rival
+from squall.models.placement import evaluating
 from squall.runs.config import ConfigError, LossConfig
 from squall.runs.installed import installed_only, is_installed, working_folder_importable
-from squall.training.loop import Pairs
-from squall.training.state import Residual
+from squall.training.batches import Batches, beside, takes
+from squall.training.settings import TrainingSettings
 
 __all__ = ["build_loss"]
 
@@ -30,13 +30,15 @@ TARGETS = 2**22
 """Most numbers of the training targets that a density is taken from."""
 
 
-def build_loss(config: LossConfig, transitions: Transitions, residual: Residual, scale: Sequence[float]) -> nn.Module:
+def build_loss(
+    config: LossConfig, transitions: Transitions, settings: TrainingSettings, scale: Sequence[float]
+) -> nn.Module:
     """The loss of a configuration.
 
     Args:
         config: its name and settings.
         transitions: the training pairs, which some rivals must know.
-        residual: what the loss compares.
+        settings: what the loss compares.
         scale: one number per channel, by which residuals are divided before the loss sees them.
 
     Raises:
@@ -47,7 +49,7 @@ def build_loss(config: LossConfig, transitions: Transitions, residual: Residual,
     try:
         if config.name == "imbalance-aware":
             return _imbalance_aware(config)
-        return _rival(config, transitions, residual, scale)
+        return _rival(config, Batches(transitions, settings, scale))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"the loss '{config.name}' cannot be made: {error}") from error
 
@@ -70,44 +72,51 @@ def _imbalance_aware(config: LossConfig) -> nn.Module:
     return ImbalanceAwareLoss(**options)
 
 
-def _rival(config: LossConfig, transitions: Transitions, residual: Residual, scale: Sequence[float]) -> nn.Module:
-    pairs = Pairs(transitions, residual, scale)
-    data = (KNOWN_OF_THE_DATA[config.name](pairs),) if config.name in KNOWN_OF_THE_DATA else ()
+def _rival(config: LossConfig, batches: Batches) -> nn.Module:
+    data = (KNOWN_OF_THE_DATA[config.name](batches),) if config.name in KNOWN_OF_THE_DATA else ()
     module = config.name.rpartition(".")[0]
     with installed_only() if not module or is_installed(module) else working_folder_importable():
         loss = rival(config.name, *data, **config.options or {})
-    if "index" in inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters:
-        raise ConfigError(
-            "it remembers every training sample and takes their numbers (index), which `squall train` does not hand to "
-            "a loss. Use it in a loop of your own: loss(prediction, target, index=index)"
-        )
-    return loss if isinstance(loss, nn.Module) else _Function(loss)
+    loss = loss if isinstance(loss, nn.Module) else _Function(loss)
+    _try(loss, batches)
+    return loss
 
 
-def _targets(pairs: Pairs) -> Tensor:
+def _try(loss: nn.Module, batches: Batches) -> None:
+    """One call, so that a loss which does not fit the data is reported before anything is written."""
+    batch = batches.draw(torch.arange(min(2, len(batches.transitions))))
+    target = batch.target / batches.unit
+    index = {"index": batch.numbers} if takes(loss, "index") else {}
+    with torch.no_grad(), evaluating(loss):
+        loss(target, target, **beside(loss, batches, torch.device("cpu")), **index)
+
+
+def _shape(batches: Batches) -> tuple[int, ...]:
+    """Of the training samples as the loss sees them, (sample, channel, *space)."""
+    return len(batches.transitions), *batches.draw(torch.tensor([0])).target.shape[1:]
+
+
+def _targets(batches: Batches) -> Tensor:
     """Targets as the loss sees them, of transitions spread evenly over the training."""
-    count, numbers = len(pairs.transitions), math.prod(pairs.transitions.source.shape[2:])
-    chosen = torch.linspace(0, count - 1, max(1, min(count, TARGETS // numbers))).round().long()
-    return pairs.fetch(chosen)[1] / pairs.unit
+    count, *shape = _shape(batches)
+    chosen = torch.linspace(0, count - 1, max(1, min(count, TARGETS // math.prod(shape)))).round().long()
+    return batches.draw(chosen).target / batches.unit
 
 
-KNOWN_OF_THE_DATA: Mapping[str, Callable[[Pairs], Any]] = MappingProxyType(
+KNOWN_OF_THE_DATA: Mapping[str, Callable[[Batches], Any]] = MappingProxyType(
     {
-        "channel": lambda pairs: pairs.transitions.source.channels,
+        "channel": lambda batches: batches.transitions.source.channels,
         "density": _targets,
-        "rba": lambda pairs: (len(pairs.transitions), *pairs.transitions.source.shape[2:]),
-        "vrba": lambda pairs: (len(pairs.transitions), *pairs.transitions.source.shape[2:]),
+        "rba": _shape,
+        "vrba": _shape,
     }
 )
 """What a rival must know of the training data."""
 
 
 class _Function(nn.Module):
-    """A loss that is a plain function; the training moves and saves modules."""
+    """A loss that is a plain function, with its arguments; the training moves and saves modules."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.function = function
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.function(prediction, target)
+        self.forward = function

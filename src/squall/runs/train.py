@@ -21,13 +21,15 @@ from squall._process.threads import threads
 from squall._types import Score, Validation
 from squall.data import Split
 from squall.runs.build import Experiment, build, model_source
-from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, to_dict
+from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, to_dict, with_defaults
+from squall.runs.description import write_description
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
 from squall.runs.record import sealed
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
-from squall.training.state import adam, load_optimizer
+from squall.training.settings import adam
+from squall.training.state import load_optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -75,6 +77,7 @@ def run(
                 validate=experiment.validation,
                 recorder=recorder,
                 fabric=recorder.fabric,
+                conditions=experiment.inputs.conditions,
             )
         except TrainingDiverged as error:
             error.add_note(recorder.last_good)
@@ -163,10 +166,7 @@ def _prepare(
     _refuse_other(folder, config)
     experiment = build(config, split=split)
     refuse_unsavable(experiment.model)
-    _ = (
-        experiment.sampler,
-        experiment.loss,
-    )  # refuse a minibatch that the data cannot fill, and a loss that is not there
+    _ = experiment.sampler, experiment.loss  # refuse too large a minibatch, and a loss that cannot be made
     fabric = _fabric(config, folder)
     fabric.launch()
     return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), data_path or config.data.path)
@@ -178,7 +178,8 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
         if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
             raise RunFolderError(f"{folder.path} is not empty and no run folder: choose another folder")
         return
-    lines = [line for line in difference(folder.read_config(), to_dict(config)) if not line.startswith("data.path:")]
+    there = with_defaults(folder.read_config())
+    lines = [line for line in difference(there, to_dict(config)) if not line.startswith("data.path:")]
     if lines:
         raise RunFolderError(
             f"{folder.path} holds a run of another configuration (there -> requested):\n  "
@@ -256,6 +257,7 @@ class _FolderRecorder(Recorder):
         if not folder.has("environment.json"):
             source = model_source(experiment.config.model.name)
             environment = _environment(experiment, self.fabric)
+            environment["description"] = write_description(folder, experiment.split.train)
             folder.write_json("environment.json", sealed(environment, folder.read_config(), normalization, source))
         sampler = experiment.sampler
         if isinstance(sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
@@ -265,9 +267,12 @@ class _FolderRecorder(Recorder):
             folder.write_arrays(SAMPLING, index=index.astype("f4"), stiff=stiff, dt=dt)
 
     def reached(self) -> int:
-        """The step of the last checkpoint; 0 without one."""
-        checkpoint = self.folder.load("last", self._fits)
-        return checkpoint.step if checkpoint else 0
+        """The step of the last checkpoint, or the last of all where the training ended early; 0 without one."""
+        checkpoint, settings = self.folder.load("last", self._fits), self.experiment.config.training
+        if checkpoint is None:
+            return 0
+        early = 0 < settings.patience <= checkpoint.state.get("unimproved", 0)
+        return settings.steps if early else checkpoint.step
 
     def resume(self) -> Checkpoint | None:
         checkpoint = self.folder.load("last", self._fits)

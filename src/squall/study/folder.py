@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from squall._process.documents import dump_yaml, load_yaml
-from squall.runs.config import RunConfig, difference, to_dict
+from squall.runs.config import RunConfig, difference, to_dict, with_defaults
 from squall.runs.folder import RunFolder, RunFolderError, write_beside
 from squall.study.definition import Study, Trial, read_study
 from squall.study.outcome import Outcome, read_outcome
@@ -79,7 +79,9 @@ class StudyFolder:
                 there["data"]["path"] = (
                     f"data/{Path(there['data']['path']).name}"  # absolute in folders of earlier versions
                 )
-                lines = [line for line in difference(there, asked) if not line.startswith("device.threads:")]
+                lines = [
+                    line for line in difference(with_defaults(there), asked) if not line.startswith("device.threads:")
+                ]
                 if lines:
                     raise RunFolderError(
                         f"{folder.path} holds a run of another configuration (there -> asked for):\n  "

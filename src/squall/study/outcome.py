@@ -8,10 +8,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from squall.evaluation.scores import BANDS
 from squall.runs.folder import SAMPLING, Kind, RunFolder
 from squall.runs.record import SEAL
 
-__all__ = ["ABSENT", "FIELDS", "STATES", "Metric", "Outcome", "Place", "metrics", "read_outcome", "value_at"]
+__all__ = [
+    "ABSENT",
+    "FIELDS",
+    "STATES",
+    "Metric",
+    "Outcome",
+    "Place",
+    "metrics",
+    "read_outcome",
+    "relative_errors",
+    "scores",
+    "value_at",
+]
 
 Place = tuple[str, ...]
 """Where a checkpoint's part of `evaluation.json` has a number: the names on the way to it."""
@@ -35,6 +48,9 @@ _ONE_STEP: dict[str, Place] = {
 }
 
 
+VALID = ("correlation", "nrmse")
+
+
 class Metric(NamedTuple):
     """A number of a run: its place, the checkpoint, and the integrator of the rollouts ("" for that of the training,
     else the suffix of the evaluation's file)."""
@@ -49,6 +65,32 @@ def metrics(fields: Sequence[str]) -> dict[str, Place]:
     rollout: dict[str, Place] = {f"rollout: {name}": ("rollout", name) for name in _ROLLOUT}
     vrmse: dict[str, Place] = {f"rollout: VRMSE of {name}": ("rollout", "vrmse", name) for name in fields}
     return rollout | vrmse | _ONE_STEP
+
+
+def relative_errors(fields: Sequence[str]) -> dict[str, Place]:
+    """Errors relative to the truth by name, which evaluations of earlier versions lack; smaller is better."""
+    kinds = {"nRMSE": "nrmse", "nRMSE, 99th percentile": "nrmse_p99"}
+    return {f"rollout: {text} of {name}": ("scores", key, name) for text, key in kinds.items() for name in fields}
+
+
+def scores(fields: Sequence[str], found: Mapping[str, Any]) -> dict[str, Place]:
+    """The headline scores of an evaluation by their names, which say what is best where it is not zero.
+
+    Args:
+        fields: their names.
+        found: the scores that there are.
+    """
+    places = relative_errors(fields)
+    for key in VALID:
+        places |= {f"valid time by {key} (longer is better) of {x}": ("scores", "valid_time", key, x) for x in fields}
+    for band in BANDS:
+        places |= {
+            f"power of {x}, {band} waves (best: 1)": ("scores", "spectrum", x, band, "power_ratio") for x in fields
+        }
+    for key in ("csi", "sedi"):
+        places |= {f"events of {x}: {key.upper()} (best: 1)": ("scores", "events", x, key) for x in fields}
+    places |= {f"drift of {name}": ("scores", "conserved", name, "drift") for name in found.get("conserved", {})}
+    return places
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,15 @@ from squall.integrators import IntegratorLike, accepts_step, euler, increment
 from squall.losses import ImbalanceAwareLoss
 from squall.losses.loss import Recipe
 from squall.models.stacked import Stacked
-from squall.training.loop import Pairs, Stepper, run_loop
+from squall.training.batches import Batches, beside
+from squall.training.loop import Stepper, run_loop
 from squall.training.sampling import Sampler, UniformSampler
+from squall.training.settings import TrainingSettings, adam, alone
 from squall.training.state import (
     Recorder,
     Training,
     TrainingDiverged,
     TrainingResult,
-    TrainingSettings,
-    adam,
     one_process,
     private_randomness,
 )
@@ -46,7 +46,7 @@ HELD_BYTES = 4 << 30
 STEPS_AT_ONCE = {"cuda": 100}
 """Most steps between two looks at the losses, and at whether to stop; one where a device is not named, as on a CPU."""
 
-Batches = Float[Tensor, "member batch channel *space"]
+States = Float[Tensor, "member batch channel *space"]
 
 
 @runtime_checkable
@@ -100,21 +100,28 @@ def train_together(
         for each member its result, or what its training diverged by: the others go on without it.
 
     Raises:
-        ValueError: if there is no member, the models differ in their parameters, a loss is of another class, or the
-            members stand at different steps.
+        ValueError: if there is no member, the models differ in their parameters, a loss is of another class, the
+            members stand at different steps, or the settings have an option of a training by itself.
     """
     settings, device = settings or TrainingSettings(), torch.device(device)
     if not members:
         raise ValueError("train_together: there is no member to train")
+    if options := alone(settings):
+        raise ValueError(f"train_together: training.{options[0]} is set, which only a training by itself has")
+    if transitions.length > 2:
+        raise ValueError(
+            f"train_together: the transitions are windows of {transitions.length} states, but must be pairs: train "
+            "the members apart"
+        )
     losses = _shared_losses([member.loss for member in members], device)
-    pairs = Pairs(transitions, settings.residual, scale)
+    batches = Batches(transitions, settings, scale)
     with (
         private_randomness(settings.seed, device),
         ThreadPoolExecutor(1, thread_name_prefix="squall-writer") as writer,
     ):
         trainings = _resumed(members, settings)
         models = _stacked(trainings, device)
-        minibatches = _Minibatches(pairs, [member.sampler for member in members], models)
+        minibatches = _Minibatches(batches, [member.sampler for member in members], models)
         return run_loop(_Stack(trainings, models, minibatches, losses, integrator, settings), settings, writer)
 
 
@@ -159,7 +166,9 @@ class _Stack(Stepper):
         self.parameters = list(models.parameters.values())
         self.optimizer = adam(self.parameters, settings, device, replayed=device.type == "cuda")
         self._push_moments()
-        self.unit = minibatches.pairs.unit.to(device, models.dtype)
+        self.unit = minibatches.batches.unit.to(device, models.dtype)
+        self.beside = beside(trainings[0].loss, minibatches.batches, device)
+        self.mask = self.beside.get("mask")
         # The memory of a step: what it starts from, where it stands and what it leaves.
         self.u, self.target = minibatches.draw(step)
         self.counter = torch.tensor(step, device=device)
@@ -190,15 +199,18 @@ class _Stack(Stepper):
 
     def _step(self) -> None:
         """One step of all, from `u` and `target` to `values` and the parameters."""
-        pairs = self.minibatches.pairs
-        rate = increment(self.integrator, self.models, self.u, pairs.dt)
-        prediction, target = pairs.compared(rate, self.u, self.target, self.unit)
+        batches = self.minibatches.batches
+        rate = increment(self.integrator, self.models, self.u, batches.dt)
+        if self.mask is not None:
+            rate = torch.where(self.mask, rate, 0)
+        prediction, target = batches.compared(rate, self.u, self.target, self.unit)
         fine = ((prediction - target).detach().square().flatten(1).amax(1)).isfinite()
         # A diverged member has no part in the losses, whose checks would stop all.
         shown = torch.where(fine.reshape(-1, *[1] * (prediction.dim() - 1)), prediction, target)
         values = torch.zeros_like(self.values)
         for chosen, recipe in self.losses:
-            values = values.index_add(0, chosen, recipe.of_each_group(shown[chosen], target[chosen], self.counter))
+            each = recipe.of_each_group(shown[chosen], target[chosen], self.counter, **self.beside)
+            values = values.index_add(0, chosen, each)
         gradients = torch.autograd.grad(values.sum(), self.parameters, allow_unused=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient if gradient is None else gradient.contiguous()
@@ -248,8 +260,8 @@ class _Stack(Stepper):
 class _Minibatches:
     """The minibatches of all members, on the device of the stack."""
 
-    def __init__(self, pairs: Pairs, samplers: Sequence[Sampler], models: Stacked) -> None:
-        self.pairs, self.models = pairs, models
+    def __init__(self, batches: Batches, samplers: Sequence[Sampler], models: Stacked) -> None:
+        self.batches, self.models = batches, models
         self.samplers: list[Sampler] = []
         """Each once: of members of one seed."""
         self.whose: list[int] = []
@@ -257,21 +269,22 @@ class _Minibatches:
             known = [i for i, other in enumerate(self.samplers) if _draw_alike(sampler, other)]
             self.whose.append(known[0] if known else len(self.samplers))
             self.samplers += [] if known else [sampler]
-        source = pairs.transitions.source
+        source = batches.transitions.source
         held = models.device.type == "cuda" and source.nbytes <= HELD_BYTES
         self.states = source.read().to(models.device) if held else None
 
-    def draw(self, step: int) -> tuple[Batches, Batches]:
+    def draw(self, step: int) -> tuple[States, States]:
         """States and targets."""
         drawn = [sampler(step) for sampler in self.samplers]
         indices = torch.stack([drawn[i] for i in self.whose])
         if self.states is None:
-            u, target = self.pairs.fetch(indices.flatten())
+            batch = self.batches.draw(indices.flatten())
+            u, target = batch.window[:, -1], batch.target
         else:
-            at = torch.stack(self.pairs.transitions.locate(indices.flatten()))
+            at = torch.stack(self.batches.transitions.locate(indices.flatten()))
             trajectories, starts = at.pin_memory().to(self.models.device, non_blocking=True)
             u, u_next = self.states[trajectories, starts], self.states[trajectories, starts + 1]
-            target = self.pairs.target(u, u_next)
+            target = self.batches.target(u, u_next.unsqueeze(1))
         shape = (len(self.whose), -1)
         u, target = (x.to(self.models.device, self.models.dtype).unflatten(0, shape) for x in (u, target))
         return u, target

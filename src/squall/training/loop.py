@@ -4,30 +4,35 @@ import abc
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from squall._types import State, Validation
+from squall._types import Validation
 from squall.data import Transitions
-from squall.integrators import Array, IntegratorLike, accepts_step, euler, increment, substeps
-from squall.losses import ImbalanceAwareLoss
+from squall.integrators import IntegratorLike, accepts_step, euler
+from squall.losses import ImbalanceAwareLoss, MeanSquaredError
+from squall.losses.accumulate import Accumulation
 from squall.models.placement import like_model
+from squall.training.batches import Batch, Batches, beside, takes
 from squall.training.sampling import Sampler, UniformSampler
+from squall.training.settings import TrainingSettings, adam, learning_rate_at
 from squall.training.state import (
     Checkpoint,
     Recorder,
-    Residual,
     Training,
     TrainingDiverged,
     TrainingResult,
-    TrainingSettings,
-    adam,
+    averaged,
     one_process,
     private_randomness,
+    random_state,
+    set_random_state,
 )
+from squall.training.unrolled import Unrolled
 
 __all__ = ["Checkpoint", "Recorder", "TrainingDiverged", "TrainingResult", "TrainingSettings", "train"]
 
@@ -35,9 +40,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 else:  # importing it takes as long as importing torch
     Fabric = Any
-
-
-Unit = Float[Tensor, "channel *ones"]
 
 
 class Stepper(abc.ABC):
@@ -88,7 +90,7 @@ def run_loop(
     trainings = stepper.trainings
     step, pending = trainings[0].step, None
     started = time.monotonic() - max(training.seconds for training in trainings)
-    while step < settings.steps and not _stopping(trainings) and not all(training.diverged for training in trainings):
+    while not _ended(trainings, step, settings) and not _stopping(trainings):
         losses = stepper.advance(step, _until_due(step, settings, stepper.at_once))
         step += len(losses)
         last = step == settings.steps
@@ -107,10 +109,19 @@ def run_loop(
     if pending:
         pending.result()
     stepper.pull(step)
-    finished = step >= settings.steps
-    if not finished:
+    if step < settings.steps:
         _record(trainings, [None] * len(trainings), save=True)
+    finished = step >= settings.steps or _out_of_patience(trainings, settings)
     return [_result(training, finished) for training in trainings]
+
+
+def _ended(trainings: Sequence[Training], step: int, settings: TrainingSettings) -> bool:
+    over = step >= settings.steps or _out_of_patience(trainings, settings)
+    return over or all(training.diverged for training in trainings)
+
+
+def _out_of_patience(trainings: Sequence[Training], settings: TrainingSettings) -> bool:
+    return settings.patience > 0 and all(training.unimproved >= settings.patience for training in trainings)
 
 
 def _until_due(step: int, settings: TrainingSettings, most: int) -> int:
@@ -144,6 +155,8 @@ def _record(trainings: Sequence[Training], validations: Sequence[Validation | No
 
 
 def _result(training: Training, finished: bool) -> TrainingResult | TrainingDiverged:
+    if training.average is not None:
+        training.model.load_state_dict(training.average.module.state_dict())
     training.model.eval()
     result = TrainingResult(training.model, training.step, finished, training.history, training.best)
     return training.diverged or result
@@ -164,15 +177,20 @@ def train(
     validate: Callable[[nn.Module], Validation] | None = None,
     recorder: Recorder | None = None,
     fabric: Fabric | None = None,
+    conditions: tuple[str, ...] = (),
 ) -> TrainingResult:
-    """Train a model on one-step transitions, u' ≈ u + dt Φ(u), with Φ the increment of the integrator.
+    """Train a model on transitions, u' ≈ u + dt Φ(u), with Φ the increment of the integrator, or on several steps.
+
+    Masked points get no weight, and cells count by their areas, where the data have masks or areas.
 
     Args:
-        model: any module from a state to its rate (or, with `integrator=next_state`, to the next state). It is
-            trained in place.
-        transitions: the training pairs (u, u').
-        settings: steps, minibatch, learning rate, residual, seed and how often to log, validate and save.
-        loss: `loss(prediction, target)`; the imbalance-aware loss with its default budget if left out.
+        model: any module from a state to its rate (or, with `integrator=next_state`, to the next state), or from
+            several states and conditions (batch, history · channel + condition, *space). It is trained in place.
+        transitions: the training windows: as many next states as `settings.unroll`, and the history that the model
+            takes.
+        settings: how long, how often and how.
+        loss: `loss(prediction, target)`, with `mask`, `measure` and `index` (of the transitions) where it takes them;
+            the imbalance-aware loss with its default budget if left out.
         integrator: that the model is trained through.
         scale: one number per channel by which residuals are divided before the loss sees them, so that
             channels of different units weigh alike.
@@ -182,114 +200,146 @@ def train(
         validate: called with the model every `settings.validate_every` steps.
         recorder: receives every step, log line and checkpoint, and gives the checkpoint to resume from.
         fabric: device, precision and processes; one process on the CPU if left out.
+        conditions: names of the conditions that the model takes, in the order of its channels.
 
     Returns:
         the result, with the trained model in it.
 
     Raises:
         TrainingDiverged: if the loss or a weight becomes NaN or infinite.
+        ValueError: if the loss, the transitions or the validation do not fit the settings.
     """
     settings = settings or TrainingSettings()
+    _refuse_misfits(settings, transitions, loss, validate)
     fabric = fabric or one_process()
     sampler = sampler or UniformSampler(len(transitions), settings.batch, settings.seed)
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
     optimizer = optimizer or adam(model.parameters(), settings, fabric.device)
+    batches = Batches(transitions, settings, scale, conditions)
     predict: Any
-    predict, update = fabric.setup(_Increment(model, integrator, transitions.dt), optimizer)
-    training = Training(model, update, loss, recorder or Recorder(), fabric, validate)
+    unrolled = Unrolled(model, integrator, transitions.dt, settings, transitions.source.mask)
+    predict, update = fabric.setup(unrolled, optimizer)
+    average = averaged(model, settings.average)
+    training = Training(model, update, loss, recorder or Recorder(), fabric, validate, average)
+    rates = [group["lr"] for group in optimizer.param_groups]
     with private_randomness(settings.seed, fabric.device):
         training.resume()
-        stepper = _SingleModel(training, predict, Pairs(transitions, settings.residual, scale), sampler, substeps)
+        stepper = _SingleModel(training, predict, batches, settings, sampler, substeps, rates)
         (result,) = run_loop(stepper, settings)
     if isinstance(result, TrainingDiverged):
         raise result
     return result
 
 
+def _refuse_misfits(
+    settings: TrainingSettings, transitions: Transitions, loss: nn.Module | None, validate: object
+) -> None:
+    if transitions.unroll != settings.unroll:
+        raise ValueError(
+            f"the transitions have {transitions.unroll} next state(s), but training.unroll is {settings.unroll}: make "
+            f"them by Transitions(source, unroll={settings.unroll})"
+        )
+    if settings.accumulate > 1 and not isinstance(loss, ImbalanceAwareLoss | MeanSquaredError | None):
+        raise ValueError(
+            f"training.accumulate is {settings.accumulate}, which is exact for ImbalanceAwareLoss and MeanSquaredError "
+            f"only, got {type(loss).__name__}"
+        )
+    if settings.patience and validate is None:
+        raise ValueError("training.patience is set, but nothing validates: there is no score to wait for")
+
+
 class _SingleModel(Stepper):
     """One model, in as many processes as its fabric has."""
 
     def __init__(
-        self, training: Training, predict: nn.Module, pairs: "Pairs", sampler: Sampler, substeps: Tensor | None
+        self,
+        training: Training,
+        predict: Any,
+        batches: Batches,
+        settings: TrainingSettings,
+        sampler: Sampler,
+        substeps: Int[Tensor, " transition"] | None,
+        rates: Sequence[float],
     ) -> None:
         super().__init__([training])
-        self.training, self.predict, self.pairs = training, predict, pairs
-        self.sampler, self.substeps = sampler, substeps
-        self.unit = like_model(training.model, pairs.unit)
+        self.training, self.predict, self.batches, self.settings = training, predict, batches, settings
+        self.sampler, self.substeps, self.rates = sampler, substeps, rates
+        self.unit = like_model(training.model, batches.unit)
+        self.beside = beside(training.loss, batches, training.fabric.device)
+        self.indexed = takes(training.loss, "index")
 
     def advance(self, step: int, count: int) -> Float[Tensor, "step training"]:
-        model, fabric, update = self.training.model, self.training.fabric, self.training.optimizer
-        mine = self.sampler(step)[fabric.global_rank :: fabric.world_size]
-        u, target = (like_model(model, x) for x in self.pairs.fetch(mine))
-        rate = self.predict(u) if self.substeps is None else self.predict(u, self.substeps[mine].to(u.device))
-        value = self._loss(*self.pairs.compared(rate, u, target, self.unit), step + 1)
+        fabric, update, settings = self.training.fabric, self.training.optimizer, self.settings
+        batch = self.batches.draw(self.sampler(step), step, fabric.global_rank, fabric.world_size)
+        batch = batch.on(partial(like_model, self.training.model))
         update.zero_grad()
-        fabric.backward(value)
+        if settings.accumulate == 1:
+            value = self._value(self.training.loss, batch, step + 1)
+            fabric.backward(value)
+        else:
+            value = self._accumulated(batch.split(settings.accumulate), step + 1)
+        if settings.clip:
+            fabric.clip_gradients(self.predict, update, max_norm=settings.clip, error_if_nonfinite=False)
+        self._set_learning_rate(step)
         update.step()
+        if self.training.average is not None:
+            self.training.average.update_parameters(self.training.model)
         return value.detach().reshape(1, 1).cpu()
 
-    def _loss(self, prediction: State, target: State, step: int) -> Float[Tensor, ""]:
+    def _value(self, loss: Callable[..., Any], batch: Batch, step: int) -> Any:
+        """The loss of a minibatch, or of a part of it."""
+        counts = None if self.substeps is None else self.substeps[batch.numbers].to(batch.window.device)
+        change = self.predict(batch.window, batch.conditions, counts)
+        prediction, target = self.batches.compared(change, batch.window[:, -1], batch.target, self.unit)
+        index = {"index": batch.numbers} if self.indexed else {}
+        return self._finite(lambda: loss(prediction, target, **self.beside, **index), step)
+
+    def _finite(self, value: Callable[[], Any], step: int) -> Any:
+        """What a loss returns, if it is finite."""
         try:
-            value = self.training.loss(prediction, target)
+            result = value()
         except ValueError as error:  # the shapes fit: some number is not finite
             raise TrainingDiverged(step, str(error)) from error
-        if not torch.isfinite(value):
-            raise TrainingDiverged(step, f"the loss is {value.item()}")
+        if result is not None and not torch.isfinite(result):
+            raise TrainingDiverged(step, f"the loss is {result.item()}")
+        return result
+
+    def _accumulated(self, parts: Sequence[Batch], step: int) -> Float[Tensor, ""]:
+        """The loss of the whole minibatch; its gradient is added up part by part."""
+        loss, fabric = self.training.loss, self.training.fabric
+        total = sum(len(part.numbers) for part in parts)
+        shares, of_part = [len(part.numbers) / total for part in parts], loss
+        if isinstance(loss, ImbalanceAwareLoss):  # its weights depend on all parts: they are looked at first
+            whole = Accumulation(loss)
+            shares, of_part = [1.0] * len(parts), whole.loss
+            random = random_state(fabric.device)
+            with torch.no_grad():
+                for part in parts:
+                    self._value(whole.observe, part, step)
+            set_random_state(random, fabric.device)  # the same dropout in both passes
+        value = torch.zeros((), device=fabric.device)
+        for part, share in zip(parts, shares, strict=True):
+            with fabric.no_backward_sync(self.predict, enabled=part is not parts[-1]):
+                piece = share * self._value(of_part, part, step)
+                fabric.backward(piece)
+            value = value + piece.detach()
         return value
+
+    def _set_learning_rate(self, step: int) -> None:
+        if self.settings.schedule == "constant" and not self.settings.warmup:
+            return
+        factor = learning_rate_at(step, self.settings)
+        for group, largest in zip(self.training.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = largest * factor
 
     def metrics(self) -> dict[str, float]:
         report = getattr(self.training.loss, "report", dict)
-        return {name: x for name, x in report().items() if isinstance(x, float)}
-
-
-class _Increment(nn.Module):
-    """The mean rate over one step as one module, so that a wrapper such as DDP sees one forward pass."""
-
-    def __init__(self, model: nn.Module, integrator: IntegratorLike, dt: float) -> None:
-        super().__init__()
-        self.model, self.integrator, self.dt = model, integrator, dt
-
-    def forward(self, u: State, counts: Int[Tensor, " batch"] | None = None) -> State:
-        """Over one step, or, where `counts` says so, over several shorter steps that cover it."""
-        if counts is None:
-            return increment(self.integrator, self._rate, u, self.dt)
-        rates = torch.empty_like(u)
-        for count in counts.unique().tolist():
-            chosen = counts == count
-            rates[chosen] = increment(substeps(self.integrator, count), self._rate, u[chosen], self.dt)
-        return rates
-
-    def _rate(self, u: State) -> State:
-        rate = self.model(u)
-        if rate.shape != u.shape:
-            raise ValueError(
-                f"the model maps states of shape {tuple(u.shape)} to {tuple(rate.shape)}, but must keep the shape "
-                "(batch, channel, *space)"
-            )
-        return rate
-
-
-class Pairs:
-    """What the loss compares: rates or next states of transitions, divided by the scale of their channel."""
-
-    def __init__(self, transitions: Transitions, residual: Residual, scale: Sequence[float] | None) -> None:
-        self.transitions, self.dt, self.residual = transitions, transitions.dt, residual
-        unit = torch.tensor(scale or (1.0,), dtype=torch.float64)
-        self.unit = unit.reshape(-1, *[1] * len(transitions.source.space))
-
-    def fetch(self, indices: Int[Tensor, " batch"]) -> tuple[State, State]:
-        """States and targets in the precision of the data: float32 differences lose digits."""
-        u, u_next = self.transitions.fetch(indices)
-        return u, self.target(u, u_next)
-
-    def target(self, u: State, u_next: State) -> State:
-        """The mean rate over the step, or the next state."""
-        return (u_next - u) / self.dt if self.residual == "rate" else u_next
-
-    def compared(self, rate: Array, u: Array, target: Array, unit: Unit) -> tuple[Array, Array]:
-        """Prediction and target, (..., batch, channel, *space), for the loss; `unit` where and as they are."""
-        prediction = u + self.dt * rate if self.residual == "state" else rate
-        return prediction / unit, target / unit
+        if self.settings.accumulate > 1 and isinstance(self.training.loss, MeanSquaredError):
+            report = dict  # its report is of the last part
+        metrics = {name: x for name, x in report().items() if isinstance(x, float)}
+        if self.settings.schedule == "constant" and not self.settings.warmup:
+            return metrics
+        return metrics | {"learning_rate": self.training.optimizer.param_groups[0]["lr"]}
 
 
 def _stopping(trainings: Sequence[Training]) -> bool:

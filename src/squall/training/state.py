@@ -1,69 +1,26 @@
-"""A training under way: its settings, where it stands, and how that is saved and resumed."""
+"""A training under way: where it stands, and how that is saved and resumed."""
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from squall._process.extras import explain_missing_extra
 from squall._types import Score, Validation
+from squall.training.settings import TrainingSettings, adam
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 else:  # importing it takes as long as importing torch, and who comes for the loss alone does not need it
     Fabric = Any
 
-__all__ = ["Checkpoint", "Recorder", "TrainingDiverged", "TrainingResult", "TrainingSettings"]
-
-Residual = Literal["rate", "state"]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How long and how often.
-
-    Args:
-        steps: number of optimiser steps.
-        batch: transitions in a minibatch, over all ranks together.
-        learning_rate: of Adam.
-        residual: what the loss compares: the mean rate over the step, (u' − u)/dt, or the next state u'. The
-            squared error of the rate is 1/dt² times that of the state, and a temperature has its unit.
-        seed: draws the initial weights and the minibatches.
-        log_every: steps between two lines of metrics.
-        validate_every: steps between two rollouts of the validation trajectories; 0 for none.
-        checkpoint_every: steps between two checkpoints.
-    """
-
-    steps: int = 10_000
-    batch: int = 200
-    learning_rate: float = 1e-3
-    residual: Residual = "rate"
-    seed: int = 0
-    log_every: int = 50
-    validate_every: int = 500
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name, least in {
-            "steps": 1,
-            "batch": 1,
-            "log_every": 1,
-            "validate_every": 0,
-            "checkpoint_every": 1,
-            "seed": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"training.{name} is {getattr(self, name)}, but must be at least {least}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"training.learning_rate is {self.learning_rate}, but must be a positive number")
-        if self.residual not in get_args(Residual):
-            raise ValueError(f"training.residual is {self.residual!r}, but must be one of {get_args(Residual)}")
+__all__ = ["Checkpoint", "Recorder", "Training", "TrainingDiverged", "TrainingResult", "TrainingSettings", "adam"]
 
 
 class TrainingDiverged(RuntimeError):
@@ -85,7 +42,8 @@ class Checkpoint:
     """A training after `step` steps: the weights, and all else that the rest of it depends on.
 
     `state["extra"]` holds what else the model's state dict has: what `get_extra_state` returns, dictionaries, and
-    tensors that safetensors cannot hold.
+    tensors that safetensors cannot hold. With an average of the weights, `weights` is the average and
+    `state["trained"]` the weights that the training goes on from.
     """
 
     step: int
@@ -130,8 +88,8 @@ class Recorder:
 class TrainingResult:
     """A trained model.
 
-    `model` holds the last weights and `best`, after a validation, those that rolled out best, with the step
-    they come from; `history` is every line of metrics. `finished` is false after a requested stop.
+    `model` holds the last weights, or their average, and `best`, after a validation, those that rolled out best, with
+    the step they come from; `history` is every line of metrics. `finished` is false after a requested stop.
     """
 
     model: nn.Module
@@ -151,9 +109,12 @@ class Training:
     recorder: Recorder
     fabric: Fabric
     validate: Callable[[nn.Module], Validation] | None = None
+    average: AveragedModel | None = None
     step: int = 0
     seconds: float = 0.0
     score: Score | None = None
+    unimproved: int = 0
+    """Validations since the best one."""
     best: Checkpoint | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     diverged: TrainingDiverged | None = None
@@ -173,10 +134,15 @@ class Training:
     def validation(self) -> Validation | None:
         if self.validate is None or self.diverged:
             return None
-        self.model.eval()
-        validation = self.validate(self.model)
-        self.model.train()
+        self.shown.eval()
+        validation = self.validate(self.shown)
+        self.shown.train()
         return validation
+
+    @property
+    def shown(self) -> nn.Module:
+        """The model to validate and to keep: the average of the weights, if there is one."""
+        return self.model if self.average is None else self.average.module
 
     def record(self, validation: Validation | None, save: bool) -> None:
         """Log a validation and keep its checkpoint if it is the best; save the last checkpoint."""
@@ -192,27 +158,37 @@ class Training:
 
     def _validated(self, validation: Validation) -> None:
         self.log({"validation": dict(validation.metrics)})
+        self.unimproved += 1
         if self.score is None or validation.score < self.score:
-            self.score = validation.score
+            self.score, self.unimproved = validation.score, 0
             self.best = self._checkpoint()
             self.recorder.improved(self.best, validation)
 
     def _checkpoint(self) -> Checkpoint:
-        weights, extra = split_state(self.model.state_dict())
-        for name, tensor in (weights | extra).items():
-            if name not in self.unbounded and not _is_finite(tensor):
-                raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
-        state = {
+        weights, extra = self._finite_state(self.shown)
+        state: dict[str, Any] = {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "loss": copy.deepcopy(self.loss.state_dict()),
-            "random": _random_state(self.fabric.device),
+            "random": random_state(self.fabric.device),
             "precision": copy.deepcopy(self.fabric.strategy.precision.state_dict()),
             "seconds": self.seconds,
             "score": self.score and (self.score.diverged, self.score.error),
         }
+        if self.unimproved:
+            state["unimproved"] = self.unimproved
+        if self.average is not None:
+            trained, more = self._finite_state(self.model)
+            state["trained"] = trained | more
         if extra:
             state["extra"] = extra
         return Checkpoint(self.step, weights, state)
+
+    def _finite_state(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        weights, extra = split_state(model.state_dict())
+        for name, tensor in (weights | extra).items():
+            if name not in self.unbounded and not _is_finite(tensor):
+                raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
+        return weights, extra
 
     def resume(self) -> None:
         """Go on from the recorder's checkpoint, if it has one."""
@@ -220,14 +196,23 @@ class Training:
         self.model.train()
         if checkpoint is None:
             return
-        self.model.load_state_dict(checkpoint.model_state)
+        self.shown.load_state_dict(checkpoint.model_state)
+        if self.average is not None:
+            self.model.load_state_dict(checkpoint.state.get("trained", checkpoint.model_state))
+            self.average.n_averaged.fill_(checkpoint.step)
         load_optimizer(self.optimizer, checkpoint.state["optimizer"])
         self.loss.load_state_dict(checkpoint.state["loss"])
         self.fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
-        _set_random_state(checkpoint.state["random"], self.fabric.device)
+        set_random_state(checkpoint.state["random"], self.fabric.device)
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
         self.score = checkpoint.state["score"] and Score(*checkpoint.state["score"])
+        self.unimproved = checkpoint.state.get("unimproved", 0)
         self.best = self.recorder.resume_best()
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential moving average of the weights, w̄ ← decay · w̄ + (1 − decay) · w, from the first step on."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -258,23 +243,6 @@ def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
 
-def adam(
-    parameters: Iterable[Tensor], settings: TrainingSettings, device: torch.device, *, replayed: bool = False
-) -> torch.optim.Optimizer:
-    """Adam, in one pass on a CPU over plain parameters: that pass knows no complex numbers and no strides.
-
-    `replayed`: as part of a CUDA graph, likewise in one pass, which counts its steps on the device.
-    """
-    parameters = list(parameters)
-    if not parameters:
-        raise ValueError("the model has no parameters: there is nothing to train")
-    if not any(p.requires_grad for p in parameters):
-        raise ValueError("all parameters of the model are frozen (requires_grad is False): there is nothing to train")
-    plain = all(p.is_floating_point() and p.is_contiguous() for p in parameters)
-    fused = plain and (replayed or device.type == "cpu")
-    return torch.optim.Adam(parameters, settings.learning_rate, fused=fused or None, capturable=replayed)
-
-
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Load what another run of this or an earlier version saved, for how this one computes."""
     bare = getattr(optimizer, "optimizer", optimizer)  # within the one of Fabric
@@ -289,12 +257,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _random_state(device: torch.device) -> dict[str, Tensor]:
+def random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
-def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,276 @@
+"""A rollout of a trained run from a file of initial states into a file, some times after the other."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import squall
+import squall.data
+from squall._process.documents import special_file
+from squall.data import Description, Source
+from squall.data.description import equal_step
+from squall.data.streaming import stream
+from squall.models.inputs import read_conditions
+from squall.models.placement import like_model
+from squall.runs.config import ConfigError
+from squall.runs.trained import TrainedRun, Window
+
+__all__ = ["Start", "predict_to_file", "read_start"]
+
+ConditionsAt = Callable[[int, int], Float[Tensor, "batch _time condition *space"] | None]
+"""Conditions of some steps: of the first of them, and how many."""
+
+
+class Start:
+    """From where a rollout starts.
+
+    Attributes:
+        window: the initial states (batch, history, channel, *space).
+        conditions: gives the conditions of some steps.
+        coordinates: the points of each axis.
+        time: of the initial state.
+    """
+
+    def __init__(
+        self, window: Window, conditions: ConditionsAt, coordinates: tuple[np.ndarray, ...], time: float
+    ) -> None:
+        self.window, self.conditions, self.coordinates, self.time = window, conditions, coordinates, time
+
+
+def read_start(run: TrainedRun, path: Path, steps: int, *, start: int = 0, forcings: Path | None = None) -> Start:
+    """Initial states and conditions from files.
+
+    Args:
+        run: the trained run.
+        path: of the initial states: a `.npy` array (trajectory, channel, *space), with a history (trajectory, history,
+            channel, *space); or trajectories of any format that `squall.data.open` reads.
+        steps: of the rollout.
+        start: time index in the file of the first state that is read; the rollout starts from the last of the history.
+        forcings: a file of any format with the conditions; by default that of the initial states.
+
+    Raises:
+        ConfigError: if fields or grid do not match those of the run, or a condition is missing or ends too early.
+        squall.data.DataError: if a file cannot be read.
+    """
+    if special := special_file(path):
+        raise ConfigError(f"--initial {path} is {special}, not a file")
+    source = None if path.suffix == ".npy" else _matching(run, squall.data.open(path), path)
+    history, about = run.inputs.history, run.description
+    if source is None:
+        window = run.window(_array(path, run))
+        coordinates, time, first = _points(about, tuple(window.shape[3:])), 0.0, 0
+    else:
+        if start + history > source.shape[1] or start < 0:
+            raise ConfigError(
+                f"--start {start}: the model sees {history} state(s), but {path} has {source.shape[1]} times"
+            )
+        window = run.window(source.read(None, start, start + history))
+        first = start + history - 1
+        coordinates, time = source.coordinates, float(source.times[first])
+    given, name = (source, path) if forcings is None else (squall.data.open(forcings), forcings)
+    if forcings is not None:
+        first = history - 1 if source is None else first
+    return Start(window, _conditions(run, given, name, window, first, steps), coordinates, time)
+
+
+def _array(path: Path, run: TrainedRun) -> Tensor:
+    """States from a .npy file; one channel may be left out."""
+    try:
+        states = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(
+            f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
+        ) from error
+    if not isinstance(states, np.ndarray):
+        raise ConfigError(f"--initial {path} holds several arrays: save the one of the states with `numpy.save`")
+    if not (np.issubdtype(states.dtype, np.floating) or np.issubdtype(states.dtype, np.integer)):
+        raise ConfigError(f"--initial {path} holds {states.dtype}, but must hold real numbers")
+    if run.source.channels == 1 and run.inputs.history == 1 and states.ndim == len(run.source.space) + 1:
+        states = states[:, None]
+    if not np.isfinite(states).all():
+        raise ConfigError(f"--initial {path} holds {(~np.isfinite(states)).sum()} numbers that are not finite")
+    return torch.from_numpy(np.asarray(states, dtype=np.float64))
+
+
+def _matching(run: TrainedRun, source: Source, path: Path) -> Source:
+    """The source with the fields of the run as its state, in their order, and the time step of the run."""
+    fields = run.source.fields
+    if source.fields != fields:
+        there = (*source.fields, *(c.name for c in source.conditions))
+        if missing := [name for name in fields if name not in there]:
+            raise ConfigError(
+                f"{path} has no field '{missing[0]}': the run was trained on {', '.join(fields)}, and the file has "
+                f"{', '.join(there)}"
+            )
+        source = squall.data.open(path, fields=list(fields))
+        if source.fields != fields:
+            raise ConfigError(f"{path} gives the fields {', '.join(source.fields)}; wanted are {', '.join(fields)}")
+    return source
+
+
+def _points(about: Description, space: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """The points of a grid of the same spacing as that of the training."""
+    pairs = zip(space, about.coordinates, about.spacing, strict=True)
+    return tuple(
+        points if n == len(points) else points[0] + (1.0 if step is None else step) * np.arange(n)
+        for n, points, step in pairs
+    )
+
+
+def _conditions(
+    run: TrainedRun, source: Source | None, path: Path, window: Window, first: int, steps: int
+) -> ConditionsAt:
+    """How the conditions of the model are read, checked before anything is computed."""
+    there = {} if source is None else {c.name: c for c in source.conditions}
+    names, batch, space = run.inputs.conditions, len(window), tuple(window.shape[3:])
+    fixed = {name: run.constant(name) for name in names if name not in there and space == run.source.space}
+    if missing := [name for name in names if name not in there and fixed.get(name) is None]:
+        raise ConfigError(
+            f"the model sees the condition '{missing[0]}', which {path} does not have"
+            + (f" (it has {', '.join(there)})" if there else "")
+            + ": name a file that has it by --forcings"
+        )
+    used = [there[name] for name in names if name in there]
+    moving = [condition.name for condition in used if condition.shape[1] > 1]
+    if source is not None and moving and abs(source.dt / run.description.dt - 1) > 1e-6:
+        raise ConfigError(
+            f"the forcing '{moving[0]}' of {path} has the time step {source.dt:g}, but the run predicts by "
+            f"{run.description.dt:g}: give it at the times of the prediction"
+        )
+    if source is not None and used:
+        if source.trajectories not in (1, batch):
+            raise ConfigError(f"{path} has conditions of {source.trajectories} trajectories for {batch} initial states")
+        for condition in used:
+            left = condition.shape[1] - first
+            if condition.shape[1] > 1 and left < steps:
+                raise ConfigError(
+                    f"the forcing '{condition.name}' of {path} ends before the rollout: {steps} steps need it at "
+                    f"{steps} times from the initial state on, but there are {max(left, 0)}: give fewer steps"
+                )
+    rows = torch.zeros(batch, dtype=torch.int64) if source is None or source.trajectories == 1 else torch.arange(batch)
+
+    def at(step: int, count: int) -> Float[Tensor, "batch _time condition *space"] | None:
+        if not names:
+            return None
+        values = []
+        for name in names:
+            if name in there and source is not None:
+                varies = there[name].shape[1] > 1
+                starts = torch.full_like(rows, first + step if varies else 0)
+                value = read_conditions(source, [name], rows, starts, count if varies else 1)
+            else:
+                value = fixed[name]
+            assert value is not None
+            values.append(value.expand(batch, -1, -1, *space))
+        times = max(value.shape[1] for value in values)
+        return torch.cat([value.expand(-1, times, *value.shape[2:]) for value in values], 2)
+
+    return at
+
+
+def predict_to_file(
+    run: TrainedRun,
+    start: Start,
+    steps: int,
+    out: Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Path:
+    """Roll out into a file, block by block; the same call goes on where one was cut off.
+
+    Args:
+        run: the trained run.
+        start: as `read_start` gives it.
+        steps: how many.
+        out: the file: `.hdf5` or `.h5` (The Well's layout), `.nc` or `.zarr`. While it grows, its name has `.part`.
+        about: more for its provenance.
+        progress: told how many steps are done.
+
+    Raises:
+        FileExistsError: if the file is there already.
+        squall.data.DataError: if the part that is there is of another prediction.
+    """
+    window = like_model(run.model, start.window)
+    batch, history, channels, *space = window.shape
+    shape = (batch, steps + 1, channels, *space)
+    same_grid = tuple(space) == run.source.space
+    mask = run.source.mask
+    shown = None if out.suffix in WELL else mask
+    provenance = {
+        **(about or {}),
+        "checkpoint": run.checkpoint,
+        "step": run.step,
+        "steps": steps,
+        "weights": _digest(*run.model.state_dict().values()),
+        "initial": _digest(window, start.conditions(0, 1), start.conditions(steps - 1, 1)),
+        "squall": squall.__version__,
+    }
+    description = _description(run.description, start, provenance)
+    measure = run.source.measure if same_grid else None
+    with stream(out, shape, window.dtype, description, mask, measure) as file:
+        done = file.written // file.block * file.block
+        states = _last(file, window, done)
+        finite = True
+        while done <= steps:
+            count = min(file.block, steps + 1 - done)
+            computed = count if done else count - 1
+            conditions = start.conditions(max(done - 1, 0), max(computed, 1))
+            block = run.advance(states, conditions, computed)[:, 1 if done else 0 :]
+            states = torch.cat([states, block if done else block[:, 1:]], 1)[:, -history:]
+            finite = finite and bool(torch.isfinite(block).all())
+            file.write(done, block if shown is None else block.masked_fill(~shown.to(block.device), torch.nan))
+            done += count
+            progress(done - 1)
+    if not finite:
+        warnings.warn(f"a rollout became NaN or infinite: {out} holds what was predicted before", stacklevel=2)
+    return out
+
+
+WELL = (".hdf5", ".h5")
+"""Suffixes of the layout that keeps a mask beside the states; in the others masked points are NaN."""
+
+
+def _last(file: Any, window: Window, done: int) -> Window:
+    """The states that a rollout goes on from, of which the newest are in the file."""
+    history = window.shape[1]
+    if done == 0:
+        return window
+    there = file.read(max(0, done - history), done).to(window)
+    if file.mask is not None:
+        there = torch.where(file.mask.to(there.device), there, window[:, -1:])
+    return torch.cat([window[:, :-1], there], 1)[:, -history:]
+
+
+def _description(about: Description, start: Start, provenance: Mapping[str, Any]) -> Description:
+    spacing = tuple(
+        step if len(points) == len(old) and np.array_equal(points, old) else equal_step(points)
+        for points, old, step in zip(start.coordinates, about.coordinates, about.spacing, strict=True)
+    )
+    return Description(
+        dt=about.dt,
+        fields=about.fields,
+        coordinates=start.coordinates,
+        spacing=spacing,
+        boundary=about.boundary,
+        name=f"{about.name}-prediction",
+        provenance=json.loads(json.dumps(provenance)),
+        start=start.time,
+        axes=about.axes,
+        units=about.units,
+    )
+
+
+def _digest(*values: Any) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.detach().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+    return digest.hexdigest()

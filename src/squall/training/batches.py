@@ -1,0 +1,151 @@
+"""Minibatches: windows of states, what stands beside them, and what the loss compares."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from squall._types import State
+from squall.data import Normalization, Transitions
+from squall.integrators import Array
+from squall.models.inputs import Conditions, Inputs, Window, read_conditions
+from squall.training.settings import TrainingSettings
+
+__all__ = ["Batch", "Batches", "beside"]
+
+Unit = Float[Tensor, "channel *ones"]
+
+Target = Float[Tensor, "batch channel *lead_and_space"]
+"""(batch, channel, *space); (batch, channel, lead, *space) where several lead times are compared."""
+
+Indices = Int[Tensor, " batch"]
+
+
+class Batch(NamedTuple):
+    """A minibatch, or a part of it.
+
+    Attributes:
+        window: states up to the present one, noise included, (batch, history, channel, *space).
+        target: the mean rate from the present state to each lead time, times lead, or the states then.
+        conditions: at the times of the steps, (batch, step or 1, condition, *space).
+        numbers: of the transitions.
+    """
+
+    window: Window
+    target: Target
+    conditions: Conditions | None
+    numbers: Indices
+
+    def on(self, place: Callable[[Tensor], Tensor]) -> "Batch":
+        """With its real numbers on the device and in the precision that `place` brings them to."""
+        conditions = None if self.conditions is None else place(self.conditions)
+        return Batch(place(self.window), place(self.target), conditions, self.numbers)
+
+    def split(self, count: int) -> "list[Batch]":
+        """`count` parts of about equal size."""
+        if count == 1:
+            return [self]
+        parts = [[None] * count if x is None else x.tensor_split(count) for x in self]
+        return [Batch(*part) for part in zip(*parts, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
+class Batches:
+    """Minibatches of transitions; residuals are divided by the scale of their channel.
+
+    Args:
+        transitions: windows of `history` states and `unroll` next ones.
+        settings: residual, lead times, noise and seed.
+        scale: one number per channel; 1 if left out.
+        conditions: names of the model's.
+    """
+
+    def __init__(
+        self,
+        transitions: Transitions,
+        settings: TrainingSettings,
+        scale: Sequence[float] | None,
+        conditions: tuple[str, ...] = (),
+    ) -> None:
+        self.transitions, self.dt, self.settings = transitions, transitions.dt, settings
+        self.inputs = Inputs(transitions.history, conditions)
+        self.residual, source = settings.residual, transitions.source
+        self.leads = 1 if settings.unroll_gradient == "pushforward" else transitions.unroll
+        unit = torch.tensor(scale or (1.0,), dtype=torch.float64)
+        self.unit = unit.reshape(-1, *[1] * (len(source.space) + (self.leads > 1)))
+        self._noise = None
+        if settings.input_noise:
+            std = torch.tensor(Normalization.fit(source).std, dtype=source.dtype)
+            self._noise = settings.input_noise * std.reshape(-1, *[1] * len(source.space))
+
+    def draw(self, indices: Indices, step: int = 0, rank: int = 0, world: int = 1) -> Batch:
+        """The share of one of `world` processes, in the precision of the data: float32 differences lose digits."""
+        mine = indices[rank::world]
+        history, unroll = self.transitions.history, self.transitions.unroll
+        if history == unroll == 1:
+            u, future = self.transitions.fetch(mine)
+            window, future = u.unsqueeze(1), future.unsqueeze(1)
+        else:
+            states = self.transitions.windows(mine)
+            window, future = states[:, :history].contiguous(), states[:, history:]
+        if self._noise is not None:
+            window = window + self._noise * self._normal(len(indices), window, step)[rank::world]
+        u, future = window[:, -1], future[:, -self.leads :]
+        return Batch(window, self.target(u, future), self._conditions(mine), mine)
+
+    def _normal(self, batch: int, window: Window, step: int) -> Tensor:
+        """Standard normal numbers for the whole minibatch, a function of seed and step alone."""
+        generator = np.random.default_rng((self.settings.seed, step, 1))
+        return torch.from_numpy(generator.standard_normal((batch, *window.shape[1:]), np.float32)).to(window.dtype)
+
+    def _conditions(self, indices: Indices) -> Conditions | None:
+        names, skipped = self.inputs.conditions, self.transitions.history - 1
+        if not names:
+            return None
+        trajectories, starts = self.transitions.locate(indices)
+        length = self.transitions.unroll
+        return read_conditions(self.transitions.source, names, trajectories, starts + skipped, length)
+
+    def target(self, u: State, future: Float[Tensor, "batch lead channel *space"]) -> Target:
+        """What is predicted: (û − u)/dt, the mean rate times the number of steps, or û."""
+        if self.leads == 1:
+            return (future[:, 0] - u) / self.dt if self.residual == "rate" else future[:, 0]
+        future = future.transpose(1, 2)
+        return (future - u.unsqueeze(2)) / self.dt if self.residual == "rate" else future
+
+    def compared(self, change: Array, u: Tensor, target: Array, unit: Unit) -> tuple[Array, Array]:
+        """Prediction and target for the loss, from (û − u)/dt; `unit` where and as they are."""
+        if self.residual == "state":
+            change = (u if self.leads == 1 else u.unsqueeze(2)) + self.dt * change
+        return change / unit, target / unit
+
+
+def beside(loss: nn.Module, batches: Batches, device: torch.device) -> dict[str, Tensor]:
+    """Mask and areas of the data, as the loss takes them beside prediction and target.
+
+    Raises:
+        ValueError: if the loss takes none.
+    """
+    source = batches.transitions.source
+    mask, measure = source.mask, source.measure
+    if mask is not None and batches.leads > 1:
+        mask = mask.unsqueeze(1)  # (channel, lead, *space)
+    given = {"mask": mask, "measure": measure}
+    for name, value in given.items():
+        if value is not None and not takes(loss, name):
+            what = "points are masked" if name == "mask" else "cells have unequal areas"
+            raise ValueError(
+                f"{source.name}: {what}, but {type(loss).__name__} takes no {name}: use a loss that is called as "
+                f"loss(prediction, target, mask=..., measure=...)"
+            )
+    return {name: value.to(device) for name, value in given.items() if value is not None}
+
+
+def takes(loss: nn.Module, name: str) -> bool:
+    """Whether a loss can be called with an argument of this name."""
+    parameters: Any = inspect.signature(loss.forward).parameters
+    open_ended = name != "index" and any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or open_ended
