@@ -17,6 +17,10 @@ from safetensors.torch import load_file
 
 import squall
 from squall.cli import main
+from squall.runs.config import from_dict
+from squall.runs.folder import RunFolder
+from squall.runs.train import run
+from squall.training.loop import Recorder
 
 SMALL = ["--model.hidden", "8", "--training.batch", "16", "--training.validate_every", "10", "--device.threads", "1"]
 
@@ -70,6 +74,70 @@ def test_a_run_folder_explains_itself(runs):
     assert {"states", "energy", "mass", "diverged", "vrmse"} <= best["rollout"].keys()
     figures = {path.name for path in (runs[0] / "figures").iterdir()}
     assert {"error_growth.png", "energy.png", "rollout_0.png"} <= figures
+
+
+def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path):
+    out = tmp_path / "rival"
+    words = ["train", "--data.path", str(data), "--data.validation", "1", "--data.test", "2", "--model.hidden", "3"]
+    words += ["--training.steps", "4", "--training.batch", "4", "--training.checkpoint_every", "2", "--out", str(out)]
+    words += ["--loss.name", "channel", "--loss.options", '{"window": 5}']
+    assert main(words) == 0
+    assert main(words) == 0, "the folder holds the finished run"
+    assert main([*words, "--loss.options", '{"window": 6}']) == 2
+    assert main(["evaluate", str(out)]) == 0
+    assert "window: 5" in (out / "config.yaml").read_text()
+
+
+def test_a_memory_of_every_sample_is_resumed_as_it_was(data, tmp_path):
+    def words(out: str, *more: str) -> list[str]:
+        sizes = ["--training.checkpoint_every", "3", "--loss.name", "vrba", "--loss.options", '{"eta": 0.5}']
+        return [*train(data, tmp_path / out, 6), *sizes, *more]
+
+    class Stop(Recorder):
+        def __init__(self) -> None:
+            self.step = 0
+
+        def stepped(self, step: int) -> None:
+            self.step = step
+
+        def stopping(self) -> bool:
+            return self.step >= 3
+
+    assert main(words("whole")) == 0
+    config = from_dict(RunFolder(tmp_path / "whole").read_config())
+    assert not run(config, tmp_path / "part", Stop()).finished
+    run(config, tmp_path / "part")
+    whole, part = (RunFolder(tmp_path / name).load("last") for name in ("whole", "part"))
+    assert whole.state["loss"]["memory"].any()
+    assert torch.equal(whole.state["loss"]["memory"], part.state["loss"]["memory"])
+    assert all(torch.equal(x, part.weights[name]) for name, x in whole.weights.items())
+
+
+def test_diagnose_shows_how_uneven_data_and_a_run_are(data, runs, tmp_path, capsys):
+    assert main(["diagnose", str(data), "--out", str(tmp_path / "d")]) == 0
+    out = capsys.readouterr().out
+    assert "top 1 % of points" in out
+    assert "begin with" in out
+    assert "fitted to nothing" in out
+    assert (tmp_path / "d" / "diagnosis.png").stat().st_size > 10_000
+    assert "Gini coefficient" in (tmp_path / "d" / "diagnosis.md").read_text()
+    assert main(["diagnose", str(data), "--out", str(tmp_path / "d")]) == 2
+    assert "is not overwritten" in capsys.readouterr().err
+    assert main(["diagnose", str(runs[0]), "--out", str(tmp_path / "r")]) == 0
+    out = capsys.readouterr().out
+    assert "squared error" in out
+    assert "test trajectory" in out
+    assert main(["diagnose", str(runs[0]), "--dt", "1", "--out", str(tmp_path / "s")]) == 2
+    assert "is a run folder" in capsys.readouterr().err
+    assert main(["diagnose", str(data), "--trust", "--out", str(tmp_path / "s")]) == 2
+    assert main(["diagnose", str(tmp_path / "nothing.hdf5")]) == 2
+
+
+def test_constant_data_have_no_diagnosis(tmp_path, capsys):
+    squall.data.write(tmp_path / "still.hdf5", torch.ones(2, 5, 1, 8), dt=1.0)
+    assert main(["diagnose", str(tmp_path / "still.hdf5"), "--out", str(tmp_path / "d")]) == 2
+    assert "no field changes in time" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
 
 
 def test_compare_shows_both_losses_with_their_spread(runs, tmp_path, capsys):
@@ -380,7 +448,10 @@ MISTAKES = [
     (["train", "--data.path", "{data}", "--training.steps", "0"], "training.steps is 0"),
     (["train", "--data.path", "{data}", "--training.batch", "100000"], "batch is 100000"),
     (["train", "--data.path", "{data}", "--data.test", "6"], "leave none"),
-    (["train", "--data.path", "{data}", "--model.name", "transformer"], "must be one of node, hnn or the import path"),
+    (
+        ["train", "--data.path", "{data}", "--model.name", "transformer"],
+        "must be one of node, hnn, unet, fno or the import path",
+    ),
     (["train", "--data.path", "{data}", "--model.name", "no.such.Model"], "cannot be imported"),
     (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
     (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -1,7 +1,5 @@
 import pytest
 
-from squall.losses import ImbalanceAwareLoss, KLBudget, absolute_error
-from squall.runs.build import _loss as loss_of
 from squall.runs.config import ConfigError, RunConfig, difference, from_dict, keys, to_dict
 
 
@@ -33,17 +31,6 @@ def test_a_configuration_survives_the_way_to_a_file_and_back():
 def test_a_configuration_that_cannot_be_run_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(values)
-
-
-def test_the_guards_of_a_configuration_reach_the_loss():
-    guards = {"cap": 9.0, "trim": 0.01, "winsorize": 0.02, "mean_share": 0.1, "over": "channel", "error": "huber"}
-    loss = loss_of(from_dict({"loss": {**guards, "kl_budget": 1.0, "budget_cap": 5.0}}).loss)
-    assert loss.recipe == ImbalanceAwareLoss(KLBudget(1.0, cap=5.0), **guards).recipe
-    capped = loss_of(from_dict({"loss": {"budget_cap": 5.0}}).loss)
-    assert capped.recipe == ImbalanceAwareLoss(KLBudget(0.3, cap=5.0)).recipe
-    with pytest.raises(ConfigError, match="cap is in units of the uniform weight"):
-        loss_of(from_dict({"loss": {"cap": 0.5}}).loss)
-    assert loss_of(from_dict({"loss": {"name": "mse", "error": "absolute"}}).loss).recipe.error is absolute_error
 
 
 def test_every_key_is_known_by_its_dotted_name():

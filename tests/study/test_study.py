@@ -33,7 +33,7 @@ from squall.study.folder import StudyFolder
 from squall.study.outcome import Outcome
 from squall.study.results import Row, pack_study, published, read_results
 from squall.study.runner import part_of, run_study
-from squall.study.statistics import compare_paired, corrected, least_median, summarize
+from squall.study.statistics import Ratio, compare_paired, corrected, least_median, paired_ratio, summarize
 from squall.training.loop import Recorder
 
 TINY = {
@@ -56,7 +56,7 @@ TINY = {
     "grids": {
         "all": {
             "axes": [["CH"], ["original", "sharp"]],
-            "show": ["table", "fields", "training", "temperature", "integrators"],
+            "show": ["table", "ratios", "fields", "training", "temperature", "integrators"],
         },
         "again": {"axes": [["CH"], ["mean"]], "seeds": 1},
     },
@@ -158,6 +158,9 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"base": {"model": {"name": "my.Model", "predicts": "state"}},
           "variants": TINY["variants"] | {"CH": {"system": "cahn-hilliard"}}}, "no integrator applies to"),
         ({"baseline": "orig"}, "did you mean 'original'"),
+        ({"variants": TINY["variants"] | {"original": {"loss": {"name": "focall"}}}}, "did you mean 'focal'"),
+        ({"variants": TINY["variants"] | {"original": {"loss": {"name": "top_k", "options": {"k": 3}}}}},
+         "loss.options has 'k', which 'top_k' does not know: known are alpha"),
         ({"base": {"training.stps": 3}}, "did you mean 'training.steps'"),
         ({"variants": TINY["variants"] | {"CH": {"system": "heat"}}}, "the system 'heat' is unknown: known are cahn"),
         ({"variants": TINY["variants"] | {"Original": {"loss.temperature": 3.0}},
@@ -384,6 +387,19 @@ def test_the_paired_test_against_scipy():
     assert compare_paired({0: float("inf")}, {0: float("inf")}) == 1.0
 
 
+def test_a_paired_ratio_against_scipy():
+    ours, theirs = {0: 1.0, 1: 3.0, 2: 2.0, 4: 9.0}, {0: 2.0, 1: 2.0, 2: 5.0, 3: 1.0}
+    logs = np.log([0.5, 1.5, 0.4])
+    interval = stats.ttest_1samp(logs, 0.0).confidence_interval(0.95)
+    found = paired_ratio(ours, theirs)
+    assert found.count == 3
+    assert found.mean == pytest.approx(np.exp(logs.mean()))
+    assert (found.low, found.high) == pytest.approx((np.exp(interval.low), np.exp(interval.high)))
+    assert paired_ratio({0: np.inf, 1: 1.0}, {0: 1.0, 1: 1.0}).mean == np.inf
+    assert paired_ratio({0: 1.0, 1: 1.0}, {0: np.inf, 1: 2.0}) == Ratio(0.5, 0.0, np.inf, 1)
+    assert paired_ratio({0: 1.0}, {1: 1.0}) is None
+
+
 def test_holms_correction_by_hand():
     assert corrected({"a": 0.001, "b": 0.04, "c": 0.5}) == pytest.approx({"a": 0.003, "b": 0.08, "c": 0.5})
 
@@ -417,6 +433,9 @@ def test_the_report_of_a_finished_study(finished):
     row = read_results(finished).grids["all"].rows[1]
     values = row.values(("rollout", "states"))
     assert number(float(np.median(list(values.values())))) in text
+    theirs, ours = (x.values(("rollout", "states"), "best") for x in read_results(finished).grids["all"].rows)
+    assert number(float(np.exp(np.mean([np.log(ours[seed] / theirs[seed]) for seed in (0, 1)])))) in text
+    assert "paired by seed" in text
     lines = (finished / "report" / "results.csv").read_text().splitlines()
     evaluated = [item for found in results_of(finished).values() for item in found["checkpoints"]]
     assert len(lines) == 1 + 2 * len(evaluated)  # two integrators

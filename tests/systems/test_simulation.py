@@ -9,16 +9,16 @@ import torch
 from numpy.random import RandomState
 from scipy.integrate import solve_ivp
 
-from squall.systems import SYSTEMS, CahnHilliard, ConvergenceError, KortewegDeVries, System, implicit
+from squall.systems import CahnHilliard, ConvergenceError, EnergySystem, KortewegDeVries, implicit
 
-every_class = pytest.mark.parametrize("cls", SYSTEMS.values())
+every_class = pytest.mark.parametrize("cls", [CahnHilliard, KortewegDeVries])
 
 
-def draw(system: System, n: int = 3, seed: int = 0) -> torch.Tensor:
+def draw(system: EnergySystem, n: int = 3, seed: int = 0) -> torch.Tensor:
     return system.initial_states(n, torch.Generator().manual_seed(seed))
 
 
-def check_laws(system: System, u: torch.Tensor) -> None:
+def check_laws(system: EnergySystem, u: torch.Tensor) -> None:
     mass, energy = system.mass(u), system.energy(u)
     scale = system.mass(u.abs()).amax().clamp(min=1.0)
     assert (mass - mass[:, :1]).abs().max() < 1e-12 * scale

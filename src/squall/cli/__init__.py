@@ -14,6 +14,7 @@ USER_MISTAKE = 2
 
 COMMANDS = {
     "simulate": "Simulate a system into an HDF5 file in The Well's layout; storms on a sphere into NetCDF.",
+    "diagnose": "How uneven the data, or the errors of a run, are, and whether weighting is likely to help.",
     "train": "Train a model; the same command resumes an interrupted training.",
     "evaluate": "Roll out the test trajectories, write evaluation.json and figures, print a table.",
     "compare": "One table and one figure for several evaluated runs.",

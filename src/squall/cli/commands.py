@@ -10,7 +10,7 @@ import shlex
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,13 +175,17 @@ def _simulate_parser() -> Parser:
     systems = parser.add_subcommands(dest="system")
     known = {}
     for name, system in SYSTEMS.items():
-        part = _new_parser(description=f"{system.equation}, by its structure-preserving implicit scheme.")
+        part = _new_parser(description=f"{system.equation}, by {system.scheme}.")
         part.add_class_arguments(system)
         part.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
         part.add_argument("--trajectories", type=int | None, default=None, help="how many; 100 if left out")
         part.add_argument("--steps", type=int, default=500, help="steps of dt")
-        part.add_argument("--seed", type=int | None, default=None, help="of the first states; by default the paper's")
-        part.add_argument("--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, point)")
+        part.add_argument(
+            "--seed", type=int | None, default=None, help="of the first states; the usual one if left out"
+        )
+        part.add_argument(
+            "--initial", type=Path | None, default=None, help="a .npy file of states (trajectory, channel, *space)"
+        )
         systems.add_subcommand(name, part, help=system.equation)
         known |= dict.fromkeys(_options(part))
     sphere = _new_parser(description="Storms on a sphere, by torch-harmonics' spectral solver.")
@@ -201,17 +205,34 @@ def _data_parser() -> Parser:
     convert = _new_parser(description="Write trajectories in squall's layout, the one of The Well.")
     for part in (describe, convert):
         part.add_argument("path", type=Path, help="a file or folder of any known format")
-        part.add_argument("--dt", type=float | None, default=None, help="time between two states")
-        part.add_argument("--axes", type=str | None, default=None, help="a word per axis: 'batch time channel x y'")
-        part.add_argument("--fields", type=str, nargs="+", default=None, help="those that make the state")
-        part.add_argument("--lengths", type=float, nargs="+", default=None, help="of the domain, per axis")
-        part.add_argument("--boundary", type=str, nargs="+", default=None, help="periodic, wall or open, per axis")
-        part.add_argument("--fill", type=float | None, default=None, help="a number that means a missing value")
-        part.add_argument("--gaps", type=bool, default=False, help="NaN in The Well's layout means a missing value")
+        _add_reading(part)
     convert.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; refused if it exists")
     actions.add_subcommand("describe", describe, help=describe.description)
     actions.add_subcommand("convert", convert, help=convert.description)
     return parser, _options(convert)
+
+
+def _add_reading(parser: ArgumentParser) -> None:
+    """What a file may not say of itself."""
+    parser.add_argument("--dt", type=float | None, default=None, help="time between two states")
+    parser.add_argument("--axes", type=str | None, default=None, help="a word per axis: 'batch time channel x y'")
+    parser.add_argument("--fields", type=str, nargs="+", default=None, help="those that make the state")
+    parser.add_argument("--lengths", type=float, nargs="+", default=None, help="of the domain, per axis")
+    parser.add_argument("--boundary", type=str, nargs="+", default=None, help="periodic, wall or open, per axis")
+    parser.add_argument("--fill", type=float | None, default=None, help="a number that means a missing value")
+    parser.add_argument("--gaps", type=bool, default=False, help="NaN in The Well's layout means a missing value")
+
+
+def _diagnose_parser() -> Parser:
+    parser = _command_parser("diagnose")
+    parser.add_argument("path", type=Path, help="a run folder, or a file or folder of any known format")
+    parser.add_argument("--out", type=Path, default=Path("diagnosis"), help="a folder for the picture and the tables")
+    _add_reading(parser)
+    parser.add_argument("--data", type=str | None, default=None, help="where the data of a run are, if they were moved")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the model's code, also from outside the installed packages"
+    )
+    return parser, _options(parser)
 
 
 def _study_parser() -> Parser:
@@ -339,7 +360,7 @@ def _simulate(arguments: Namespace, console: Console) -> int:
     system = SYSTEMS[name](**options)
     if initial is not None and (count is not None or seed is not None):
         raise ValueError("--initial gives the first states: --trajectories and --seed do not go with it")
-    states = None if initial is None else _initial_states(initial, (1, system.points))
+    states = None if initial is None else _initial_states(initial, system.shape)
     with progress_bar(console) as progress:
         task = progress.add_task(f"simulating {name}", total=steps, status="")
         simulate_to_file(
@@ -543,10 +564,7 @@ def _data(arguments: Namespace, console: Console) -> int:
     action = arguments.action
     options = dict(vars(arguments[action]))
     path, out = options.pop("path"), options.pop("out", None)
-    told = {name: value for name, value in options.items() if value}
-    for name in ("lengths", "boundary"):
-        if len(told.get(name, ())) == 1:
-            (told[name],) = told[name]
+    told = _reading(options)
     source = squall.data.open(path, **told)
     if action == "convert":
         with console.status("writing"):
@@ -557,6 +575,56 @@ def _data(arguments: Namespace, console: Console) -> int:
     ]
     print(squall.data.summary(source))
     print(f"{'next':<11} {next_command(path, source, ''.join(words))}")
+    return 0
+
+
+def _reading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was told of a file, one value instead of a list of one where all axes share it."""
+    told = {name: value for name, value in options.items() if value}
+    for name in ("lengths", "boundary"):
+        if len(told.get(name, ())) == 1:
+            (told[name],) = told[name]
+    return told
+
+
+def _diagnose(arguments: Namespace, console: Console) -> int:
+    from squall.evaluation.diagnosis import change
+    from squall.report import diagnosis, markdown, terminal
+    from squall.report.figures import save
+    from squall.runs.diagnose import diagnose_run
+
+    options = dict(vars(arguments))
+    path, out, data, trust = (options.pop(name) for name in ("path", "out", "data", "trust"))
+    for name in ("diagnosis.png", "diagnosis.md"):
+        if (out / name).exists():
+            raise FileExistsError(f"{out / name} exists and is not overwritten: choose another folder by --out")
+    told = _reading(options)
+    found = None
+    if (path / "config.yaml").exists():
+        if told:
+            raise ValueError(f"--{next(iter(told))} is for a data file, but {path} is a run folder")
+        with console.status("diagnosing"):
+            found = diagnose_run(path, data, trust=trust)
+        source, rows = found.source, {"squared change": found.change, "squared error": found.errors}
+    else:
+        if data or trust:
+            raise ValueError(f"--data and --trust are for a run folder, but {path} has no config.yaml")
+        source = squall.data.open(path, **told)
+        with console.status("reading"):
+            rows = {"squared change": change(source)}
+    tables = [diagnosis.diagnosis_table(x, f"Shares of the {name}, {source.name}") for name, x in rows.items()]
+    text = diagnosis.advice_text(rows["squared change"])
+    if found is not None:
+        tables += [diagnosis.weights_table(found.weights)] if found.weights else []
+        text += "\n" + diagnosis.worst_text(found)
+    for table in tables:
+        results_console().print(terminal(table))
+    print(text)
+    out.mkdir(parents=True, exist_ok=True)
+    print(save(diagnosis.diagnosis_figure(rows, source), out / "diagnosis.png"))
+    with write_beside(out / "diagnosis.md") as part:
+        part.write_text("\n".join([*map(markdown, tables), "```", text, "```", ""]), encoding="utf-8")
+    print(out / "diagnosis.md")
     return 0
 
 
@@ -623,6 +691,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "compare": _compare_parser,
     "predict": _predict_parser,
     "data": _data_parser,
+    "diagnose": _diagnose_parser,
     "study": _study_parser,
 }
 RUN: dict[str, Callable[[Namespace, Console], int]] = {
@@ -632,5 +701,6 @@ RUN: dict[str, Callable[[Namespace, Console], int]] = {
     "compare": _compare,
     "predict": _predict,
     "data": _data,
+    "diagnose": _diagnose,
     "study": _study,
 }

@@ -3,6 +3,7 @@
 from squall._process.extras import explain_missing_extra
 
 with explain_missing_extra():
+    from squall.report import diagnosis
     from squall.report.comparison import Comparison, compare, comparison_note, comparison_table
     from squall.report.figures import (
         comparison_figure,
@@ -22,6 +23,7 @@ __all__ = [
     "comparison_figure",
     "comparison_note",
     "comparison_table",
+    "diagnosis",
     "energy_figure",
     "error_figure",
     "evaluation_table",

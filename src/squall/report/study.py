@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from squall._process.names import file_name
 from squall.report import figures
-from squall.report.tables import KINDS, grid_tables, markdown, regime_table, status_table
+from squall.report.tables import KINDS, grid_tables, markdown, ratio_tables, regime_table, status_table
 from squall.runs.folder import write_beside
 from squall.study.definition import slug
 from squall.study.pack import csv_table
@@ -58,6 +58,9 @@ def study_tables(results: Results) -> str:
                 note if finished else "No run is done.",
             ]
             parts[-1] += "\n"
+        if "ratios" in found.grid.show and any(row.finished for row in found.rows):
+            tables, note = ratio_tables(found, study.baseline)
+            parts += [f"{heading}: ratios\n", *map(markdown, tables), f"{note}\n"]
         outcome = found.one_step if "one-step" in found.grid.show else None
         if outcome and (table := regime_table(outcome)):
             parts.append(f"{heading}: {results.labels[outcome.name].replace(' / ', ', ')}\n\n{markdown(table)}")

@@ -16,7 +16,7 @@ from squall.losses import imbalance_weights
 from squall.runs.folder import Kind
 from squall.study.outcome import ABSENT, STATES, Metric, Outcome, Place, metrics, scores, value_at
 from squall.study.results import GridResults, Results, Row, published
-from squall.study.statistics import Summary, compare_paired, corrected, least_median
+from squall.study.statistics import Ratio, Summary, compare_paired, corrected, least_median, paired_ratio
 from squall.systems import CahnHilliard
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "medians",
     "number",
     "one_step_unit",
+    "ratio_tables",
     "references",
     "regime_table",
     "state_counts",
@@ -59,6 +60,10 @@ _SHOWN: dict[str, Place] = {
     "top 1 %": ("one_step", "top_1_percent"),
     "growth": ("growth", "max"),
 }
+
+
+RATIOS = {"one step: mean": "one step: mean", "top 1 %": "one step: top 1 %", "states": "rollout: states"}
+"""What is set in relation to the baseline, and the heads of its columns."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,37 @@ def grid_tables(found: GridResults, baseline: str | None, kinds: Sequence[Kind] 
         lines += references(rows, [*columns.values()], before=2, after=1 + len(theirs))
         tables.append(Table(title, ("seeds", "diverged", *columns, "p", *theirs), tuple(lines)))
     return tables, f"{_note(found)} {note}"
+
+
+def ratio_tables(found: GridResults, baseline: str | None) -> tuple[list[Table], str]:
+    """Ratios to the baseline, paired by seed: one table per group of rows, and the note below them."""
+    columns = {name: Metric(place, "best") for name, place in _SHOWN.items() if name in RATIOS}
+    tables = []
+    for title, rows in found.groups:
+        lines = []
+        for row in rows:
+            other = found.baseline_of(row, baseline)
+            if other is None or other is row:
+                continue
+            ratios = [paired_ratio(row.values(*metric), other.values(*metric)) for metric in columns.values()]
+            lines.append(Line(row.name, (_seeds(row), *map(_ratio, ratios))))
+        tables.append(Table(title, ("seeds", *(RATIOS[name] for name in columns)), tuple(lines)))
+    note = (
+        f"Ratios of squared errors to “{baseline}”, paired by seed, of the weights with the best validation rollouts: "
+        "geometric mean [95 % interval by Student's t on the logarithms]; bold where the interval is on one side of 1. "
+        "No correction for the number of comparisons."
+    )
+    return tables, note
+
+
+def _ratio(ratio: Ratio | None) -> Cell:
+    if ratio is None:
+        return Cell()
+    if math.isinf(ratio.mean):
+        return Cell("diverged", order="inf")
+    strong = ratio.count > 1 and not ratio.low <= 1 <= ratio.high
+    detail = f"[{number(ratio.low)}, {number(ratio.high)}]" if ratio.count > 1 else ""
+    return Cell(number(ratio.mean), detail, f"{ratio.mean:.6g}", f"{ratio.count} pairs of seeds", strong)
 
 
 def _seeds(row: Row) -> Cell:

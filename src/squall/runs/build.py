@@ -24,21 +24,14 @@ from squall.data import Normalization, Source, Split, Transitions
 from squall.data.conditions import known
 from squall.evaluation.rollouts import RolloutValidation
 from squall.integrators import INTEGRATORS, IntegratorLike, next_state
-from squall.losses import (
-    DEFAULT_TEMPERATURE,
-    EffectiveFraction,
-    ImbalanceAwareLoss,
-    KLBudget,
-    MeanSquaredError,
-    Relative,
-)
 from squall.models import FNO, HNN, NODE, UNet
 from squall.models.inputs import Inputs, join, read_conditions
 from squall.models.normalized import Normalized
 from squall.models.placement import evaluating, like_model
-from squall.runs.config import ConfigError, DataConfig, LossConfig, ModelConfig, RunConfig
+from squall.runs.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from squall.runs.installed import find_source, installed_only, is_installed, working_folder_importable
-from squall.systems import SYSTEMS, System
+from squall.runs.loss import build_loss
+from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
 __all__ = ["Experiment", "build", "integrator", "model_source", "system_of"]
@@ -57,7 +50,6 @@ class Experiment:
     normalization: Normalization
     model: nn.Module
     integrator: IntegratorLike
-    loss: nn.Module
 
     @property
     def inputs(self) -> Inputs:
@@ -67,6 +59,12 @@ class Experiment:
     @cached_property
     def transitions(self) -> Transitions:
         return Transitions(self.split.train, self.config.training.unroll, self.inputs.history)
+
+    @cached_property
+    def loss(self) -> nn.Module:
+        """Made for a training alone: an evaluation of a run imports no loss of somebody else."""
+        config = self.config
+        return build_loss(config.loss, self.transitions, config.training, self.normalization.std)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -98,7 +96,7 @@ def build(
     split: Split | None = None,
     trusts: Callable[[Path | None], bool] = lambda source: True,
 ) -> Experiment:
-    """Objects from names: open the data, divide it, make the model, the integrator and the loss.
+    """Objects from names: open the data, divide it, make the model and the integrator.
 
     Args:
         config: the configuration.
@@ -122,7 +120,7 @@ def build(
             model.double()
         _try(model, Transitions(source, 1, config.data.history), inputs_of(config.data))
     chosen = next_state if config.model.predicts == "state" else integrator(config.integrator)
-    return Experiment(config, split, system, normalization, model, chosen, _loss(config.loss))
+    return Experiment(config, split, system, normalization, model, chosen)
 
 
 # Data
@@ -304,10 +302,10 @@ def _on_grid(
 
 def _structure(config: ModelConfig, source: Source, system: System | None) -> Callable[[Tensor], Tensor]:
     if config.structure == "auto":
-        if system is not None:
+        if isinstance(system, EnergySystem):
             return system.structure
         raise ConfigError(
-            "model.structure is 'auto', but the data name no system of squall: choose 'laplacian' (dissipative) "
+            "model.structure is 'auto', but the data name no system with a structure: choose 'laplacian' (dissipative) "
             "or 'central-difference' (conservative)"
         )
     if len(source.space) != 1:
@@ -468,26 +466,3 @@ def integrator(name: str) -> IntegratorLike:
     if name not in known:
         raise ConfigError(f"integrator is '{name}', but must be one of: {', '.join(known)}")
     return INTEGRATORS[name]
-
-
-def _loss(config: LossConfig) -> nn.Module:
-    if config.name == "mse":
-        return MeanSquaredError(config.error)
-    rules = {
-        "temperature": float,
-        "kl_budget": KLBudget,
-        "relative": Relative,
-        "effective_fraction": EffectiveFraction,
-    }
-    names = ("error", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
-    options: dict[str, Any] = {name: getattr(config, name) for name in names}
-    try:
-        chosen = [rule(getattr(config, name)) for name, rule in rules.items() if getattr(config, name) is not None]
-        if chosen:
-            options["temperature"] = chosen[0]
-        if config.budget_cap is not None:
-            rho = DEFAULT_TEMPERATURE.rho if config.kl_budget is None else config.kl_budget
-            options["temperature"] = KLBudget(rho, config.budget_cap)
-        return ImbalanceAwareLoss(**options)
-    except ValueError as error:
-        raise ConfigError(f"the loss cannot be made: {error}") from error

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from squall.losses.rivals import RIVALS
+from squall.losses.rivals.table import options_of
 from squall.training.settings import TrainingSettings, alone
 
 __all__ = [
@@ -39,6 +41,9 @@ __all__ = [
 
 FULL_PRECISIONS = ("32-true", "64-true")
 """Those in which weights and states have one type, and no scaling is needed."""
+
+OWN_LOSSES = ("imbalance-aware", "mse")
+"""The losses with settings of their own; all others have `loss.options`."""
 
 
 class ConfigError(ValueError):
@@ -118,7 +123,9 @@ class LossConfig:
     """Which loss. At most one of the rules for the temperature is set; none means a KL budget of 0.3.
 
     Args:
-        name: `imbalance-aware` or `mse`.
+        name: `imbalance-aware`, `mse`, a rival such as `top_k` (docs/rivals.md), or the import path of a loss of your
+            own such as `my_package.losses.Power`.
+        options: of a rival or a loss of your own, such as `{alpha: 0.3}` for `top_k`.
         temperature: a fixed temperature, in units of the squared residual: 0 is the maximum, `inf` the mean.
         kl_budget: the temperature is solved so that KL(weights ‖ uniform) has this value, in nats.
         relative: the temperature is this many times the mean error.
@@ -133,7 +140,8 @@ class LossConfig:
         differentiate_weights: let the gradient flow through the weights.
     """
 
-    name: Literal["imbalance-aware", "mse"] = "imbalance-aware"
+    name: str = "imbalance-aware"
+    options: dict[str, Any] | None = None
     temperature: float | Literal["inf"] | None = None
     kl_budget: float | None = None
     relative: float | None = None
@@ -152,18 +160,42 @@ class LossConfig:
         chosen = [rule for rule in rules if getattr(self, rule) is not None]
         if len(chosen) > 1:
             raise ValueError(f"loss.{' and loss.'.join(chosen)} are both set: choose one rule for the temperature")
-        if chosen and self.name == "mse":
-            raise ValueError(f"loss.{chosen[0]} is set, but loss.name is 'mse', which has no temperature")
+        if chosen and self.name != "imbalance-aware":
+            raise ValueError(f"loss.{chosen[0]} is set, but loss.name is '{self.name}', which has no temperature")
         if self.budget_cap is not None and chosen and chosen != ["kl_budget"]:
             raise ValueError(f"loss.budget_cap belongs to loss.kl_budget, but loss.{chosen[0]} is set: use loss.cap")
         guards = ("budget_cap", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
         changed = [name for name in guards if getattr(self, name) != type(self).__dataclass_fields__[name].default]
-        if changed and self.name == "mse":
-            raise ValueError(f"loss.{changed[0]} is set, but loss.name is 'mse', which weighs every point alike")
+        if self.name not in OWN_LOSSES and self.error != "squared":
+            changed.append("error")
+        if changed and self.name != "imbalance-aware":
+            raise ValueError(f"loss.{changed[0]} is set, but loss.name is '{self.name}', which does not use it")
+        _check_rival(self.name, self.options)
         for rule in chosen:
             value = float(getattr(self, rule))
             if math.isnan(value) or value < 0:
                 raise ValueError(f"loss.{rule} is {value}, but must be a number that is not negative")
+
+
+def _check_rival(name: str, options: dict[str, Any] | None) -> None:
+    """Refuse an unknown loss, and an option that a loss does not have; one's own is looked at when it is imported."""
+    if name in OWN_LOSSES:
+        if options:
+            raise ValueError(f"loss.options are for a rival or a loss of your own, but loss.name is '{name}'")
+        return
+    if name not in RIVALS and not name.rpartition(".")[0]:
+        near = difflib.get_close_matches(name, (*OWN_LOSSES, *RIVALS), n=1)
+        hint = f"did you mean '{near[0]}'? Known are" if near else "known are"
+        raise ValueError(
+            f"loss.name is '{name}': {hint} {', '.join((*OWN_LOSSES, *RIVALS))}, or an import path such as "
+            "my_package.losses.Power"
+        )
+    if name in RIVALS:
+        known = options_of(RIVALS[name])
+        if unknown := sorted(set(options or {}) - set(known)):
+            raise ValueError(
+                f"loss.options has '{unknown[0]}', which '{name}' does not know: known are {', '.join(known) or 'none'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -379,7 +411,8 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def can_run_together(a: RunConfig, b: RunConfig) -> bool:
     """Whether two configurations differ only by seed, loss and sampling, without substeps, in one full precision.
 
-    The model of each sees the present state alone, and no option is set that only a training by itself has.
+    A rival has no form for several models at once. The model of each sees the present state alone, and no option is set
+    that only a training by itself has.
 
     >>> can_run_together(RunConfig(), RunConfig(loss=LossConfig(name="mse")))
     True
@@ -389,7 +422,10 @@ def can_run_together(a: RunConfig, b: RunConfig) -> bool:
     return (
         _shape(a) == _shape(b)
         and all(
-            config.sampling.substeps == 1 and config.device.precision in FULL_PRECISIONS and config.loss.over == "all"
+            config.sampling.substeps == 1
+            and config.device.precision in FULL_PRECISIONS
+            and config.loss.over == "all"
+            and config.loss.name in OWN_LOSSES
             for config in (a, b)
         )
         and not (alone(a.training) or a.data.inputs or a.data.history > 1)

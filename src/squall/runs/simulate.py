@@ -49,7 +49,7 @@ def simulate_to_file(
         trajectories: how many, drawn by NumPy's `RandomState(seed)`.
         steps: how many steps of dt; the file holds one state more.
         seed: that of the paper's data set if left out.
-        initial_states: (trajectory, 1, point) to start from, instead of drawn ones.
+        initial_states: (trajectory, channel, *space) to start from, instead of drawn ones.
         progress: called with the number of finished steps.
 
     Raises:
@@ -71,13 +71,14 @@ def simulate_to_file(
         "numpy": np.__version__,
         **origin,
     }
-    shape = (len(initial_states), steps + 1, 1, system.points)
+    shape = (len(initial_states), steps + 1, *system.shape)
     with squall.data.create(  # takes the room on the disk before the time of the simulation
         path,
         shape,
         dt=system.dt,
-        fields=["u"],
-        lengths=system.width,
+        fields=system.fields,
+        lengths=[system.width] * system.dimensions,
+        boundary=system.boundary,
         name=system.name,
         parameters=system.parameters(),
         provenance=provenance,

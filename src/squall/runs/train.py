@@ -188,7 +188,7 @@ def _prepare(
     if start is not None:
         start.give(experiment.model)
     refuse_unsavable(experiment.model)
-    _ = experiment.sampler  # refuses a minibatch that the data cannot fill
+    _ = experiment.sampler, experiment.loss  # refuse too large a minibatch, and a loss that cannot be made
     fabric = _fabric(config, folder)
     fabric.launch()
     recorded = None if start is None else start.record

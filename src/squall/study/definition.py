@@ -39,14 +39,14 @@ __all__ = [
     "slug",
 ]
 
-PRESETS = ("paper", "paper-small", "sweeps-small", "storms-small", "smoke")
+PRESETS = ("paper", "paper-small", "sweeps-small", "rivals-small", "storms-small", "smoke")
 """The studies that come with the package."""
 
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
 GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
 SIZES = ("trajectories", "steps", "seed")
 """Keys of a system beside its parameters."""
-SHOWN = ("table", "fields", "temperature", "one-step", "training", "sampling", "integrators")
+SHOWN = ("table", "ratios", "fields", "temperature", "one-step", "training", "sampling", "integrators")
 """What the report can make of a grid."""
 SHOWN_FROM_FIELDS = {"fields", "one-step"}
 """What of it needs the fields of the rollouts."""
@@ -354,7 +354,7 @@ def _trial(
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict) and prefix + name not in ("system", "model.arguments"):
+        if isinstance(value, dict) and prefix + name not in ("system", "model.arguments", "loss.options"):
             yield from _dotted(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

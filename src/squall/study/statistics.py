@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Summary", "compare_paired", "corrected", "least_median", "summarize"]
+__all__ = ["Ratio", "Summary", "compare_paired", "corrected", "least_median", "paired_ratio", "summarize"]
 
 RESAMPLES = 10_000
 """Bootstrap samples, drawn with a fixed seed so that tables can be reproduced."""
@@ -76,6 +76,38 @@ def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> fl
     differences = np.nan_to_num(differences[differences != 0], posinf=1e300, neginf=-1e300)
     test: Any = stats.wilcoxon(differences) if len(differences) else None
     return 1.0 if test is None else float(test.pvalue)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The geometric mean of paired ratios and its confidence interval; infinite where one of ours diverged."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def paired_ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Ratio | None:
+    """The geometric mean of ours/theirs over pairs of seeds, with its 95 % interval by Student's t on the logarithms.
+
+    A pair in which theirs diverged has no ratio and is left out; one in which ours alone diverged makes the mean
+    infinite. Of a single pair the interval is (0, ∞). None without a pair.
+
+    >>> paired_ratio({0: 1.0, 1: 2.0, 2: 4.0}, {0: 2.0, 1: 4.0, 2: 8.0})
+    Ratio(mean=0.5, low=0.5, high=0.5, count=3)
+    """
+    from scipy import stats
+
+    pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys() if math.isfinite(theirs[seed])]
+    if not pairs:
+        return None
+    logs = np.array([math.log(a) - math.log(b) if math.isfinite(a) else math.inf for a, b in pairs])
+    count, mean = len(logs), float(logs.mean())
+    if not math.isfinite(mean) or count == 1:
+        return Ratio(math.exp(mean), 0.0, math.inf, count)
+    half: Any = stats.t.ppf((1 + LEVEL) / 2, count - 1) * logs.std(ddof=1) / math.sqrt(count)
+    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
 
 
 def corrected(p_values: Mapping[Any, float]) -> dict[Any, float]:

@@ -1,4 +1,4 @@
-"""What all systems have in common: an energy, an operator that turns its gradient into a rate, and an exact scheme."""
+"""What all systems have in common: parameters, random first states, and a simulation from them."""
 
 import abc
 import dataclasses
@@ -14,68 +14,51 @@ from jaxtyping import Float, Shaped
 from numpy.random import RandomState
 from torch import Tensor
 
-from squall._types import State, Trajectories
-from squall.grid import Field, Grid, integral
-from squall.systems import implicit
+from squall._types import PerState, State, Trajectories
+from squall.grid import Grid
 
 Generator = torch.Generator | RandomState
 """Where random numbers come from; NumPy's legacy `RandomState` is there to repeat the draws of the reference."""
 
-Stencil = tuple[float, float, float]
-"""The weights of the point to the left, the point itself and the point to the right."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class System(abc.ABC):
-    r"""A field u on a periodic grid with $u_t = G\, \nabla H(u)$.
-
-    $H$ is the energy and $\nabla H$ its variational derivative,
-    $(\nabla H)_m = \frac{1}{dx} \partial H/\partial u_m$: the sum in H carries a factor dx, which the gradient does
-    not. $G$ is a difference operator: antisymmetric where the energy is conserved, negative semidefinite where it is
-    dissipated. In both cases $\sum G v = 0$, so the mass is conserved.
-
-    In time, the discrete variational derivative method (Furihata 1999) replaces $\nabla H$ by $\bar\nabla H(u, v)$. For
-    a state u and the next state v it satisfies
-
-    $$\sum_m \bar\nabla H(u, v)_m\, (v - u)_m\, dx = H(v) - H(u), \qquad v - u = dt\, G\, \bar\nabla H(u, v),$$
-
-    So the computed states conserve or dissipate exactly what the equation does, for any dt. The scheme is implicit and
-    second-order accurate in dt and dx.
-
-    All quantities are dimensionless. The functions of a state u act on the last axis; u may have any leading shape, any
-    floating precision and any device, and they are differentiable.
+    """An equation with its parameters, on an equally spaced grid; all quantities are dimensionless.
 
     Args:
-        points: The number of grid points, at least 5.
-        width: The length of the period, positive.
-        dt: The size of a time step, positive.
-
-    Reference:
-        T. Matsubara, A. Ishikawa, T. Yaguchi, Deep Energy-Based Modeling of Discrete-Time Physics, NeurIPS 2020,
-        https://arxiv.org/abs/1905.08604; D. Furihata, J. Comput. Phys. 156 (1999) 181.
+        points: The number of grid points along every axis of space, at least 5.
+        width: The length of every axis, positive.
+        dt: The time between two states, positive.
     """
 
     name: ClassVar[str]
     """The name of the system in files, configurations and on the command line."""
     equation: ClassVar[str]
     """The equation, to print."""
-    conserved: ClassVar[tuple[str, ...]]
-    """The quantities that stay constant along every trajectory."""
-    dissipated: ClassVar[tuple[str, ...]]
+    scheme: ClassVar[str]
+    """How it is solved, to print."""
+    conserved: ClassVar[tuple[str, ...]] = ()
+    """The quantities that stay constant along every trajectory, by the names of the methods that give them."""
+    dissipated: ClassVar[tuple[str, ...]] = ()
     """The quantities that never increase along a trajectory."""
-    paper_seed: ClassVar[int]
-    """`initial_states(100, RandomState(paper_seed))` are those of the reference."""
+    fields: ClassVar[tuple[str, ...]] = ("u",)
+    """The names of the channels."""
+    dimensions: ClassVar[int] = 1
+    """The number of axes of space."""
+    boundary: ClassVar[str] = "periodic"
+    """Of every axis: "periodic" or "open"."""
+    paper_seed: ClassVar[int] = 0
+    """The seed of the usual data set: `initial_states(100, RandomState(paper_seed))`. For Cahn-Hilliard and
+    Korteweg-de Vries they are those of the reference."""
 
     points: int = 50
     width: float = 1.0
     dt: float = 1e-4
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points", operator.index(self.points))
         for field in dataclasses.fields(self):
-            if field.name == "points":
-                continue
-            value = float(getattr(self, field.name))
+            value = getattr(self, field.name)
+            value = operator.index(value) if field.type is int else float(value)
             object.__setattr__(self, field.name, value)
             if not math.isfinite(value):
                 raise ValueError(f"{field.name} is {value}; every parameter must be finite.")
@@ -85,79 +68,51 @@ class System(abc.ABC):
 
     @property
     def grid(self) -> Grid:
-        """The grid that the states live on."""
+        """The grid along every axis of space."""
         return Grid(self.points, self.width)
 
-    @abc.abstractmethod
-    def energy(self, u: Field) -> Float[Tensor, "*batch"]:
-        """The energy H of each state."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a state, (channel, *space)."""
+        return (len(self.fields), *(self.points,) * self.dimensions)
 
     @abc.abstractmethod
-    def energy_gradient(self, u: Field) -> Field:
-        r"""The variational derivative $\nabla H$: the derivative of H with respect to $u_m$, divided by dx."""
-
-    @abc.abstractmethod
-    def structure(self, v: Field) -> Field:
-        r"""The operator G: $u_t = G\, \nabla H(u)$."""
-
-    @abc.abstractmethod
-    def discrete_gradient(self, u: Field, v: Field) -> Field:
-        r"""The discrete variational derivative $\bar\nabla H(u, v)$; $\bar\nabla H(u, u) = \nabla H(u)$."""
+    def energy(self, u: Float[Tensor, "*shape"]) -> PerState:
+        """The energy of each state."""
 
     @abc.abstractmethod
     def initial_states(self, n: int, generator: Generator) -> State:
-        """Random first states, as a tensor (n, 1, points) in float64 on the CPU."""
-
-    @property
-    @abc.abstractmethod
-    def _structure_stencil(self) -> Stencil:
-        """The weights of G."""
-
-    @property
-    @abc.abstractmethod
-    def _stiffness(self) -> float:
-        r"""The factor κ of the linear part of the gradient, $\kappa D_2 u$; the rest of it is pointwise."""
+        """Random first states, as a tensor (n, channel, *space) in float64 on the CPU."""
 
     @abc.abstractmethod
-    def _pointwise_slope(self, u: Field, v: Field) -> Field:
-        r"""The derivative with respect to v of the pointwise part of $\bar\nabla H(u, v)$."""
-
-    def rate(self, u: Field) -> Field:
-        r"""The rate of change $u_t = G\, \nabla H(u)$, discrete in space and continuous in time."""
-        return self.structure(self.energy_gradient(u))
-
-    def mass(self, u: Field) -> Float[Tensor, "*batch"]:
-        r"""The mass $\sum_m u_m\, dx$ of each state."""
-        return integral(u, self.grid.spacing)
+    def _march(self, first: State, steps: int, progress: Callable[[int], object] | None) -> Trajectories:
+        """The trajectories from checked first states, in float64 on the CPU."""
 
     def simulate(
         self, initial: Shaped[Tensor, "..."], steps: int = 500, progress: Callable[[int], object] | None = None
     ) -> Trajectories:
-        r"""Solves the implicit scheme for all trajectories at once.
-
-        Each trajectory comes out the same, to the bit, whichever others are computed with it.
+        """The trajectories from given first states, all at once.
 
         Args:
-            initial: The first states (batch, 1, points), finite, of any floating precision.
+            initial: The first states (batch, channel, *space), finite, of any floating precision.
             steps: The number of steps of size `dt`, at least 1.
             progress: Called with the number of finished steps after each one.
 
         Returns:
-            The trajectories (batch, steps + 1, 1, points) with the initial states first, in float64, on the device of
-            `initial` (the computation itself runs on the CPU).
+            The trajectories (batch, steps + 1, channel, *space) with the initial states first, in float64, on the
+            device of `initial` (the computation itself runs on the CPU).
 
         Raises:
             TypeError: If `initial` is not a tensor of floating numbers.
             ValueError: If `initial` has another shape, or numbers that are not finite, or `steps` is less than 1.
-            squall.systems.ConvergenceError: If a step has no solution that Newton's method finds.
+            squall.systems.ConvergenceError: If a step has no solution, or becomes NaN or infinite.
         """
         self._check_initial(initial)
         if steps < 1:
             raise ValueError(f"steps is {steps}; a simulation takes at least 1 step.")
         with torch.no_grad():
-            first = initial.detach().to("cpu", torch.float64)[:, 0, :]
-            states = implicit.march(self._residual, self._jacobian, first, self.dt, steps, progress)
-        return states[:, :, None, :].to(initial.device)
+            states = self._march(initial.detach().to("cpu", torch.float64), steps, progress)
+        return states.to(initial.device)
 
     def parameters(self) -> dict[str, int | float]:
         """All parameters by name, so that a file can carry them; `from_parameters` rebuilds the system."""
@@ -183,35 +138,23 @@ class System(abc.ABC):
             raise ValueError(f"{cls.name} has no parameter {name}; it has {', '.join(sorted(known))}.{hint}")
         if missing := sorted(known - parameters.keys()):
             raise ValueError(f"parameters of {cls.name} lack {', '.join(missing)}; give all of them.")
-        points = float(parameters["points"])  # files may store every number as a float
-        if not points.is_integer():
-            raise ValueError(f"points is {points}; it must be a whole number.")
-        return cls(**{**parameters, "points": int(points)})
-
-    def _residual(self, u: Field, v: Field) -> Field:
-        return v - u - self.dt * self.structure(self.discrete_gradient(u, v))
-
-    def _jacobian(self, u: Field, v: Field) -> Float[Tensor, "5 *batch points"]:
-        """The derivative of the residual with respect to v: bands[s + 2] belongs to the point s to the right."""
-        curvature = [self._stiffness / 2 * weight / self.grid.spacing**2 for weight in (1, -2, 1)]
-        linear = [0.0, 0.0, 1.0, 0.0, 0.0]
-        for j, outer in enumerate(self._structure_stencil):
-            for k, inner in enumerate(curvature):
-                linear[j + k] -= self.dt * outer * inner
-        slope = self._pointwise_slope(u, v)
-        bands = torch.stack([torch.full_like(slope, weight) for weight in linear])
-        for j, outer in enumerate(self._structure_stencil, start=-1):
-            bands[j + 2] -= self.dt * outer * slope.roll(-j, -1)
-        return bands
+        values = dict(parameters)
+        for field in dataclasses.fields(cls):
+            if field.type is int:  # files may store every number as a float
+                if not float(values[field.name]).is_integer():
+                    raise ValueError(f"{field.name} is {values[field.name]}; it must be a whole number.")
+                values[field.name] = int(values[field.name])
+        return cls(**values)
 
     def _check_initial(self, initial: Shaped[Tensor, "..."]) -> None:
+        shape = ", ".join(map(str, self.shape))
         if not isinstance(initial, Tensor) or not initial.is_floating_point():
             what = initial.dtype if isinstance(initial, Tensor) else type(initial).__name__
-            raise TypeError(f"initial is {what}; give a torch.Tensor of floating numbers (batch, 1, {self.points}).")
-        if initial.ndim != 3 or tuple(initial.shape[1:]) != (1, self.points) or len(initial) == 0:
+            raise TypeError(f"initial is {what}; give a torch.Tensor of floating numbers (batch, {shape}).")
+        if tuple(initial.shape[1:]) != self.shape or len(initial) == 0:
             raise ValueError(
-                f"initial has shape {tuple(initial.shape)}; it must be (batch, 1, {self.points}), at least one state "
-                f"with one channel on this system's grid. Reshape it, or build the system with another points."
+                f"initial has shape {tuple(initial.shape)}; it must be (batch, {shape}), at least one state on this "
+                "system's grid. Reshape it, or build the system with another points."
             )
         if not (finite := initial.isfinite()).all():
             which = int((~finite).flatten(1).any(1).nonzero()[0])
@@ -245,3 +188,11 @@ def integer(generator: Generator, high: int) -> int:
     if isinstance(generator, RandomState):
         return int(generator.randint(0, high))
     return int(torch.randint(high, (), generator=generator, device=generator.device))
+
+
+def normal(generator: Generator, *shape: int) -> Float[Tensor, "..."]:
+    """Independent normal numbers of mean 0 and variance 1, float64 on the CPU."""
+    if isinstance(generator, RandomState):
+        return torch.from_numpy(generator.standard_normal(shape))
+    uniform(generator, 0, 1, 0)  # refuses what is no generator
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device).cpu()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from squall._types import State, Trajectories
 from squall.grid import Field, integral, laplacian, squared_slope
-from squall.systems.base import Generator, Stencil, System, check_count, uniform
+from squall.systems.base import Generator, check_count, uniform
+from squall.systems.energy import EnergySystem, Stencil
 
 ESTABLISHED = 0.5
 """Fraction of the pure phase's |u| above which a point belongs to a phase."""
@@ -19,7 +20,7 @@ FAST = 0.05
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CahnHilliard(System):
+class CahnHilliard(EnergySystem):
     r"""The Cahn-Hilliard equation, the separation of a mixture into two phases:
 
     $$u_t = \partial_x^2 \left(-a u + b u^3 - \gamma u_{xx}\right),$$

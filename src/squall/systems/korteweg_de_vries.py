@@ -9,12 +9,13 @@ from torch import Tensor
 
 from squall._types import State
 from squall.grid import Field, central_difference, integral, laplacian, squared_slope
-from squall.systems.base import Generator, Stencil, System, check_count, integer, uniform
+from squall.systems.base import Generator, check_count, integer, uniform
+from squall.systems.energy import EnergySystem, Stencil
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class KortewegDeVries(System):
+class KortewegDeVries(EnergySystem):
     r"""The Korteweg-de Vries equation, long waves on shallow water:
 
     $$u_t = \partial_x \left(-\tfrac{\alpha}{2} u^2 + \beta u_{xx}\right),$$

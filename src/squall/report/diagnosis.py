@@ -1,0 +1,116 @@
+"""A diagnosis as tables, text and one picture."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from squall.data import Source
+from squall.evaluation.diagnosis import RULE, Unevenness, advise
+from squall.report.figures import COLOURS
+from squall.report.tables import Cell, Line, Table, number
+from squall.runs.diagnose import RunDiagnosis
+
+__all__ = ["advice_text", "diagnosis_figure", "diagnosis_table", "weights_table", "worst_text"]
+
+REGIMES = ("in the quiet half of the change", "in the next 49 % of the change", "in the top 1 % of the change")
+
+WEIGHTS = {
+    "temperature": "temperature",
+    "effective_fraction": "effective share of the points",
+    "kl": "KL(weights ‖ uniform), nats",
+    "max_weight": "largest weight",
+    "top_share": "weight of the top 1 % of errors",
+}
+
+
+def diagnosis_table(unevenness: Unevenness, title: str) -> Table:
+    """The ladder of unevenness, a column per field; shares in percent."""
+    ladder = unevenness.ladder
+    names = next(iter(ladder.values()))
+    lines = [Line(name, tuple(_share(shares[name], name) for shares in ladder.values())) for name in names]
+    if unevenness.regimes:
+        for i, regime in enumerate(REGIMES):
+            lines.append(Line(regime, tuple(_share(unevenness.regimes[field][i]) for field in ladder)))
+    return Table(title, tuple(ladder), tuple(lines))
+
+
+def _share(value: float, name: str = "") -> Cell:
+    if not math.isfinite(value):
+        return Cell("too few")
+    return Cell(number(value) if name == "Gini coefficient" else f"{100 * value:.3g} %")
+
+
+def advice_text(unevenness: Unevenness) -> str:
+    """Whether to weight, which budget to begin with, and what the rule rests on."""
+    advice = advise(unevenness)
+    heads = {
+        "no": "weighting is unlikely to help",
+        "perhaps": "weighting may help",
+        "try": "weighting is worth a trial",
+    }
+    lines = {"verdict": f"{heads[advice.verdict]}: {advice.reason}", "begin with": advice.options, "rule": RULE}
+    if unevenness.constant:
+        lines["constant"] = f"{', '.join(unevenness.constant)}: left out"
+    return "\n".join(f"{name:<11} {line}" for name, line in lines.items())
+
+
+def weights_table(weights: Mapping[str, tuple[float, float, float]]) -> Table:
+    """What the weights did over a training."""
+    lines = tuple(Line(WEIGHTS[name], tuple(Cell(number(x)) for x in values)) for name, values in weights.items())
+    return Table("Weights of the loss over the training", ("first", "median", "last"), lines)
+
+
+def worst_text(found: RunDiagnosis) -> str:
+    """The places of the largest errors, in the coordinates of the data."""
+    lines, source = [], found.source
+    for worst in found.errors.worst:
+        place = ", ".join(f"{x[i]:.4g}" for x, i in zip(source.coordinates, worst.point, strict=True))
+        time = source.times[worst.step]
+        lines.append(
+            f"worst       {worst.field}, {found.part} trajectory {worst.trajectory}, t = {time:.4g}, x = ({place}): "
+            f"squared error {number(worst.square)}"
+        )
+    return "\n".join(lines)
+
+
+def diagnosis_figure(rows: Mapping[str, Unevenness], source: Source) -> Figure:
+    """For each named unevenness the Lorenz curve, the course in time, and the mean at every place."""
+    figure = Figure(figsize=(12, 3.4 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), 3, squeeze=False)
+    for (name, unevenness), (lorenz, course, place) in zip(rows.items(), panels, strict=True):
+        shown = [i for i, field in enumerate(unevenness.fields) if field not in unevenness.constant]
+        for colour, i in zip(COLOURS, shown, strict=False):
+            label = unevenness.fields[i]
+            lorenz.plot(*unevenness.sketches[i].lorenz(), color=colour, label=label)
+            times = source.dt * np.arange(unevenness.time.shape[1])
+            course.plot(times, _relative(unevenness.time[i]), color=colour, label=label)
+        lorenz.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="all points alike")
+        lorenz.set(xlabel="share of the points, smallest first", ylabel=f"share of {name}", title="Lorenz curve")
+        lorenz.legend(fontsize=8)
+        course.set(xlabel="time since the first state", ylabel="relative to the mean", title=f"{name} over time")
+        _places(figure, place, unevenness, shown, source.coordinates, name)
+    return figure
+
+
+def _places(
+    figure: Figure, panel: Axes, unevenness: Unevenness, shown: Sequence[int], axes: Sequence[np.ndarray], name: str
+) -> None:
+    if len(axes) == 1:
+        for colour, i in zip(COLOURS, shown, strict=False):
+            panel.plot(axes[0], _relative(unevenness.place[i]), color=colour)
+        panel.set(xlabel="space x", ylabel="relative to the mean", title=f"{name} by place")
+        return
+    mean = np.mean([_relative(unevenness.place[i]) for i in shown], axis=0)
+    while mean.ndim > 2:
+        mean = mean.mean(-1)
+    image = panel.pcolormesh(axes[0], axes[1], mean.T, shading="nearest", rasterized=True)
+    panel.set(title=f"{name} by place, relative to the mean")
+    figure.colorbar(image, ax=panel)
+
+
+def _relative(values: np.ndarray) -> np.ndarray:
+    mean = np.nanmean(values)
+    return values / mean if mean > 0 else values

@@ -1,0 +1,122 @@
+"""The loss that a configuration names."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from squall.data import Transitions
+from squall.losses import (
+    DEFAULT_TEMPERATURE,
+    EffectiveFraction,
+    ImbalanceAwareLoss,
+    KLBudget,
+    MeanSquaredError,
+    Relative,
+)
+from squall.losses.rivals import rival
+from squall.models.placement import evaluating
+from squall.runs.config import ConfigError, LossConfig
+from squall.runs.installed import installed_only, is_installed, working_folder_importable
+from squall.training.batches import Batches, beside, takes
+from squall.training.settings import TrainingSettings
+
+__all__ = ["build_loss"]
+
+TARGETS = 2**22
+"""Most numbers of the training targets that a density is taken from."""
+
+
+def build_loss(
+    config: LossConfig, transitions: Transitions, settings: TrainingSettings, scale: Sequence[float]
+) -> nn.Module:
+    """The loss of a configuration.
+
+    Args:
+        config: its name and settings.
+        transitions: the training pairs, which some rivals must know.
+        settings: what the loss compares.
+        scale: one number per channel, by which residuals are divided before the loss sees them.
+
+    Raises:
+        ConfigError: if the loss cannot be imported or made, or does not fit the training.
+    """
+    if config.name == "mse":
+        return MeanSquaredError(config.error)
+    try:
+        if config.name == "imbalance-aware":
+            return _imbalance_aware(config)
+        return _rival(config, Batches(transitions, settings, scale))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"the loss '{config.name}' cannot be made: {error}") from error
+
+
+def _imbalance_aware(config: LossConfig) -> nn.Module:
+    rules = {
+        "temperature": float,
+        "kl_budget": KLBudget,
+        "relative": Relative,
+        "effective_fraction": EffectiveFraction,
+    }
+    names = ("error", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
+    chosen = [rule(getattr(config, name)) for name, rule in rules.items() if getattr(config, name) is not None]
+    if chosen:
+        options["temperature"] = chosen[0]
+    if config.budget_cap is not None:
+        rho = DEFAULT_TEMPERATURE.rho if config.kl_budget is None else config.kl_budget
+        options["temperature"] = KLBudget(rho, config.budget_cap)
+    return ImbalanceAwareLoss(**options)
+
+
+def _rival(config: LossConfig, batches: Batches) -> nn.Module:
+    data = (KNOWN_OF_THE_DATA[config.name](batches),) if config.name in KNOWN_OF_THE_DATA else ()
+    module = config.name.rpartition(".")[0]
+    with installed_only() if not module or is_installed(module) else working_folder_importable():
+        loss = rival(config.name, *data, **config.options or {})
+    loss = loss if isinstance(loss, nn.Module) else _Function(loss)
+    _try(loss, batches)
+    return loss
+
+
+def _try(loss: nn.Module, batches: Batches) -> None:
+    """One call, so that a loss which does not fit the data is reported before anything is written."""
+    batch = batches.draw(torch.arange(min(2, len(batches.transitions))))
+    target = batch.target / batches.unit
+    index = {"index": batch.numbers} if takes(loss, "index") else {}
+    with torch.no_grad(), evaluating(loss):
+        loss(target, target, **beside(loss, batches, torch.device("cpu")), **index)
+
+
+def _shape(batches: Batches) -> tuple[int, ...]:
+    """Of the training samples as the loss sees them, (sample, channel, *space)."""
+    return len(batches.transitions), *batches.draw(torch.tensor([0])).target.shape[1:]
+
+
+def _targets(batches: Batches) -> Tensor:
+    """Targets as the loss sees them, of transitions spread evenly over the training."""
+    count, *shape = _shape(batches)
+    chosen = torch.linspace(0, count - 1, max(1, min(count, TARGETS // math.prod(shape)))).round().long()
+    return batches.draw(chosen).target / batches.unit
+
+
+KNOWN_OF_THE_DATA: Mapping[str, Callable[[Batches], Any]] = MappingProxyType(
+    {
+        "channel": lambda batches: batches.transitions.source.channels,
+        "density": _targets,
+        "rba": _shape,
+        "vrba": _shape,
+    }
+)
+"""What a rival must know of the training data."""
+
+
+class _Function(nn.Module):
+    """A loss that is a plain function, with its arguments; the training moves and saves modules."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.forward = function
