@@ -15,8 +15,8 @@ with explain_missing_extra():
     from squall.systems.korteweg_de_vries import KortewegDeVries
     from squall.systems.kuramoto_sivashinsky import KuramotoSivashinsky
     from squall.systems.majda_mclaughlin_tabak import MajdaMcLaughlinTabak
-        from squall.systems.shallow_water import ShallowWater
-from squall.systems.shock_tube import ShockTube
+    from squall.systems.shallow_water import ShallowWater
+    from squall.systems.shock_tube import ShockTube
     from squall.systems.spectral import SpectralSystem
 
 ALL = (
