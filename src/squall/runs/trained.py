@@ -5,14 +5,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from squall.data import Split
-from squall.integrators import rollout
-from squall.models.placement import like_model
 from squall.runs.build import Experiment, build
-from squall.runs.config import ConfigError, from_dict
+from squall.runs.config import from_dict
+from squall.runs.emulator import Emulator
 from squall.runs.folder import (
     CheckpointError,
     DamagedCheckpointWarning,
@@ -60,6 +58,11 @@ class TrainedRun:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.experiment.model.load_state_dict(checkpoint.model_state)
 
+    @property
+    def emulator(self) -> Emulator:
+        """The model with its integrator and its grid, with the weights that were loaded last."""
+        return Emulator(self.experiment.model, self.experiment.integrator, self.experiment.split.train.description)
+
     def predict(self, initial: Tensor, steps: int) -> Tensor:
         """Roll out from given initial states.
 
@@ -73,14 +76,7 @@ class TrainedRun:
         Raises:
             ConfigError: if the states are not on the grid of the training data.
         """
-        training = self.experiment.split.train
-        expected = (training.channels, *training.space)
-        if tuple(initial.shape[1:]) != expected:
-            shape = ", ".join(map(str, expected))
-            raise ConfigError(f"initial states have shape {tuple(initial.shape)}, but must have (batch, {shape})")
-        with torch.no_grad():
-            first = like_model(self.experiment.model, initial)
-            return rollout(self.experiment.integrator, self.experiment.model, first, training.dt, steps)
+        return self.emulator.rollout(initial, steps)
 
 
 def open_run(
