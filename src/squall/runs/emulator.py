@@ -63,9 +63,9 @@ class Emulator(nn.Module):
         model: the rate of a state, or the next state, as its integrator expects.
         integrator: makes the step.
         description: fields, grid and dt of the training data, in whose units states are.
-        space: number of points on each space axis.
 
     Example:
+        >>> import squall
         >>> about = squall.data.describe((1, 2, 1, 8), dt=0.5)
         >>> emulator = Emulator(torch.nn.Identity(), squall.euler, about)
         >>> emulator.rollout(torch.ones(1, 1, 8), steps=2)[0, :, 0, 0]
