@@ -15,6 +15,9 @@ EXTRAS = MappingProxyType(
         "models": ("neuralop",),
         "sphere": ("torch_harmonics",),
         "tensorboard": ("tensorboard",),
+        "mlflow": ("mlflow",),
+        "wandb": ("wandb",),
+        "trackio": ("trackio",),
     }
 )
 """What each extra of `pyproject.toml` lets squall import."""

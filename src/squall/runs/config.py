@@ -40,6 +40,9 @@ FULL_PRECISIONS = ("32-true", "64-true")
 """Those in which weights and states have one type, and no scaling is needed."""
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run, or does not fit the run folder that it is used with."""
 
@@ -212,7 +215,8 @@ class RunConfig:
         sampling: which transitions make a minibatch.
         training: how long and how often.
         device: where and in what precision.
-        tensorboard: also log to `tensorboard/` in the run folder.
+        logger: where to log besides metrics.jsonl: `tensorboard`, `mlflow`, `wandb`, `trackio`, or a list of them.
+        tensorboard: the earlier name of `logger: tensorboard`.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -222,7 +226,14 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    logger: Tracker | list[Tracker] | None = None
     tensorboard: bool = False
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of `logger` as a list."""
+        names = [self.logger] if isinstance(self.logger, str) else self.logger or []
+        return [*names, *(["tensorboard"] if self.tensorboard else [])]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,9 +22,10 @@ from squall._process.threads import threads
 from squall._types import Score, Validation
 from squall.data import Split
 from squall.runs.build import Experiment, build, model_source
-from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, to_dict
+from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, flat, to_dict
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
 from squall.runs.record import sealed
+from squall.runs.tracking import loggers
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
@@ -195,16 +197,8 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
 def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
     from lightning_fabric import Fabric
 
-    loggers = []
     if config.tensorboard:
-        try:
-            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-            loggers.append(TensorBoardLogger(root_dir=folder.path, name="tensorboard", version=""))
-        except ImportError as error:
-            raise ConfigError(
-                "tensorboard is true, but it is not installed: pip install 'squall[tensorboard]'"
-            ) from error
+        warnings.warn("tensorboard: true is now logger: tensorboard", stacklevel=2)
     device = config.device
     try:
         return Fabric(
@@ -212,7 +206,7 @@ def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
             devices=device.devices,
             strategy=device.strategy,
             precision=device.precision,
-            loggers=loggers,
+            loggers=loggers(config.trackers, folder.path, flat(to_dict(config))),
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
@@ -235,10 +229,21 @@ class _FolderRecorder(Recorder):
         if first:
             self.folder.create()
         self.fabric.barrier()
-        with self.folder.locked() if first else contextlib.nullcontext():
+        with self.folder.locked() if first else contextlib.nullcontext(), self._tracked():
             if first:
                 self._describe()
             yield
+
+    @contextlib.contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Tell the loggers of the first process how the training ended."""
+        status = "failed"
+        try:
+            yield
+            status = "success"
+        finally:
+            for logger in self.fabric.loggers if self.fabric.is_global_zero else ():
+                logger.finalize(status)
 
     def _describe(self) -> None:
         """Write what is needed to understand the run years later, where it is not there yet."""

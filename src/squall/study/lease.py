@@ -64,12 +64,15 @@ class Leases:
         path: the folder for them; made when the first is taken.
         heartbeat: seconds between two touches.
         expiry: seconds without a change after which a lease of another machine is dead.
+        held: what this process holds, by the name of the work.
+        taken: what was lost at the last heartbeat.
     """
 
     path: Path
     heartbeat: float = HEARTBEAT
     expiry: float = EXPIRY
     held: dict[str, Lease] = field(default_factory=dict)
+    taken: list[str] = field(default_factory=list)
     _seen: dict[str, tuple[object, float]] = field(default_factory=dict)
 
     def claim(self, name: str) -> bool:
@@ -96,7 +99,7 @@ class Leases:
     def release(self, name: str, *, done: bool) -> None:
         """Give a lease back; of work that is done nothing remains."""
         lease = self.held.pop(name, None)
-        if lease is None or _highest(lease.folder) > lease.number:
+        if lease is None or _highest(lease.folder) != lease.number:
             return
         if done:
             shutil.rmtree(lease.folder, ignore_errors=True)
@@ -117,8 +120,12 @@ class Leases:
 
     def lost(self) -> list[str]:
         """Work that another process took over, as this one was suspended or cut off from the disk for too long."""
-        held = self.held.items()
-        return [name for name, lease in held if not lease.path.exists() or _highest(lease.folder) > lease.number]
+        return [
+            name
+            for name, lease in list(self.held.items())
+            if (not lease.path.exists() or _highest(lease.folder) > lease.number)
+            and self.held.get(name) is lease  # not given back meanwhile
+        ]
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -137,6 +144,7 @@ class Leases:
             for lease in list(self.held.values()):
                 with contextlib.suppress(OSError):  # of a disk that is away for a moment, or a lease that was lost
                     os.utime(lease.path)
+            self.taken = self.lost()
 
     def _free(self, name: str, path: Path) -> bool:
         """Whether a lease is given back or dead."""

@@ -238,7 +238,7 @@ class _Count:
                 going += self.folder.steps_done(trial)
         self.progress(self.finished + going, self.total)
         end = time.monotonic()
-        self.next = end + max(PROGRESS_SECONDS, 20 * (end - begin))
+        self.next = end + max(PROGRESS_SECONDS, 100 * (end - begin))
 
 
 def _run_all(leases: Leases, batches: Sequence[list[_Task]], workers: int, count: _Count) -> None:
@@ -312,9 +312,9 @@ def _release(leases: Leases, batch: Sequence[_Task]) -> None:
 
 
 def _refuse_lost(leases: Leases) -> None:
-    if lost := leases.lost():
+    if leases.taken:
         raise RunFolderError(
-            f"other processes took over {', '.join(lost)}: nothing was heard of this one for {leases.expiry:.0f} s, as "
+            f"other processes took over {', '.join(leases.taken)}: nothing was heard of this one for {leases.expiry:.0f} s, as "
             "if it was suspended or cut off from the disk. Give the same command again"
         )
 
