@@ -18,6 +18,7 @@ EXTRAS = MappingProxyType(
         "mlflow": ("mlflow",),
         "wandb": ("wandb",),
         "trackio": ("trackio",),
+        "anemoi": ("anemoi",),
     }
 )
 """What each extra of `pyproject.toml` lets squall import."""

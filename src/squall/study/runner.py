@@ -314,8 +314,8 @@ def _release(leases: Leases, batch: Sequence[_Task]) -> None:
 def _refuse_lost(leases: Leases) -> None:
     if leases.taken:
         raise RunFolderError(
-            f"other processes took over {', '.join(leases.taken)}: nothing was heard of this one for {leases.expiry:.0f} s, as "
-            "if it was suspended or cut off from the disk. Give the same command again"
+            f"other processes took over {', '.join(leases.taken)}: nothing was heard of this one for "
+            f"{leases.expiry:.0f} s, as if it was suspended or cut off from the disk. Give the same command again"
         )
 
 
