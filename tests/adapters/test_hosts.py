@@ -106,22 +106,20 @@ def test_pina():
     from pina.problem.zoo import SupervisedProblem
     from pina.solver import SupervisedSolver
 
-    x, y = (
-        package.LabelTensor(z.reshape(-1, 2), labels)
-        for z, labels in zip(data(), (["a", "b"], ["c", "d"]), strict=True)
-    )
+    x, y = (z.reshape(-1, 2) for z in data())
 
     def train(loss: nn.Module) -> torch.Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = nn.Linear(2, 2)
-        problem = SupervisedProblem(x, y)
-        solver = SupervisedSolver(problem, model, loss=pina(loss), use_lt=True)
+        solver = SupervisedSolver(SupervisedProblem(x, y), model, loss=pina(loss), use_lt=False)
         options = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
         package.Trainer(solver, max_epochs=20, accelerator="cpu", batch_size=None, **options).train()
         return weights(model)
 
     check(train)
+    labelled = (package.LabelTensor(z, ["a", "b"]) for z in (x, y))
+    assert pina(ImbalanceAwareLoss())(*labelled) == ImbalanceAwareLoss()(x, y)
 
 
 def test_anemoi():
