@@ -18,7 +18,7 @@ FLOORS = [
     {"data", "models", "systems"},
     {"evaluation", "training"},
     {"runs"},
-    {"study"},
+    {"adapters", "study"},
     {"report"},
     {"cli"},
 ]

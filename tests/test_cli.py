@@ -488,7 +488,7 @@ def test_a_mistake_gets_a_sentence_and_exit_code_2(data, tmp_path, monkeypatch, 
 
 def test_metrics_go_to_tensorboard_too(data, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert main(train(data, tmp_path / "run", 20, "--tensorboard", "true", "--training.log_every", "10")) == 0
+    assert main(train(data, tmp_path / "run", 20, "--logger", "tensorboard", "--training.log_every", "10")) == 0
     found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     found.Reload()
     assert {"loss", "temperature", "validation/rollout_states"} <= set(found.Tags()["scalars"])

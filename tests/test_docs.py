@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from squall.cli import main
@@ -94,6 +95,21 @@ def test_the_commands_of_the_page_are_understood(page, tmp_path, monkeypatch):
     assert ours
     for _, command, *words in ours:
         assert main([command, *words, *small.get(command, [])]) == 0, (command, words)
+
+
+def test_the_programs_of_the_export_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--trajectories", "8", "--steps", "12", "--points", "16"]
+    assert main(["simulate", "cahn-hilliard", "--out", "ch.hdf5", *small]) == 0
+    words = "--data.path ch.hdf5 --data.validation 1 --data.test 1 --training.batch 4 --training.steps 2 --out runs/ch"
+    assert main(["train", *words.split(), "--device.accelerator", "cpu"]) == 0
+    page = (ROOT / "docs" / "export.md").read_text()
+    (command,) = blocks(page, "sh")
+    assert main(shlex.split(command)[1:]) == 0
+    names = {"initial": torch.zeros(2, 1, 16)}
+    exec(compile("".join(blocks(page, "python")), "page", "exec"), names)
+    assert names["trajectories"].shape == (2, 101, 1, 16)
+    assert names["u"].shape == (2, 1, 16)
 
 
 def test_the_study_of_the_page_is_one(tmp_path):

@@ -14,6 +14,7 @@ from squall._process.extras import EXTRAS
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 MODULE_OF = {  # where it differs from the name to install
+    "anemoi-training": "anemoi",
     "lightning-fabric": "lightning_fabric",
     "neuraloperator": "neuralop",
     "pyyaml": "yaml",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # imported on first use, by `__getattr__`
         weight_shares,
     )
     from squall.models import HNN, NODE, energy_rate
+    from squall.runs.emulator import Emulator, load
+    from squall.runs.export import export_run
     from squall.runs.trained import open_run
     from squall.systems import SYSTEMS, CahnHilliard, ConvergenceError, KortewegDeVries, ShallowWater, System
     from squall.training import TrainingSettings, train
@@ -43,6 +45,7 @@ __all__ = [
     "CahnHilliard",
     "ConvergenceError",
     "EffectiveFraction",
+    "Emulator",
     "ErrorSketch",
     "Huber",
     "ImbalanceAwareLoss",
@@ -60,9 +63,11 @@ __all__ = [
     "energy_rate",
     "euler",
     "evaluate",
+    "export_run",
     "imbalance_aware_loss",
     "imbalance_weights",
     "increment",
+    "load",
     "midpoint",
     "next_state",
     "open_run",
@@ -82,7 +87,7 @@ _ROOMS = {
     "integrators": "INTEGRATORS euler increment midpoint next_state rk4 rollout substeps",
     "training": "TrainingSettings train",
     "evaluation": "RolloutValidation evaluate",
-    "runs": "open_run",
+    "runs": "Emulator export_run load open_run",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

@@ -15,6 +15,10 @@ EXTRAS = MappingProxyType(
         "models": ("neuralop",),
         "sphere": ("torch_harmonics",),
         "tensorboard": ("tensorboard",),
+        "mlflow": ("mlflow",),
+        "wandb": ("wandb",),
+        "trackio": ("trackio",),
+        "anemoi": ("anemoi",),
     }
 )
 """What each extra of `pyproject.toml` lets squall import."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "Roll out the test trajectories, write evaluation.json and figures, print a table.",
     "compare": "One table and one figure for several evaluated runs.",
     "predict": "Roll out a trained model from your own initial states.",
+    "export": "Write a trained model into a folder for others: weights, a program, a model card.",
     "data": "Describe a data file of any known format, or write it in squall's layout.",
     "study": "Run a grid of trainings, show its progress, report and pack its results.",
 }

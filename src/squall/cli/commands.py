@@ -31,7 +31,9 @@ from squall._process.startup import end_of_startup
 from squall._process.threads import keep_freed_memory
 from squall.cli import COMMANDS, USER_MISTAKE
 from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
+from squall.runs.emulator import PROGRAM
 from squall.runs.evaluate import conserved_quantities, evaluate_runs
+from squall.runs.export import export_run
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
 from squall.runs.simulate import simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run
@@ -347,6 +349,23 @@ def _predict_parser() -> Parser:
     return parser, _options(parser)
 
 
+def _export_parser() -> Parser:
+    parser = _command_parser("export")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="the new folder; refused if it exists")
+    parser.add_argument(
+        "--checkpoint",
+        type=Literal["best", "last"] | None,
+        default=None,
+        help="which weights; the best if there are",
+    )
+    parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the model's code, also from outside the installed packages"
+    )
+    return parser, _options(parser)
+
+
 # The commands
 
 
@@ -558,6 +577,21 @@ def _predict(arguments: Namespace, console: Console) -> int:
     return 0
 
 
+def _export(arguments: Namespace, console: Console) -> int:
+    with console.status("exporting"):
+        exported = export_run(
+            arguments.run,
+            arguments.out,
+            checkpoint=arguments.checkpoint,
+            data=arguments.data,
+            trust=arguments.trust,
+        )
+    if exported.refusal:
+        _say(console, f"warning: the weights are written, but no {PROGRAM}: {exported.refusal}", "yellow")
+    print(exported.path)
+    return 0
+
+
 def _data(arguments: Namespace, console: Console) -> int:
     from squall.data.summary import next_command
 
@@ -690,6 +724,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "evaluate": _evaluate_parser,
     "compare": _compare_parser,
     "predict": _predict_parser,
+    "export": _export_parser,
     "data": _data_parser,
     "diagnose": _diagnose_parser,
     "study": _study_parser,
@@ -700,6 +735,7 @@ RUN: dict[str, Callable[[Namespace, Console], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "predict": _predict,
+    "export": _export,
     "data": _data,
     "diagnose": _diagnose,
     "study": _study,

@@ -21,6 +21,7 @@ NOT_COMPARED = {
     "training.log_every",
     "training.checkpoint_every",
     "device.threads",
+    "logger",
     "tensorboard",
 }
 """Keys that do not tell two rows apart."""

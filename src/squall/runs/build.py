@@ -393,7 +393,8 @@ def _refuse_strange_model(name: str, trusts: Callable[[Path | None], bool]) -> N
         where = f"comes from {source}, not from an installed package" if source else "is in no installed package"
         raise ConfigError(
             f"the model '{name}' {where}, and nothing shows that you trained this run on this machine with that file. "
-            "Its code would run: if you trust it, say so by --trust (in Python, open_run(..., trust=True))"
+            "Its code would run: if you trust it, say so by --trust (in Python, open_run(..., trust=True) or "
+            "load(..., trust=True))"
         )
 
 

@@ -46,6 +46,9 @@ OWN_LOSSES = ("imbalance-aware", "mse")
 """The losses with settings of their own; all others have `loss.options`."""
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run, or does not fit the run folder that it is used with."""
 
@@ -267,7 +270,8 @@ class RunConfig:
         sampling: which transitions make a minibatch.
         training: how long and how often.
         device: where and in what precision.
-        tensorboard: also log to `tensorboard/` in the run folder.
+        logger: where to log besides metrics.jsonl: `tensorboard`, `mlflow`, `wandb`, `trackio`, or a list of them.
+        tensorboard: the earlier name of `logger: tensorboard`.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -277,7 +281,14 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    logger: Tracker | list[Tracker] | None = None
     tensorboard: bool = False
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of `logger` as a list."""
+        names = [self.logger] if isinstance(self.logger, str) else self.logger or []
+        return [*names, *(["tensorboard"] if self.tensorboard else [])]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from squall.runs.description import write_description
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
 from squall.runs.record import recorded, sealed
 from squall.runs.start import Start
+from squall.runs.tracking import loggers
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
 from squall.training.sampling import StiffnessAwareSampler
@@ -224,16 +225,8 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
 def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
     from lightning_fabric import Fabric
 
-    loggers = []
     if config.tensorboard:
-        try:
-            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-            loggers.append(TensorBoardLogger(root_dir=folder.path, name="tensorboard", version=""))
-        except ImportError as error:
-            raise ConfigError(
-                "tensorboard is true, but it is not installed: pip install 'squall[tensorboard]'"
-            ) from error
+        warnings.warn("tensorboard: true is now logger: tensorboard", stacklevel=2)
     device = config.device
     try:
         return Fabric(
@@ -241,7 +234,7 @@ def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
             devices=device.devices,
             strategy=device.strategy,
             precision=device.precision,
-            loggers=loggers,
+            loggers=loggers(config.trackers, folder.path, flat(to_dict(config))),
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
@@ -270,10 +263,21 @@ class _FolderRecorder(Recorder):
         if first:
             self.folder.create()
         self.fabric.barrier()
-        with self.folder.locked() if first else contextlib.nullcontext():
+        with self.folder.locked() if first else contextlib.nullcontext(), self._tracked():
             if first:
                 self._describe()
             yield
+
+    @contextlib.contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Tell the loggers of the first process how the training ended."""
+        status = "failed"
+        try:
+            yield
+            status = "success"
+        finally:
+            for logger in self.fabric.loggers if self.fabric.is_global_zero else ():
+                logger.finalize(status)
 
     def _describe(self) -> None:
         """Write what is needed to understand the run years later, where it is not there yet."""

@@ -20,6 +20,7 @@ from squall.runs.build import Experiment, build
 from squall.runs.build import _open as open_data
 from squall.runs.config import ConfigError, RunConfig, from_dict
 from squall.runs.description import constants, read_description
+from squall.runs.emulator import Emulator, ExportError
 from squall.runs.folder import (
     CheckpointError,
     DamagedCheckpointWarning,
@@ -42,6 +43,7 @@ class TrainedRun:
 
     Attributes:
         folder: the run folder.
+        config: of the training.
         checkpoint: which weights the model has, `best` or `last`; None before any were loaded.
         step: of the training, at which they were saved.
     """
@@ -52,7 +54,7 @@ class TrainedRun:
         self.folder = folder
         self.checkpoint: Kind | None = None
         self.step = 0
-        self._config, self._built, self._opened, self._constants = config, built, opened, constants
+        self.config, self._built, self._opened, self._constants = config, built, opened, constants
 
     @property
     def model(self) -> nn.Module:
@@ -90,8 +92,8 @@ class TrainedRun:
         """
         if self._opened:
             return self._built
-        split = open_data(self._config)
-        _refuse_other_data(self.folder, self._config)
+        split = open_data(self.config)
+        _refuse_other_data(self.folder, self.config)
         return replace(self._built, split=split)
 
     def load(self, kind: Kind | None = None) -> tuple[Kind, int]:
@@ -120,6 +122,25 @@ class TrainedRun:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._built.model.load_state_dict(checkpoint.model_state)
+
+    @property
+    def emulator(self) -> Emulator:
+        """The model with its integrator and its grid, with the weights that were loaded last.
+
+        Raises:
+            ExportError: if the model needs more than one state: a history, conditions or a mask.
+        """
+        parts = {
+            "a history of states (data.history)": self.inputs.history > 1,
+            f"the conditions {', '.join(self.inputs.conditions)} (data.inputs)": bool(self.inputs.conditions),
+            "a mask of its grid": self.source.mask is not None,
+        }
+        if needed := [name for name, there in parts.items() if there]:
+            raise ExportError(
+                f"{self.folder.path} cannot be exported: its model needs {' and '.join(needed)}, and an exported model "
+                "takes one state and returns the next. Use squall.open_run(...).predict"
+            )
+        return Emulator(self._built.model, self._built.integrator, self.description)
 
     def predict(self, u0: Tensor, steps: int, forcings: Mapping[str, Any] | None = None) -> Trajectories:
         """Roll out from given states, in the units of the data.

@@ -2,6 +2,7 @@
 
 study.yaml      what was asked for
 data/           the simulated trajectories
+.leases/        who works on what
 runs/<label>/   a run folder for every trial, or `failed.json` in it where the training diverged
 results.csv     the pack of finished runs, whose folders may then be removed
 results.npz
@@ -18,10 +19,15 @@ from squall.study.definition import Study, Trial, read_study
 from squall.study.outcome import Outcome, read_outcome
 from squall.study.pack import PACK, read_pack
 
-__all__ = ["TRIAL", "StudyFolder"]
+__all__ = ["FAILED", "FINISHED", "LEASES", "TRIAL", "StudyFolder"]
 
 TRIAL = "trial.json"
 """Written last into a run folder of a study: its labels and seed. It marks the run as complete."""
+
+FAILED = "failed.json"
+"""In the folder of a run whose training diverged."""
+
+LEASES = ".leases"
 
 FINISHED = ("done", "failed")
 
@@ -46,11 +52,12 @@ class StudyFolder:
         """
         self.refuse_other(study)
         there = self.path / "study.yaml"
-        (self.path / "runs").mkdir(parents=True, exist_ok=True)
-        (self.path / "data").mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         if not there.exists() or load_yaml(there) != study.source:  # else its comments are kept
             with write_beside(there) as part:
                 part.write_text(dump_yaml(dict(study.source)), encoding="utf-8")
+        for name in ("runs", "data"):  # after what says whose they are
+            (self.path / name).mkdir(exist_ok=True)
 
     def refuse_other(self, study: Study) -> None:
         """Make sure, before anything is written, that the folder is free for a study or holds this one.
@@ -138,7 +145,7 @@ class StudyFolder:
         folder = self.run(trial)
         if folder.has(TRIAL):
             return "done"
-        if folder.has("failed.json"):
+        if folder.has(FAILED):
             return "failed"
         return "started" if folder.has("config.yaml") else "missing"
 

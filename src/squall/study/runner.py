@@ -3,11 +3,13 @@
 import dataclasses
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +28,8 @@ from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
 from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run_together
 from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial, data_path
-from squall.study.folder import TRIAL, StudyFolder
+from squall.study.folder import FAILED, FINISHED, LEASES, TRIAL, StudyFolder
+from squall.study.lease import Leases
 from squall.study.outcome import FIELDS
 from squall.systems import ShallowWater
 from squall.training.loop import Recorder, TrainingDiverged
@@ -35,6 +38,9 @@ __all__ = ["Progress", "part_of", "run_study"]
 
 PROGRESS_SECONDS = 2.0
 """How often progress is reported: often enough to watch, rarely enough that reading the folders costs little."""
+LOOKS = 8
+"""Batches held by others that are looked at before the next pause, so that waiting costs a shared disk little."""
+
 LOCK_SECONDS = 30
 """How long to wait for a worker of a study that was killed: it ends on its own within seconds."""
 
@@ -57,8 +63,9 @@ def run_study(
 ) -> list[Trial]:
     """Run every trial that its folder does not hold yet.
 
-    After a kill at any moment, the same call resumes the study. A training that diverges is a result, kept as
-    `failed.json`.
+    The same call may run many times at once, on one machine or on several that share the disk: they divide the trials
+    by leases, and each returns when all are done. After a kill at any moment, the same call resumes the study. A
+    training that diverges is a result, kept as `failed.json`.
 
     Args:
         study: what to run.
@@ -74,7 +81,7 @@ def run_study(
         the trials whose training diverged.
 
     Raises:
-        RunFolderError: if the folder holds another study, or another process works on it.
+        RunFolderError: if the folder holds another study, or other processes took over what this one held.
         ConfigError: if the study has no such grid.
         ValueError: for a part or a number of workers that cannot be.
     """
@@ -86,12 +93,14 @@ def run_study(
     folder = StudyFolder(path)
     folder.refuse_other(study)
     RunFolder(folder.path).create()
-    with RunFolder(folder.path).locked():
+    leases = Leases(folder.path / LEASES)
+    with leases.waiting("study"):
         folder.create(study)
-        to_run = [trial for trial in trials if not folder.only_packed(trial)]
-        _simulate(folder, study, to_run)
-        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
-        _run_all(folder, trials, _batches(pending, together), workers, progress or (lambda done, total: None))
+    to_run = [trial for trial in trials if not folder.only_packed(trial)]
+    _simulate(leases, folder, study, to_run)
+    pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
+    count = _Count(folder, trials, progress or (lambda done, total: None))
+    _run_all(leases, _batches(pending, together), workers, count)
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
 
@@ -132,13 +141,18 @@ def _pending(tasks: Sequence["_Task"], folder: StudyFolder) -> list["_Task"]:
     return pending
 
 
-def _simulate(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> None:
-    for part in (folder.path / "data").glob(".*.part"):  # of a study that was killed: this one holds the lock
-        part.unlink()
+def _simulate(leases: Leases, folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> None:
     for name in dict.fromkeys(trial.system for trial in trials):
         options = dict(study.systems[name])
         path = folder.path / data_path(name, options)
-        if not path.exists():
+        halves = f".{path.name}.*.part"
+        if path.exists() and not any(path.parent.glob(halves)):
+            continue
+        with leases.waiting(f"data {name}"):
+            for half in path.parent.glob(halves):  # of a study that was killed
+                half.unlink()
+            if path.name in os.listdir(path.parent):
+                continue
             system = SIMULATED[options.pop("name")]
             sizes = {key: options.pop(key) for key in SIZES if key in options}
             made = system(**options)
@@ -168,6 +182,12 @@ class _Task:
         if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
             names.append(SAMPLING)
         return names
+
+    @property
+    def is_done(self) -> bool:
+        """Listed, not asked for by name: NFS remembers for a minute that a file was not there."""
+        names = set(os.listdir(self.path)) if self.path.is_dir() else set()
+        return names.issuperset((TRIAL, *self.wanted)) or (FAILED in names and TRIAL not in names)
 
     @property
     def keep(self) -> Keep:
@@ -201,33 +221,106 @@ def _batches(tasks: Sequence[_Task], together: int) -> list[list[_Task]]:
     return alike
 
 
-def _run_all(
-    folder: StudyFolder, trials: Sequence[Trial], batches: Sequence[list[_Task]], workers: int, progress: Progress
-) -> None:
-    total = sum(trial.config.training.steps for trial in trials)
+class _Count:
+    """Tells the finished training steps, and asks the disk seldom: of what is finished only once."""
+
+    def __init__(self, folder: StudyFolder, trials: Sequence[Trial], progress: Progress) -> None:
+        self.folder, self.progress, self.trials = folder, progress, list(trials)
+        self.total = sum(trial.config.training.steps for trial in trials)
+        self.finished, self.next = 0, 0.0
+
+    def tell(self, *, now: bool = False) -> None:
+        begin = time.monotonic()
+        if begin < self.next and not now:
+            return
+        going = 0
+        for trial in list(self.trials):
+            if self.folder.state(trial) in FINISHED:
+                self.trials.remove(trial)
+                self.finished += trial.config.training.steps
+            else:
+                going += self.folder.steps_done(trial)
+        self.progress(self.finished + going, self.total)
+        end = time.monotonic()
+        self.next = end + max(PROGRESS_SECONDS, 100 * (end - begin))
+
+
+def _run_all(leases: Leases, batches: Sequence[list[_Task]], workers: int, count: _Count) -> None:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
-        jobs: list[Future[None]] = [pool.submit(_run_batch, batch) for batch in batches]
+    left, running, failed = _rotated(batches), dict[Future[None], list[_Task]](), list[Future[None]]()
+    with (
+        leases.beating(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool,
+    ):
         try:
-            waiting = set(jobs)
-            while waiting:
-                progress(sum(folder.steps_done(trial) for trial in trials), total)
-                done, waiting = wait(waiting, PROGRESS_SECONDS, FIRST_COMPLETED)
-                if any(_failed(job) for job in done):
-                    break
+            while (left or running) and not failed:
+                while len(running) < workers and (batch := _next(leases, left)):
+                    running[pool.submit(_run_batch, batch)] = batch
+                count.tell()
+                done = wait(running, PROGRESS_SECONDS, FIRST_COMPLETED).done if running else set()
+                for job in done:
+                    _release(leases, running.pop(job))
+                failed = [job for job in done if _failed(job)]
+                if left and not running:
+                    time.sleep(PROGRESS_SECONDS)  # others hold what is left
+                _refuse_lost(leases)
         finally:
             stop.set()  # after an interrupt or an error: every worker saves and stops
             pool.shutdown(cancel_futures=True)
+            for batch in running.values():
+                _release(leases, batch)
         try:
-            for job in jobs:
-                job.result()
+            for job in (*failed, *running):
+                if not job.cancelled():
+                    job.result()
         except BrokenProcessPool as error:
             raise RunFolderError(
                 "a worker was killed, perhaps for memory: give the same command again, with fewer --workers or a "
                 "smaller --together"
             ) from error
-    progress(sum(folder.steps_done(trial) for trial in trials), total)
+    count.tell(now=True)
+
+
+def _rotated(batches: Sequence[list[_Task]]) -> deque[list[_Task]]:
+    """From a random one on, so that processes that begin together meet seldom. No result depends on the order."""
+    queue = deque(batches)
+    queue.rotate(-secrets.randbelow(max(1, len(queue))))
+    return queue
+
+
+def _next(leases: Leases, left: deque[list[_Task]]) -> list[_Task]:
+    """The first batch of which this process gets a part; none if others hold what was looked at."""
+    for _ in range(min(len(left), LOOKS)):
+        mine, held = list[_Task](), list[_Task]()
+        while left and not (mine or held):
+            for task in left.popleft():
+                if task.is_done:
+                    continue
+                if not leases.claim(task.trial.name):
+                    held.append(task)
+                elif task.is_done:  # by whoever held it until now
+                    leases.release(task.trial.name, done=True)
+                else:
+                    mine.append(task)
+        if held:
+            left.append(held)
+        if mine:
+            return mine
+    return []
+
+
+def _release(leases: Leases, batch: Sequence[_Task]) -> None:
+    for task in batch:
+        leases.release(task.trial.name, done=task.is_done)
+
+
+def _refuse_lost(leases: Leases) -> None:
+    if leases.taken:
+        raise RunFolderError(
+            f"other processes took over {', '.join(leases.taken)}: nothing was heard of this one for "
+            f"{leases.expiry:.0f} s, as if it was suspended or cut off from the disk. Give the same command again"
+        )
 
 
 def _failed(job: Future[None]) -> bool:
@@ -298,7 +391,7 @@ def _device(config: RunConfig) -> str:
 
 def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
     folder = RunFolder(task.path)
-    folder.write_json("failed.json", {"step": error.step, "message": str(error)})
+    folder.write_json(FAILED, {"step": error.step, "message": str(error)})
     _forget(task)
 
 

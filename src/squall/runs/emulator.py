@@ -1,0 +1,240 @@
+"""A trained model on its own: a map from a state to the next one, without data file and run folder.
+
+An exported folder holds
+
+    emulator.json        what the model is, its grid, its training configuration, the checksums of the other files
+    model.safetensors    its weights
+    model.pt2            one step as a program of `torch.export`, for programs without squall
+    README.md            the model card
+
+`load` reads the first two, which are plain values and tensors. `export.export_run` writes all four.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+
+from squall._process.documents import DocumentError, read_json, read_text, special_file
+from squall._types import State, Trajectories
+from squall.data import DataError, Description, InMemory, Normalization, Split, describe
+from squall.integrators import IntegratorLike, rollout
+from squall.models.placement import like_model
+from squall.runs.build import build
+from squall.runs.config import ConfigError, from_dict
+from squall.training.state import split_state
+
+__all__ = [
+    "DESCRIPTION",
+    "PROGRAM",
+    "WEIGHTS",
+    "Contents",
+    "Emulator",
+    "ExportError",
+    "checksum",
+    "describe_export",
+    "load",
+]
+
+DESCRIPTION, WEIGHTS, PROGRAM = "emulator.json", "model.safetensors", "model.pt2"
+
+FORMAT = 1
+
+
+class ExportError(ValueError):
+    """A run that cannot be exported, or a folder that is no export or is damaged."""
+
+
+@final
+class Emulator(nn.Module):
+    """A trained model with its integrator and its grid: it maps a state to the state one dt later.
+
+    Args:
+        model: the rate of a state, or the next state, as its integrator expects.
+        integrator: makes the step.
+        description: fields, grid and dt of the training data, in whose units states are.
+
+    Example:
+        >>> import squall
+        >>> about = squall.data.describe((1, 2, 1, 8), dt=0.5)
+        >>> emulator = Emulator(torch.nn.Identity(), squall.euler, about)
+        >>> emulator.rollout(torch.ones(1, 1, 8), steps=2)[0, :, 0, 0]
+        tensor([1.0000, 1.5000, 2.2500])
+    """
+
+    def __init__(self, model: nn.Module, integrator: IntegratorLike, description: Description) -> None:
+        super().__init__()
+        self.model, self.integrator, self.description = model, integrator, description
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """(channel, *space) of a state."""
+        return len(self.description.fields), *(len(axis) for axis in self.description.coordinates)
+
+    def forward(self, u: State) -> State:
+        """The states a time dt after u, (batch, channel, *space)."""
+        return self.integrator(self.model, u, self.description.dt)
+
+    @torch.no_grad()
+    def rollout(self, initial: State, steps: int) -> Trajectories:
+        """Roll out from given initial states.
+
+        Args:
+            initial: (batch, channel, *space), on the grid and in the units of the training data.
+            steps: how many steps of the data's dt.
+
+        Returns:
+            the trajectories, (batch, steps + 1, channel, *space), in the precision of the weights.
+
+        Raises:
+            ConfigError: if the states are not on the grid of the training data.
+        """
+        if tuple(initial.shape[1:]) != self.state_shape:
+            shape = ", ".join(map(str, self.state_shape))
+            raise ConfigError(f"initial states have shape {tuple(initial.shape)}, but must have (batch, {shape})")
+        return rollout(self.integrator, self.model, like_model(self.model, initial), self.description.dt, steps)
+
+    def extra_repr(self) -> str:
+        return f"dt={self.description.dt}, fields={self.description.fields}, state={self.state_shape}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an exported folder says about its model, as plain values.
+
+    Args:
+        config: of the training, without the folder of the data.
+        normalization: as `Normalization.to_dict` gives it.
+        data: fields, grid and dt.
+        state: the part of the model's state that no tensor holds.
+    """
+
+    config: dict[str, Any]
+    normalization: dict[str, Any]
+    data: dict[str, Any]
+    state: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, emulator: Emulator, config: Mapping[str, Any], normalization: Normalization
+    ) -> tuple["Contents", bytes]:
+        """The contents, and the bytes of model.safetensors.
+
+        Raises:
+            ExportError: if the state of the model holds more than tensors and plain values.
+        """
+        weights, state = split_state(emulator.model.state_dict())
+        try:
+            same = json.loads(json.dumps(state, allow_nan=False)) == state
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ExportError(
+                f"the state of the model holds more than safetensors and JSON can: {', '.join(state)}. Keep tensors, "
+                "numbers and text in its state dict"
+            )
+        about = dataclasses.asdict(emulator.description)
+        about["coordinates"] = [axis.tolist() for axis in emulator.description.coordinates]
+        name = Path(config["data"]["path"]).name
+        config = {**config, "data": {**config["data"], "path": name}}
+        return cls(config, normalization.to_dict(), about, state), tensor_bytes(weights)
+
+    def emulator(self, weights: dict[str, Tensor], *, trust: bool) -> Emulator:
+        """The model with its weights, built as for the training, on a grid without data."""
+        description = _description(self.data)
+        shape = (1, 2, len(description.fields), *(len(axis) for axis in description.coordinates))
+        grid = InMemory.described(torch.zeros(shape), description)
+        normalization = Normalization.from_dict(self.normalization)
+        config = from_dict(self.config)
+        experiment = build(config, normalization, split=Split(grid, grid, grid), trusts=lambda source: trust)
+        experiment.model.load_state_dict(weights | self.state)
+        return Emulator(experiment.model, experiment.integrator, description).eval()
+
+
+def load(path: Path | str, *, trust: bool = False) -> Emulator:
+    """The emulator of a folder that `squall export` wrote.
+
+    Only emulator.json and model.safetensors are read, after their checksum. model.pt2 is never opened.
+
+    Args:
+        path: the folder.
+        trust: whether its model may be imported from outside the installed packages.
+
+    Raises:
+        ExportError: if it is no exported folder, or damaged.
+        ConfigError: if its model is unknown, or code that is not trusted.
+    """
+    path = Path(path)
+    if not (path / DESCRIPTION).exists():
+        raise ExportError(f"{path} is not an exported model: it has no {DESCRIPTION}. `squall export` writes one")
+    try:
+        about = read_json(read_text(path / DESCRIPTION))
+        if about["format"] != FORMAT:
+            raise ExportError(
+                f"{path} has format {about['format']!r}, but this squall reads {FORMAT}: install a newer one"
+            )
+        contents = Contents(**{field.name: about[field.name] for field in dataclasses.fields(Contents)})
+        weights = _read_weights(path / WEIGHTS, about["files"][WEIGHTS])
+    except (DocumentError, KeyError, TypeError, OSError) as error:
+        raise ExportError(f"{path} is damaged: {type(error).__name__}: {error}. Export the run again") from error
+    try:
+        return contents.emulator(weights, trust=trust)
+    except (DataError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ExportError(f"{path} is damaged: {' '.join(str(error).split())}. Export the run again") from error
+
+
+def checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def describe_export(contents: Contents, files: Mapping[str, bytes], **more: Any) -> str:
+    """The text of emulator.json."""
+    checksums = {name: checksum(content) for name, content in files.items()}
+    values = {"format": FORMAT, **more, "files": checksums, **dataclasses.asdict(contents)}
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+def _read_weights(path: Path, recorded: str) -> dict[str, Tensor]:
+    if special := special_file(path):
+        raise ExportError(f"{path} is {special}, not a file")
+    content = path.read_bytes()
+    if checksum(content) != recorded:
+        raise ExportError(f"{path} is damaged: it does not match its checksum. Copy or export it again")
+    try:
+        return read_tensors(content)
+    except Exception as error:  # safetensors has errors of its own
+        raise ExportError(f"{path} is damaged: {error}. Export the run again") from error
+
+
+def _description(values: Mapping[str, Any]) -> Description:
+    """A description from plain values; what `describe` checks is checked."""
+    coordinates = tuple(np.asarray(axis, dtype=np.float64) for axis in values["coordinates"])
+    ends = tuple(map(str, values["boundary"]))
+    names = ("dt", "fields", "name", "parameters", "provenance")
+    checked = describe(
+        (1, 2, len(values["fields"]), *(len(axis) for axis in coordinates)),
+        coordinates=coordinates,
+        boundary=["open" if end == "mixed" else end for end in ends],
+        **{name: values[name] for name in names},
+    )
+    spacing = tuple(None if step is None else float(step) for step in values["spacing"])
+    if len(spacing) != len(coordinates) or not math.isfinite(float(values["start"])):
+        raise DataError(f"spacing is {spacing} for {len(coordinates)} axes")
+    return dataclasses.replace(
+        checked,
+        spacing=spacing,
+        boundary=ends,
+        axes=tuple(map(str, values["axes"])),
+        units={str(name): str(unit) for name, unit in values["units"].items()},
+        start=float(values["start"]),
+    )

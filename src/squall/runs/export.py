@@ -1,0 +1,247 @@
+"""A run as a folder that goes to others: weights, a program of one step, a model card."""
+
+import io
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import squall
+from squall._process.files import sync, temporary_name
+from squall.runs.config import to_dict
+from squall.runs.emulator import DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
+from squall.runs.folder import Kind, RunFolder
+from squall.runs.trained import open_run
+
+__all__ = ["Exported", "export_run"]
+
+AGREEMENT = 1e-6
+"""Largest difference between a step of the program and one of the model, relative to the largest value."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where a run was exported to, and why `torch.export` could not take its model, if it could not."""
+
+    path: Path
+    refusal: str | None
+
+
+def export_run(
+    path: Path | str, out: Path | str, *, checkpoint: Kind | None = None, data: str | None = None, trust: bool = False
+) -> Exported:
+    """Write the model of a run into a new folder that needs neither the run nor its data.
+
+    Args:
+        path: the run folder.
+        out: the new folder.
+        checkpoint: which weights; the best on the validation rollouts if there are, else the last.
+        data, trust: as `open_run` takes them.
+
+    Raises:
+        FileExistsError: if `out` is there already.
+        ExportError: if the state of the model cannot be written.
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise FileExistsError(f"{out} exists and is not overwritten: choose another folder, or move it away")
+    trained = open_run(path, data, trust=trust)
+    kind, step = trained.load(checkpoint)
+    emulator = trained.emulator.cpu().eval()
+    contents, weights = Contents.of(emulator, to_dict(trained.config), trained.normalization)
+    files, refusal = {WEIGHTS: weights}, None
+    try:
+        files[PROGRAM] = _program(emulator)
+    except _NotExportable as error:
+        refusal = str(error)
+    origin = {"squall": squall.__version__, "torch": torch.__version__, "checkpoint": {"kind": kind, "step": step}}
+    about = describe_export(contents, files, **origin)
+    card = _card(out.resolve().name, contents, files, refusal, trained.folder, kind, step)
+    _write(out, files | {DESCRIPTION: about.encode(), "README.md": card.encode()})
+    return Exported(out, refusal)
+
+
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
+    """All files or none."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(out)
+    temporary.mkdir()
+    try:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+            sync(temporary / name)
+        try:
+            os.rename(temporary, out)
+        except OSError as error:
+            raise FileExistsError(f"{out} exists now and is not overwritten: choose another folder") from error
+        sync(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _NotExportable(Exception):
+    """Why `torch.export` cannot take a model."""
+
+
+def _program(emulator: Emulator) -> bytes:
+    """One step as a program for any batch size, compared with the model on two batches."""
+    parameter = next(emulator.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, *emulator.state_shape, generator=generator, dtype=dtype)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about the model's own code
+        try:
+            program = torch.export.export(emulator, (states[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            content = _program_bytes(program)
+            for batch in (states, states[:1]):
+                _compare(program.module()(batch), emulator(batch))
+        except _NotExportable:
+            raise
+        except Exception as error:  # of the tracer, the exporter, or the module's own code
+            operator = re.search(r"aten\.\w+(?:\.\w+)?|torch\.\w+[\w.]*", str(error))
+            named = f" at {operator[0]}" if operator else ""
+            text = next(iter(str(error).strip().splitlines()), "")
+            raise _NotExportable(f"torch.export stops{named}: {type(error).__name__}: {text}") from error
+    return content
+
+
+def _program_bytes(program: torch.export.ExportedProgram) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _compare(given: torch.Tensor, expected: torch.Tensor) -> None:
+    error = (given - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    if not error <= AGREEMENT:
+        raise _NotExportable(
+            f"the exported step differs from the model by {error:.1e} of its largest value: it depends on the batch, "
+            "on chance or on earlier calls"
+        )
+
+
+# The model card
+
+
+def _card(
+    name: str,
+    contents: Contents,
+    files: Mapping[str, bytes],
+    refusal: str | None,
+    folder: RunFolder,
+    kind: str,
+    step: int,
+) -> str:
+    environment = folder.read_json("environment.json")
+    sections = {
+        "Data": _about_data(contents.data, environment),
+        "Training": _about_training(contents.config, environment, kind, step),
+        "Metrics": _metrics(folder, kind, step),
+        "Intended use": _intended_use(contents.data),
+        "Limits": _limits(contents.data, folder.has("evaluation.json")),
+        "Use": _use(contents, files, refusal),
+    }
+    text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
+    return f"---\nlibrary_name: squall\ntags: [emulator, physics, pde]\n---\n\n# {_plain(name)}\n\n{text}\n"
+
+
+def _plain(text: object) -> str:
+    """Text of a data set within a line of Markdown."""
+    return re.sub(r"([\\`*_|<>\[\]#])", r"\\\1", " ".join(str(text).split()))
+
+
+def _about_data(data: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    unit = data["units"]
+    fields = ", ".join(f"{_plain(x)} ({_plain(unit[x])})" if x in unit else _plain(x) for x in data["fields"])
+    axes = zip(data["axes"], data["coordinates"], data["boundary"], strict=True)
+    grid = "; ".join(f"{_plain(axis)}: {len(x)} points from {x[0]:.6g} to {x[-1]:.6g}, {end}" for axis, x, end in axes)
+    counts = ", ".join(f"{part} {count}" for part, count in environment.get("trajectories", {}).items())
+    lines = [
+        f"Data set: {_plain(data['name'])}",
+        f"Fields: {fields}",
+        f"Grid: {grid}",
+        f"Time step: {data['dt']:.6g} {_plain(unit.get('time', '(unit of the data)'))}",
+        f"Trajectories: {counts}",
+        f"Checksum of the data file (sha256): {_plain(environment.get('data', {}).get('sha256', 'unknown'))}",
+    ]
+    if data["parameters"]:
+        lines.append("Parameters: " + ", ".join(f"{_plain(k)} = {_plain(v)}" for k, v in data["parameters"].items()))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _about_training(config: Mapping[str, Any], environment: Mapping[str, Any], kind: str, step: int) -> str:
+    lines = [
+        f"Model: {_plain(config['model']['name'])}, {environment.get('parameters', 'unknown')} parameters; it predicts "
+        f"the {'next state' if config['model']['predicts'] == 'state' else 'rate du/dt'}",
+        f"Integrator: {config['integrator'] if config['model']['predicts'] == 'rate' else 'none'}",
+        f"Loss: {config['loss']['name']}",
+        f"Weights: {kind} checkpoint, step {step} of {config['training']['steps']}; seed {config['training']['seed']}",
+        f"squall {squall.__version__}; all settings are in {DESCRIPTION}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _metrics(folder: RunFolder, kind: str, step: int) -> str:
+    checkpoints = folder.read_json("evaluation.json")["checkpoints"] if folder.has("evaluation.json") else {}
+    found = next((x for x in checkpoints.values() if x["step"] == step), None)
+    if found is None:
+        return "These weights were not evaluated. `squall evaluate RUN` before the export fills this section."
+    rollout, baselines = found["rollout"], found.get("baselines", {})
+    rows: list[tuple[str, ...]] = [("", "this model", *baselines)]
+    for name in ("states", "energy", "mass"):
+        if name in rollout:
+            rows.append((f"rollout: {name}", *(_number(x.get(name)) for x in (rollout, *baselines.values()))))
+    rows += [(f"rollout: VRMSE of {_plain(k)}", _number(x)) for k, x in rollout.get("vrmse", {}).items()]
+    rows.append(("rollouts that diverged", f"{rollout['diverged']} of {rollout['trajectories']}"))
+    rows += [(f"one step: {name.replace('_', ' ')}", _number(x)) for name, x in found["one_step"].items()]
+    width = len(rows[0])
+    lines = ["| " + " | ".join((*row, *[""] * (width - len(row)))) + " |" for row in rows]
+    lines.insert(1, "|---" * width + "|")
+    return "On the test trajectories; mean squared errors, one step of the rate (u' − u)/dt.\n\n" + "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _intended_use(data: Mapping[str, Any]) -> str:
+    return (
+        f"An emulator of {_plain(data['name'])}: it maps states on the grid above, in the units of the data, to the "
+        f"states {data['dt']:.6g} later. Rollouts repeat this step."
+    )
+
+
+def _limits(data: Mapping[str, Any], evaluated: bool) -> str:
+    lines = [
+        "Other grids, time steps, boundary conditions and parameters than those above were not tested.",
+        "Errors grow along a rollout; lead times beyond those of the test trajectories were not tested.",
+        "No quantity is guaranteed to be conserved unless the model is built to conserve it.",
+    ]
+    if not evaluated:
+        lines.insert(0, "The errors of this model are not known.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _use(contents: Contents, files: Mapping[str, bytes], refusal: str | None) -> str:
+    batch = "initial: (batch, channel, " + ", ".join(map(str, contents.data["axes"])) + ")"
+    text = (
+        f'```python\nimport squall\n\nemulator = squall.load("FOLDER")\n'
+        f"trajectories = emulator.rollout(initial, steps=100)  # {batch}\n```\n\n"
+        f"This reads {DESCRIPTION} and {WEIGHTS}, which hold no code. "
+    )
+    sums = "\n".join(f"- {name}: {checksum(content)}" for name, content in files.items())
+    if refusal:
+        return f"{text}There is no {PROGRAM}: {_plain(refusal)}.\n\nChecksums (sha256):\n\n{sums}"
+    return text + (
+        f"Without squall:\n\n```python\nimport torch\n\n"
+        f'step = torch.export.load("{PROGRAM}").module()\nu = step(u)\n```\n\n'
+        f"Open a {PROGRAM} only from a source you trust: PyTorch's reader can run code that the file contains."
+        f"\n\nChecksums (sha256):\n\n{sums}"
+    )

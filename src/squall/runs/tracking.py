@@ -1,0 +1,157 @@
+"""Where a training is logged besides metrics.jsonl: one logger a tool, all with Fabric's interface."""
+
+import importlib
+import os
+import secrets
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from lightning_fabric.loggers.logger import Logger
+
+from squall._process.documents import read_text
+from squall._process.extras import explain_missing_extra
+from squall._process.files import write_beside
+
+__all__ = ["TRACKERS", "loggers"]
+
+PROJECT = "squall"
+"""What the tools call the collection of all runs."""
+
+
+@explain_missing_extra()
+def loggers(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Logger]:
+    """A logger for each name.
+
+    Args:
+        names: keys of `TRACKERS`.
+        folder: of the run.
+        settings: of the run, by dotted key.
+
+    Raises:
+        MissingExtraError: if the package of one is not installed.
+    """
+    return [TRACKERS[name](folder, settings) for name in dict.fromkeys(names)]
+
+
+def _tensorboard(folder: Path, settings: Mapping[str, Any]) -> Logger:
+    importlib.import_module("tensorboard")  # Fabric's own message names another package
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+    return TensorBoardLogger(root_dir=folder, name="tensorboard", version="")
+
+
+class _Tracker(Logger):
+    """What the loggers below share. `start` is called at the first line, when the run folder is there."""
+
+    tool: str
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = folder.absolute(), dict(settings)
+        self.module, self.run = importlib.import_module(self.tool), None
+
+    @property
+    def name(self) -> str:
+        return self.tool
+
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    def start(self) -> Any:
+        """The tool's own object for this run; a resumed training goes on in the same."""
+        raise NotImplementedError
+
+    def send(self, run: Any, metrics: dict[str, float], step: int) -> None:
+        run.log(metrics, step=step)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """They are given to the constructor."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.run = self.start() if self.run is None else self.run
+        self.send(self.run, metrics, step or 0)
+
+    def identity(self, new: Callable[[], str]) -> tuple[str, bool]:
+        """The tool's name for this run, kept in the folder, and whether it is new."""
+        path = self.folder / f"{self.tool}.id"
+        if path.exists():
+            return read_text(path).strip(), False
+        name = new()
+        with write_beside(path) as part:
+            part.write_text(f"{name}\n", encoding="utf-8")
+        return name, True
+
+
+class _MLflow(_Tracker):
+    """The server or folder that MLFLOW_TRACKING_URI names; else `mlflow/` in the run folder."""
+
+    tool = "mlflow"
+
+    def start(self) -> Any:
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        artifacts = None
+        if not uri:
+            place = self.folder / "mlflow"
+            place.mkdir(exist_ok=True)
+            uri, artifacts = f"sqlite:///{place / 'mlflow.db'}", (place / "artifacts").as_uri()
+        client = self.module.MlflowClient(uri)
+        experiment = client.get_experiment_by_name(PROJECT)
+        if experiment is None:
+            there = client.create_experiment(PROJECT, artifact_location=artifacts)
+        else:
+            there = experiment.experiment_id
+        self.id, new = self.identity(lambda: client.create_run(there, run_name=self.folder.name).info.run_id)
+        if new:
+            for name, value in self.settings.items():
+                client.log_param(self.id, name, value)
+        else:
+            client.update_run(self.id, status="RUNNING")
+        return client
+
+    def send(self, run: Any, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            run.log_metric(self.id, name, value, step=step)
+
+    def finalize(self, status: str) -> None:
+        if self.run is not None:
+            self.run.set_terminated(self.id, "FINISHED" if status == "success" else "FAILED")
+
+
+class _WandB(_Tracker):
+    """Offline in `wandb/` of the run folder, unless WANDB_MODE says otherwise."""
+
+    tool = "wandb"
+
+    def start(self) -> Any:
+        name, _ = self.identity(lambda: secrets.token_hex(4))
+        project, mode = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_MODE", "offline")
+        options = {"id": name, "resume": "allow", "mode": mode, "dir": self.folder}
+        return self.module.init(project=project, name=self.folder.name, config=self.settings, **options)
+
+    def finalize(self, status: str) -> None:
+        if self.run is not None:
+            self.run.finish(exit_code=0 if status == "success" else 1)
+
+
+class _Trackio(_Tracker):
+    """trackio's own database, in the folder that TRACKIO_DIR names."""
+
+    tool = "trackio"
+
+    def start(self) -> Any:
+        name, _ = self.identity(lambda: f"{self.folder.name}-{secrets.token_hex(4)}")
+        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        return self.module.init(project=PROJECT, name=name, config=self.settings, resume="allow", **quiet)
+
+    def finalize(self, status: str) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+
+TRACKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Logger]] = MappingProxyType(
+    {"tensorboard": _tensorboard, "mlflow": _MLflow, "wandb": _WandB, "trackio": _Trackio}
+)
+"""Loggers by the name of their tool."""

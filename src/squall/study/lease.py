@@ -1,0 +1,253 @@
+"""Leases: many processes, on one machine or several with a shared disk, divide work and do none of it twice.
+
+The leases of a piece of work are files `1`, `2`, ... in a folder of its own, and the one with the highest number
+counts. A lease is taken by creating the next number, which a file system lets only one process do, and only if the
+highest one is given back or dead. The number that counts never goes down while there is work, so a slow process that
+judged an old lease dead gains nothing by creating a number below it.
+
+A holder touches its lease every few seconds. Another process takes a lease for dead if it has not changed for a while,
+measured by its own monotonic clock: no wall clock is compared, neither between machines nor with the file system's, so
+clocks may differ and jump. On the same machine a lease is dead as soon as its process is.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from squall._process.documents import DocumentError, read_json
+from squall._process.files import sync
+from squall._process.names import file_name
+
+__all__ = ["EXPIRY", "HEARTBEAT", "Lease", "Leases"]
+
+HEARTBEAT = 10.0
+"""Seconds between two touches of a lease."""
+
+EXPIRY = 120.0
+"""Seconds without a change after which a lease of another machine is dead. NFS may show changes 60 seconds late."""
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A piece of work that this process holds.
+
+    Args:
+        folder: of the leases of this work.
+        number: of this lease.
+    """
+
+    folder: Path
+    number: int
+
+    @property
+    def path(self) -> Path:
+        return self.folder / str(self.number)
+
+
+@dataclass
+class Leases:
+    """All leases of a study that this process holds or watches.
+
+    Args:
+        path: the folder for them; made when the first is taken.
+        heartbeat: seconds between two touches.
+        expiry: seconds without a change after which a lease of another machine is dead.
+        held: what this process holds, by the name of the work.
+        taken: what was lost at the last heartbeat.
+    """
+
+    path: Path
+    heartbeat: float = HEARTBEAT
+    expiry: float = EXPIRY
+    held: dict[str, Lease] = field(default_factory=dict)
+    taken: list[str] = field(default_factory=list)
+    _seen: dict[str, tuple[object, float]] = field(default_factory=dict)
+
+    def claim(self, name: str) -> bool:
+        """Take the lease of a piece of work; False if another process holds it.
+
+        Whoever gets it must then look whether the work is still to be done.
+        """
+        folder = self.path / file_name(name)
+        top = _highest(folder)
+        if top and not self._free(name, folder / str(top)):
+            return False
+        if not _create(folder, top + 1):
+            return False
+        if _highest(folder) > top + 1:  # the one judged dead was taken, and given back, meanwhile
+            _remove(folder / str(top + 1))
+            return False
+        for number in _numbers(folder):
+            if number <= top:
+                _remove(folder / str(number))
+        self._seen.pop(name, None)
+        self.held[name] = Lease(folder, top + 1)
+        return True
+
+    def release(self, name: str, *, done: bool) -> None:
+        """Give a lease back; of work that is done nothing remains."""
+        lease = self.held.pop(name, None)
+        if lease is None or _highest(lease.folder) != lease.number:
+            return
+        if done:
+            shutil.rmtree(lease.folder, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                lease.path.write_text("{}", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """Hold a lease for the block, after whoever holds it now."""
+        while not self.claim(name):
+            time.sleep(min(1.0, self.heartbeat / 4))
+        with self.beating():
+            try:
+                yield
+            finally:
+                self.release(name, done=True)
+
+    def lost(self) -> list[str]:
+        """Work that another process took over, as this one was suspended or cut off from the disk for too long."""
+        return [
+            name
+            for name, lease in list(self.held.items())
+            if (not lease.path.exists() or _highest(lease.folder) > lease.number)
+            and self.held.get(name) is lease  # not given back meanwhile
+        ]
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Touch what is held, in a thread, for the block."""
+        end = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(end,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            end.set()
+            thread.join()
+
+    def _beat(self, end: threading.Event) -> None:
+        while not end.wait(self.heartbeat):
+            for lease in list(self.held.values()):
+                with contextlib.suppress(OSError):  # of a disk that is away for a moment, or a lease that was lost
+                    os.utime(lease.path)
+            self.taken = self.lost()
+
+    def _free(self, name: str, path: Path) -> bool:
+        """Whether a lease is given back or dead."""
+        try:
+            text, changed = _read(path)
+            holder = read_json(text)
+        except FileNotFoundError:
+            return False  # it was taken over or finished this moment
+        except DocumentError:
+            holder, text, changed = None, "", 0  # cut short by a full disk: dead unless it changes
+        if holder == {}:
+            return True
+        if isinstance(holder, dict) and _ended(holder):
+            return True
+        state = (path.name, text, changed)
+        before, since = self._seen.get(name, (None, 0.0))
+        if state != before:
+            self._seen[name] = state, _now()
+            return False
+        return _now() - since > self.expiry
+
+
+def _now() -> float:
+    """Seconds that pass also while the machine is suspended, where the system counts them, and never jump."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _numbers(folder: Path) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
+    except FileNotFoundError:
+        return []
+
+
+def _highest(folder: Path) -> int:
+    return max(_numbers(folder), default=0)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _read(path: Path) -> tuple[str, int]:
+    """Opened, not only asked for: NFS then looks at the server for what others wrote."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(), os.fstat(file.fileno()).st_mtime_ns
+
+
+def _create(folder: Path, number: int) -> bool:
+    """A lease of this process, whole or not there; False if another process was faster."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"token": secrets.token_hex(8), "host": socket.gethostname(), **_process(os.getpid())})
+    part, target = folder / f".{secrets.token_hex(8)}.part", folder / str(number)
+    try:
+        part.write_text(content, encoding="utf-8")
+        sync(part)
+        try:
+            os.link(part, target)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            warnings.warn(
+                f"the file system of {folder} has no hard links: on a disk that several machines share, two of them "
+                "may do the same run if it cannot create files exclusively either. The results are whole, and the same",
+                stacklevel=4,
+            )
+            with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as file:
+                file.write(content)
+    except (FileExistsError, FileNotFoundError):  # the latter: whoever finished the work removed the folder
+        return False
+    finally:
+        _remove(part)
+    return True
+
+
+def _process(pid: int) -> dict[str, object]:
+    """What tells a process from all others on a Linux machine, in whatever container; else its number alone."""
+    about: dict[str, object] = {"pid": pid}
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        about["machine"] = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        about["started"] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return about
+
+
+def _ended(holder: dict[str, object]) -> bool:
+    """Whether a process of this machine has ended; unknown, so False, for those of others."""
+    own, pid = _process(os.getpid()), holder.get("pid")
+    if "machine" not in own or own["machine"] != holder.get("machine") or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        return False
+    started = _process(pid).get("started")
+    return (started is not None and started != holder.get("started")) or _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Of a killed process whose parent has not asked for it yet."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
