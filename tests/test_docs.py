@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text()
 SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
 LONG = (ROOT / "docs" / "long_rollouts.md").read_text()
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -44,6 +45,19 @@ def test_the_demo_finds_what_it_imports():
 def test_a_program_runs(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "page", "exec"), {})
+
+
+def test_the_page_about_evaluation_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for language, text in re.findall(r"```(python|sh)\n(.*?)```", EVALUATION, flags=re.DOTALL):
+        if language == "python":
+            exec(compile(text, "page", "exec"), names)
+        for _, *words in map(shlex.split, text.replace("\\\n", " ").splitlines() if language == "sh" else ()):
+            assert main(words) == 0, words
+    assert names["found"].rollout["trajectories"] == 9
+    assert names["found"].scores["nrmse"]["height"] < 0.1
+    assert names["states"].shape == (3, 101, 1, 64)
 
 
 def test_the_programs_of_the_models_page_run():

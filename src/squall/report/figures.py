@@ -278,7 +278,9 @@ def write_animations(path: Path | str, suffix: str = "", kind: str = "gif") -> l
 
 def _animate(field: Field, title: str, writer: Any, path: Path) -> None:
     frames = np.unique(np.linspace(0, len(field.time) - 1, MOVING_FRAMES).round().astype(int))
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    extent = [float(np.ptp(points)) or 1.0 for points in field.points]
+    tall = 0.8 if len(extent) == 1 else float(np.clip(extent[1] / extent[0], 0.2, 1.5))
+    figure = Figure(figsize=(11, 3.4 * tall + 1.6), layout="constrained")
     panels = figure.subplots(1, 3)
     rows, images = field.rows(), []
     for panel, (name, values, colours) in zip(panels, rows, strict=True):
@@ -288,7 +290,7 @@ def _animate(field: Field, title: str, writer: Any, path: Path) -> None:
         else:
             images.append(_mesh(panel, field.points[0], field.points[1], values[0], name, **colours))
             panel.set(xlabel=field.axes[0], aspect="equal")
-            figure.colorbar(images[-1], ax=panel, shrink=0.8, label=field.name)
+            figure.colorbar(images[-1], ax=panel, location="bottom", shrink=0.8, label=field.name)
     panels[0].set_ylabel(field.name if len(field.points) == 1 else field.axes[1])
     with writer.saving(figure, str(path), dpi=80):
         for frame in frames:

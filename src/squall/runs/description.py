@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from squall.data import Description, InMemory, Source, Split, subset
+from squall.data import Description, InMemory, Source, Split
 from squall.runs.folder import RunFolder, RunFolderError
 
 __all__ = ["ARRAYS", "DESCRIPTION", "constants", "read_description", "write_description"]
 
 DESCRIPTION, ARRAYS = "data.json", "data.npz"
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 TEXTS = ("dt", "fields", "spacing", "boundary", "name", "parameters", "provenance", "start", "axes", "units")
 
@@ -43,7 +45,7 @@ def write_description(folder: RunFolder, source: Source) -> dict[str, str]:
     arrays |= {name: value.numpy() for name, value in beside.items() if value is not None}
     folder.write_arrays(ARRAYS, **arrays)
     values = {name: getattr(about, name) for name in TEXTS}
-    values |= {"space": source.space, "dtype": str(source.dtype).removeprefix("torch.")}
+    values |= {"dtype": str(source.dtype).removeprefix("torch.")}
     values["conditions"] = [{"name": c.name, "shape": c.shape} for c in source.conditions]
     folder.write_json(DESCRIPTION, values)
     return {name: _checksum(folder, name) for name in (DESCRIPTION, ARRAYS)}
@@ -54,13 +56,13 @@ def constants(source: Source) -> set[str]:
     return {c.name for c in source.conditions if c.shape[:2] == (1, 1)}
 
 
-def read_description(folder: RunFolder, checksums: Mapping[str, str], history: int) -> tuple[Split, set[str]]:
+def read_description(folder: RunFolder, checksums: Mapping[str, str], states: int) -> tuple[Split, set[str]]:
     """Data with the recorded description, of which the states are zero: all that a model is built from.
 
     Args:
         folder: of the run.
         checksums: as `write_description` returned them.
-        history: states that the model sees.
+        states: of a trajectory: as many as a training step takes.
 
     Returns:
         the data, and the names of the conditions whose values the folder holds.
@@ -74,12 +76,18 @@ def read_description(folder: RunFolder, checksums: Mapping[str, str], history: i
         if _checksum(folder, name) != checksum:
             raise RunFolderError(f"{folder.path / name} was edited after the training: its checksum does not match")
     values, arrays = folder.read_json(DESCRIPTION), folder.read_arrays(ARRAYS)
+    try:
+        return _source(values, arrays, max(2, states))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RunFolderError(f"{folder.path / DESCRIPTION} is damaged: {error}") from error
+
+
+def _source(values: dict[str, Any], arrays: dict[str, np.ndarray], times: int) -> tuple[Split, set[str]]:
     texts: dict[str, Any] = {name: values[name] for name in TEXTS}
     texts |= {name: tuple(texts[name]) for name in ("fields", "spacing", "boundary", "axes")}
-    space = tuple(values["space"])
-    coordinates = tuple(arrays[f"axis_{i}"] for i in range(len(space)))
-    times = max(2, history + 1)
-    dtype = getattr(torch, values["dtype"])
+    coordinates = tuple(arrays[f"axis_{i}"] for i in range(len(texts["axes"])))
+    space = tuple(map(len, coordinates))
+    dtype = DTYPES[values["dtype"]]
     conditions = {
         item["name"]: _condition(item["shape"], arrays.get(f"condition_{i}"), times).to(dtype)
         for i, item in enumerate(values["conditions"])
@@ -92,7 +100,7 @@ def read_description(folder: RunFolder, checksums: Mapping[str, str], history: i
         conditions=conditions,
     )
     fixed = {item["name"] for i, item in enumerate(values["conditions"]) if f"condition_{i}" in arrays}
-    return Split(source, subset(source, []), subset(source, [])), fixed
+    return Split(source, source, source), fixed
 
 
 def _condition(shape: list[int], values: np.ndarray | None, times: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import warnings
@@ -79,17 +80,34 @@ class CheckpointError(RunFolderError):
 
 
 def fingerprint(path: Path | str) -> dict[str, Any]:
-    """Size and checksum of a file; of one over 256 MiB the checksum is of 256 blocks spread over it."""
+    """Size and checksum of a file or folder; of one over 256 MiB the checksum is of 256 blocks spread over it."""
+    if Path(path).is_dir():
+        return _folder_fingerprint(Path(path))
     status = Path(path).stat()
     return {"bytes": status.st_size, "sha256": _checksum(Path(path), status.st_size, status.st_mtime_ns)}
 
 
-@functools.lru_cache(maxsize=8)
-def _checksum(path: Path, size: int, _changed: int) -> str:
+def _folder_fingerprint(path: Path) -> dict[str, Any]:
+    """The names and sizes of all files count, and the content of 256 at most."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    sizes = [file.stat().st_size for file in files]
+    chosen = files[:: max(1, math.ceil(len(files) / FINGERPRINT_BLOCKS))]
+    digest = hashlib.sha256()
+    for file, size in zip(files, sizes, strict=True):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+    for file in chosen:
+        status = file.stat()
+        blocks = max(1, FINGERPRINT_BLOCKS // len(chosen))
+        digest.update(_checksum(file, status.st_size, status.st_mtime_ns, blocks).encode())
+    return {"bytes": sum(sizes), "sha256": digest.hexdigest()}
+
+
+@functools.lru_cache(maxsize=2 * FINGERPRINT_BLOCKS)
+def _checksum(path: Path, size: int, _changed: int, blocks: int = FINGERPRINT_BLOCKS) -> str:
     """Of a file that has not changed since it was last read here."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        for offset in range(0, size, max(FINGERPRINT_BLOCK, size // FINGERPRINT_BLOCKS)):
+        for offset in range(0, size, max(FINGERPRINT_BLOCK, size // blocks)):
             file.seek(offset)
             digest.update(file.read(FINGERPRINT_BLOCK))
     return digest.hexdigest()

@@ -287,7 +287,8 @@ def open_run(
     opened = split is not None or "description" not in environment
     known: Collection[str] | None = None
     if not opened:
-        split, known = read_description(folder, environment["description"], getattr(config.data, "history", 1))
+        states = config.data.history + config.training.unroll
+        split, known = read_description(folder, environment["description"], states)
     trusts = partial(is_own, environment)
     built = build(config, folder.read_normalization(), split=split, trusts=(lambda source: True) if trust else trusts)
     if opened:
