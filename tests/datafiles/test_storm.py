@@ -108,3 +108,18 @@ def test_the_storm_is_described_and_converted(storm, tmp_path, capsys):
     assert copy.description.axes == ("lat", "lon")
     pairs = [Transitions(source).fetch([0, 30, 50]) for source in (first, copy)]
     assert torch.equal(pairs[0][0], pairs[1][0])
+
+
+def test_the_storm_is_trained_rolled_out_and_mapped(storm, tmp_path):
+    run, file = tmp_path / "run", storm / "Vstorm.cdf"
+    words = ["--data.path", str(file), "--data.validation", "0.2", "--data.test", "0.3", "--model.hidden", "4"]
+    assert main(["train", *words, "--training.batch", "4", "--training.steps", "2", "--out", str(run)]) == 0
+    assert main(["evaluate", str(run), "--steps", "4", "--stride", "2"]) == 0
+    assert (run / "figures" / "rollout_0.png").stat().st_size > 10_000
+    with np.load(run / "rollouts.npz") as kept:
+        land = ~squall.data.open(file).mask[0].numpy()
+        assert np.isnan(kept["truth"][0, 0, 0][land]).all()
+        assert np.isfinite(kept["truth"][0, 0, 0][~land]).all()
+    predict = ["predict", str(run), "--initial", str(file), "--start", "40", "--steps", "3"]
+    assert main([*predict, "--out", str(tmp_path / "p.nc")]) == 0
+    assert torch.equal(squall.data.open(tmp_path / "p.nc").mask, squall.data.open(file).mask)
