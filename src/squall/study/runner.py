@@ -1,5 +1,7 @@
 """A study from its YAML to its folder: what is not there yet is simulated, trained and evaluated, several at a time."""
 
+import _thread
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -8,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from squall._process.signals import STOPPING, Stopped, held
 from squall._process.threads import keep_freed_memory
 from squall.evaluation.rollouts import Keep
 from squall.runs.config import RunConfig, can_run_together
@@ -57,7 +60,8 @@ def run_study(
 ) -> list[Trial]:
     """Run every trial that its folder does not hold yet.
 
-    After a kill at any moment, the same call resumes the study. A training that diverges is a result, kept as
+    After a kill at any moment, the same call resumes the study. An exception such as KeyboardInterrupt, and a signal to
+    a worker, has every worker save its training at the step. A training that diverges is a result, kept as
     `failed.json`.
 
     Args:
@@ -77,6 +81,7 @@ def run_study(
         RunFolderError: if the folder holds another study, or another process works on it.
         ConfigError: if the study has no such grid.
         ValueError: for a part or a number of workers that cannot be.
+        squall._process.signals.Stopped: if a worker was asked to stop.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     for name, value in (("workers", workers), ("together", together)):
@@ -202,10 +207,12 @@ def _run_all(
 ) -> None:
     total = sum(trial.config.training.steps for trial in trials)
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    with held():  # also from the process that tracks what is shared
+        stop = context.Event()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
-        jobs: list[Future[None]] = [pool.submit(_run_batch, batch) for batch in batches]
         try:
+            with held():  # until the workers can take signals
+                jobs: list[Future[None]] = [pool.submit(_run_batch, batch) for batch in batches]
             waiting = set(jobs)
             while waiting:
                 progress(sum(folder.steps_done(trial) for trial in trials), total)
@@ -238,29 +245,64 @@ def _on_one_thread(config: RunConfig) -> RunConfig:
 # In a worker
 
 
-class _Stop(Recorder):
-    """Asks for a stop when the study is interrupted."""
+class _Worker(Recorder):
+    """What this worker does when it, or its study, is asked to stop: a training is saved at its step, and all else is
+    left at once, to be done again."""
 
-    def __init__(self, event: Any) -> None:
-        self.event = event
+    def __init__(self) -> None:
+        self.received, self.busy, self.trains = 0, False, False
 
     def stopping(self) -> bool:
-        return self.event.is_set()
+        return self.received > 0
+
+    def stepped(self, step: int) -> None:
+        self.trains = True
+
+    def notice(self, number: int, _: object = None) -> None:
+        """A signal."""
+        self.received = self.received or number
+        if self.busy and not self.trains:
+            self.busy = False  # once: what is half-done is cleared up
+            raise Stopped(self.received)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """For one job."""
+        self.busy, self.trains = True, False
+        try:
+            self.check()
+            yield
+        finally:
+            self.busy = False
+
+    def check(self) -> None:
+        """After a training: go on only if nobody asked to stop."""
+        self.trains = False
+        if self.received:
+            raise Stopped(self.received)
 
 
-_stop: Recorder = Recorder()
+_worker = _Worker()
 
 
 def _start_worker(event: Any) -> None:
-    global _stop
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's own process turns it into a stop
-    _stop = _Stop(event)
+    for number in STOPPING:
+        signal.signal(number, _worker.notice)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent = multiprocessing.parent_process()
     assert parent is not None
     if connection.wait([parent.sentinel], timeout=0):  # it ended while this worker was still importing
         os._exit(1)
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_stop_with, args=(event,), daemon=True).start()
+
+
+def _stop_with(event: Any) -> None:
+    """Notice in the main thread that the study stops."""
+    event.wait()
+    _thread.interrupt_main(signal.SIGTERM)
 
 
 def _end_with(parent: int) -> None:
@@ -270,19 +312,20 @@ def _end_with(parent: int) -> None:
 
 
 def _run_batch(tasks: Sequence[_Task]) -> None:
-    with warnings.catch_warnings():
+    with _worker.working(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for task in tasks:
             _wait_for(RunFolder(task.path))
         # Named from the study's folder, which may be copied anywhere.
         data_path = tasks[0].trial.config.data.path
-        results = run_together([(task.config, task.path) for task in tasks], _stop, data_path=data_path)
+        results = run_together([(task.config, task.path) for task in tasks], _worker, data_path=data_path)
         finished: dict[tuple[OtherIntegrator, ...], list[_Task]] = {}
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, TrainingDiverged):
                 _keep_failure(task, result)
             elif result is None or result.finished:
                 finished.setdefault(task.evaluations, []).append(task)
+        _worker.check()
         for group in finished.values():
             _keep_results(group)
 
