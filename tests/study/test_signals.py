@@ -13,6 +13,7 @@ import yaml
 
 from squall._process.signals import Stopped, handled, held, notices_raise
 from squall.study.definition import read_study
+from squall.study.folder import StudyFolder
 from squall.study.runner import _Worker, run_study
 
 STUDY = {
@@ -99,3 +100,22 @@ def test_held_signals_come_after_the_block():
             os.kill(os.getpid(), signal.SIGUSR1)
             assert not received
         assert received == [signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2])
+def test_a_study_killed_while_its_folder_is_made_can_be_given_again(tmp_path, monkeypatch, survived):
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    study, made, real = read_study(path), [], Path.mkdir
+
+    def mkdir(folder: Path, *options: object, **named: object) -> None:
+        real(folder, *options, **named)
+        made.append(folder)
+        if len(made) > survived:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "mkdir", mkdir)
+        StudyFolder(out).create(study)
+    StudyFolder(out).create(study)
+    assert {"study.yaml", "runs", "data"} == {path.name for path in out.iterdir()}

@@ -46,11 +46,12 @@ class StudyFolder:
         """
         self.refuse_other(study)
         there = self.path / "study.yaml"
-        (self.path / "runs").mkdir(parents=True, exist_ok=True)
-        (self.path / "data").mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         if not there.exists() or load_yaml(there) != study.source:  # else its comments are kept
             with write_beside(there) as part:
                 part.write_text(dump_yaml(dict(study.source)), encoding="utf-8")
+        for name in ("runs", "data"):  # after study.yaml, by which a folder that a kill left is known
+            (self.path / name).mkdir(exist_ok=True)
 
     def refuse_other(self, study: Study) -> None:
         """Make sure, before anything is written, that the folder is free for a study or holds this one.
