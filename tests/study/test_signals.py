@@ -114,8 +114,9 @@ def test_a_study_killed_while_its_folder_is_made_can_be_given_again(tmp_path, mo
         if len(made) > survived:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", mkdir)
-        StudyFolder(out).create(study)
+        with pytest.raises(KeyboardInterrupt):
+            StudyFolder(out).create(study)
     StudyFolder(out).create(study)
     assert {"study.yaml", "runs", "data"} == {path.name for path in out.iterdir()}
