@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py --minutes 60
 
 Valid files are mutated (bytes flipped, cut, doubled, spliced; values of YAML and JSON replaced) and read as the
-commands read them. An exception other than those that the command line turns into a sentence, a signal such as a segmentation
+commands read them. An exception that the command line does not turn into a sentence, a signal such as a segmentation
 fault, or more than ten seconds of the processor is printed with the seed that repeats it (`--case SEED`).
 """
 
