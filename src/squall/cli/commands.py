@@ -23,6 +23,7 @@ import squall
 import squall.data
 from squall._process.console import results_console
 from squall._process.documents import DocumentError, load_yaml, read_yaml, special_file
+from squall._process.files import DAMAGED_ARRAYS
 from squall._process.limits import too_large
 from squall._process.names import file_name
 from squall._process.progress import ProgressLines, progress_bar, told
@@ -322,7 +323,7 @@ def _initial_states(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
         raise ValueError(f"--initial {path} is {special}, not a file")
     try:
         states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, *DAMAGED_ARRAYS) as error:
         raise ValueError(
             f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
         ) from error
