@@ -48,7 +48,7 @@ def notices_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let signals to stop wait for the end of the block; processes started in it begin with them waiting."""
+    """Let signals to stop wait in this thread until the block ends; processes started in it begin with them waiting."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
