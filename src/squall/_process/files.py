@@ -5,13 +5,23 @@ import errno
 import os
 import re
 import secrets
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["LEFTOVER", "UNSUPPORTED", "sync", "sync_descriptor", "temporary_name", "write_beside"]
+__all__ = ["DAMAGED_ARRAYS", "LEFTOVER", "UNSUPPORTED", "sync", "sync_descriptor", "temporary_name", "write_beside"]
 
 LEFTOVER = re.compile(r"\..*\.(?:[0-9a-f]{16}|\d+)\.part")
 """Names of what a killed process left half-written; those of earlier versions have the number of the process."""
+
+DAMAGED_ARRAYS: tuple[type[Exception], ...] = (
+    *(ValueError, TypeError, LookupError, AttributeError, SyntaxError, RuntimeError, EOFError),
+    *(tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy, zipfile and their helpers raise for a damaged `.npy` or `.npz` file, besides OSError."""
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that cannot do what is asked of it."""

@@ -1,11 +1,11 @@
-"""Imported first, before PyTorch: an interrupt of the starting `squall` command ends it without a traceback."""
+"""Imported first, before PyTorch: an interrupt of the starting or ending `squall` command shows no traceback."""
 
 import os
 import signal
 import sys
 import threading
 
-__all__ = ["end_of_startup"]
+__all__: list[str] = []
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
@@ -18,12 +18,6 @@ def _is_the_command() -> bool:
 def _end(*_: object) -> None:
     os.write(2, b"squall: interrupted\n")
     os._exit(INTERRUPTED)
-
-
-def end_of_startup() -> None:
-    """Let interrupts be exceptions again: from here on there is something to save."""
-    if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if (

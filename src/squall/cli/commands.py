@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,11 @@ import squall
 import squall.data
 from squall._process.console import results_console
 from squall._process.documents import DocumentError, load_yaml, read_yaml, special_file
+from squall._process.files import DAMAGED_ARRAYS
 from squall._process.limits import too_large
 from squall._process.names import file_name
 from squall._process.progress import ProgressLines, progress_bar, told
-from squall._process.startup import end_of_startup
+from squall._process.signals import Stopped, handled, notices_raise
 from squall._process.threads import keep_freed_memory
 from squall.cli import COMMANDS, USER_MISTAKE
 from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
@@ -44,24 +44,19 @@ from squall.training.loop import Recorder, TrainingDiverged
 
 __all__ = ["execute"]
 
-INTERRUPTED = 130
-
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C, and the notices of batch systems and containers before they kill."""
-
 REPORT = (
     f"This is a fault of squall {squall.__version__}, not yours. Please report the command and the lines above as an "
     "issue in squall's repository"
 )
 
 
+@notices_raise()
 def execute(words: Sequence[str]) -> int:
     """Run the command that the first of the words names; return its exit code."""
     words = _specific_last(list(words))
     command, *options = words
     console, known = Console(stderr=True), []
     try:
-        end_of_startup()
         parser, known = PARSERS[command]()
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(console, f"warning: {message}", "yellow")
@@ -76,9 +71,11 @@ def execute(words: Sequence[str]) -> int:
         text = "\n".join([explain(str(error), known), *getattr(error, "__notes__", []), *_advice(error)])
         _say(console, f"squall: {text}", "red")
         return USER_MISTAKE
-    except KeyboardInterrupt:
-        console.print("squall: interrupted", style="red")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        text = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        console.print(f"squall: {text}", style="red")
+        return 128 + number
     except Exception as error:
         if too_large(error):
             _say(
@@ -419,7 +416,7 @@ def _initial_states(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
         raise ValueError(f"--initial {path} is {special}, not a file")
     try:
         states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, *DAMAGED_ARRAYS) as error:
         raise ValueError(
             f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
         ) from error
@@ -446,8 +443,10 @@ def _train(arguments: Namespace, console: Console) -> int:
     config = RunConfig(**options)
     out = arguments.out or default_folder(config, arguments.init)
     keep_freed_memory()
-    with progress_bar(console) as progress, _Watcher(progress, config) as watcher:
-        result = run(config, out, watcher, init=arguments.init)
+    with progress_bar(console) as progress:
+        watcher = _Watcher(progress, config)
+        with handled(watcher.notice):
+            result = run(config, out, watcher, init=arguments.init)
     if result is None:
         console.print(f"{out} holds the finished run: nothing to train")
     elif not result.finished:
@@ -472,17 +471,8 @@ class _Watcher(Recorder):
         self.unit = f"({config.training.residual})²"
         self.task = progress.add_task("training", total=config.training.steps, status="")
 
-    def __enter__(self) -> "_Watcher":
-        self.before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # signals go nowhere else
-            self.before = {number: signal.signal(number, self._interrupt) for number in STOPPING}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _interrupt(self, number: int, _: object) -> None:
+    def notice(self, number: int, _: object) -> None:
+        """A signal to stop."""
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or number
@@ -694,16 +684,20 @@ def _study_run(options: Namespace, console: Console) -> int:
 
     study = read_study(options.study)
     out = options.out or Path("studies") / file_name(study.name)
-    with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
-        failed = run_study(
-            study,
-            out,
-            workers=options.workers,
-            together=options.together,
-            part=_part(options.part),
-            grids=options.grids,
-            progress=progress,
-        )
+    try:
+        with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
+            failed = run_study(
+                study,
+                out,
+                workers=options.workers,
+                together=options.together,
+                part=_part(options.part),
+                grids=options.grids,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        console.print("stopping: trainings are saved at their step; the same command goes on", style="yellow")
+        raise
     for trial in failed:
         _say(console, f"{trial.name}: the training diverged; kept as a result", "yellow")
     print(status_table(read_results(out)))

@@ -23,11 +23,9 @@ import os
 import shutil
 import stat
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,7 +33,7 @@ from safetensors.torch import load, load_file, save
 from torch import nn
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text, special_file
-from squall._process.files import LEFTOVER, sync, temporary_name, write_beside
+from squall._process.files import DAMAGED_ARRAYS, LEFTOVER, sync, temporary_name, write_beside
 from squall.data import Normalization
 from squall.runs.config import difference, flat
 from squall.runs.record import is_edited, recorded
@@ -171,7 +169,9 @@ class RunFolder:
             yield
 
     def _sweep(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove what a killed process left: half-written files, and checkpoints that it had no time to drop."""
+        for kind in get_args(Kind):
+            self._drop_older(kind)
         for part in self.path.glob("checkpoints/.*.part"):
             shutil.rmtree(part, ignore_errors=True)
         for part in self.path.glob(".*.part"):
@@ -270,7 +270,7 @@ class RunFolder:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
-        except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGED_ARRAYS as error:
             raise RunFolderError(f"{path} is damaged: {error}. Evaluate the run again") from error
 
     # Metrics
@@ -319,6 +319,9 @@ class RunFolder:
             sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        self._drop_older(kind)
+
+    def _drop_older(self, kind: Kind) -> None:
         for step in self.checkpoint_steps(kind)[KEPT:]:
             shutil.rmtree(self._checkpoint_path(kind, step), ignore_errors=True)
 

@@ -214,13 +214,13 @@ def _study(values: Mapping[str, Any]) -> Study:
     first: dict[str, Trial] = {}
     grids = {}
     for name, asked in _mapping("grids", values["grids"]).items():
-        _mapping(f"the grid '{name}'", asked)
+        asked = _mapping(f"the grid '{name}'", asked)
         _known(f"key of the grid '{name}'", asked, GRID_KEYS)
         asked_axes = asked.get("axes")
         lists = isinstance(asked_axes, list) and all(isinstance(axis, list) and axis for axis in asked_axes)
-        axes = tuple(tuple(str(label) for label in axis) for axis in asked_axes) if lists else ()
-        if not axes:
+        if not lists or not asked_axes:
             raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
+        axes = tuple(tuple(str(label) for label in axis) for axis in asked_axes)
         seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
         trials = {}
         made = {labels: _trial(base, variants, labels, systems) for labels in itertools.product(*axes)}

@@ -56,7 +56,7 @@ class StudyFolder:
         if not there.exists() or load_yaml(there) != study.source:  # else its comments are kept
             with write_beside(there) as part:
                 part.write_text(dump_yaml(dict(study.source)), encoding="utf-8")
-        for name in ("runs", "data"):  # after what says whose they are
+        for name in ("runs", "data"):  # after study.yaml, by which a folder that a kill left is known
             (self.path / name).mkdir(exist_ok=True)
 
     def refuse_other(self, study: Study) -> None:

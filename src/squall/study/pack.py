@@ -17,13 +17,13 @@ import itertools
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from squall._process.files import DAMAGED_ARRAYS
 from squall.runs.folder import SAMPLING, RunFolderError, write_beside
 from squall.study.outcome import FIELDS, Outcome, metrics
 
@@ -155,7 +155,7 @@ def read_pack(folder: Path, study: str) -> dict[str, Outcome]:
         if about["study"] != study:
             raise RunFolderError(f"{path} is the pack of the study '{about['study']}', not of '{study}': move it away")
         return {run["name"]: _outcome(run, i, columns, arrays) for i, run in enumerate(about["runs"])}
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, IndexError, ValueError) as error:
+    except (OSError, *DAMAGED_ARRAYS) as error:
         if isinstance(error, RunFolderError):
             raise
         raise RunFolderError(f"{path} is damaged ({error}): take it from a copy, or pack the runs anew") from error

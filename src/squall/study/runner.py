@@ -1,5 +1,7 @@
 """A study from its YAML to its folder: what is not there yet is simulated, trained and evaluated, several at a time."""
 
+import _thread
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -10,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from squall._process.signals import STOPPING, Stopped, held
 from squall._process.threads import keep_freed_memory
 from squall.evaluation.rollouts import Keep
 from squall.runs.config import RunConfig, can_run_together
@@ -65,7 +68,8 @@ def run_study(
 
     The same call may run many times at once, on one machine or on several that share the disk: they divide the trials
     by leases, and each returns when all are done. After a kill at any moment, the same call resumes the study. A
-    training that diverges is a result, kept as `failed.json`.
+    training that diverges is a result, kept as `failed.json`. An exception such as KeyboardInterrupt, and a signal to a
+    worker, has every worker save its training at the step.
 
     Args:
         study: what to run.
@@ -84,6 +88,7 @@ def run_study(
         RunFolderError: if the folder holds another study, or other processes took over what this one held.
         ConfigError: if the study has no such grid.
         ValueError: for a part or a number of workers that cannot be.
+        squall._process.signals.Stopped: if a worker was asked to stop.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     for name, value in (("workers", workers), ("together", together)):
@@ -247,7 +252,8 @@ class _Count:
 
 def _run_all(leases: Leases, batches: Sequence[list[_Task]], workers: int, count: _Count) -> None:
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    with held():  # also from the process that tracks what is shared
+        stop = context.Event()
     left, running, failed = _rotated(batches), dict[Future[None], list[_Task]](), list[Future[None]]()
     with (
         leases.beating(),
@@ -256,7 +262,8 @@ def _run_all(leases: Leases, batches: Sequence[list[_Task]], workers: int, count
         try:
             while (left or running) and not failed:
                 while len(running) < workers and (batch := _next(leases, left)):
-                    running[pool.submit(_run_batch, batch)] = batch
+                    with held():  # the pool may start a worker here: until it can take signals
+                        running[pool.submit(_run_batch, batch)] = batch
                 count.tell()
                 done = wait(running, PROGRESS_SECONDS, FIRST_COMPLETED).done if running else set()
                 for job in done:
@@ -335,29 +342,64 @@ def _on_one_thread(config: RunConfig) -> RunConfig:
 # In a worker
 
 
-class _Stop(Recorder):
-    """Asks for a stop when the study is interrupted."""
+class _Worker(Recorder):
+    """What this worker does when it, or its study, is asked to stop: a training is saved at its step, and all else is
+    left at once, to be done again."""
 
-    def __init__(self, event: Any) -> None:
-        self.event = event
+    def __init__(self) -> None:
+        self.received, self.busy, self.trains = 0, False, False
 
     def stopping(self) -> bool:
-        return self.event.is_set()
+        return self.received > 0
+
+    def stepped(self, step: int) -> None:
+        self.trains = True
+
+    def notice(self, number: int, _: object = None) -> None:
+        """A signal."""
+        self.received = self.received or number
+        if self.busy and not self.trains:
+            self.busy = False  # once: what is half-done is cleared up
+            raise Stopped(self.received)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """For one job."""
+        self.busy, self.trains = True, False
+        try:
+            self.check()
+            yield
+        finally:
+            self.busy = False
+
+    def check(self) -> None:
+        """After a training: go on only if nobody asked to stop."""
+        self.trains = False
+        if self.received:
+            raise Stopped(self.received)
 
 
-_stop: Recorder = Recorder()
+_worker = _Worker()
 
 
 def _start_worker(event: Any) -> None:
-    global _stop
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's own process turns it into a stop
-    _stop = _Stop(event)
+    for number in STOPPING:
+        signal.signal(number, _worker.notice)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent = multiprocessing.parent_process()
     assert parent is not None
     if connection.wait([parent.sentinel], timeout=0):  # it ended while this worker was still importing
         os._exit(1)
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_stop_with, args=(event,), daemon=True).start()
+
+
+def _stop_with(event: Any) -> None:
+    """Notice in the main thread that the study stops."""
+    event.wait()
+    _thread.interrupt_main(signal.SIGTERM)
 
 
 def _end_with(parent: int) -> None:
@@ -367,19 +409,20 @@ def _end_with(parent: int) -> None:
 
 
 def _run_batch(tasks: Sequence[_Task]) -> None:
-    with warnings.catch_warnings():
+    with _worker.working(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for task in tasks:
             _wait_for(RunFolder(task.path))
         # Named from the study's folder, which may be copied anywhere.
         data_path = tasks[0].trial.config.data.path
-        results = run_together([(task.config, task.path) for task in tasks], _stop, data_path=data_path)
+        results = run_together([(task.config, task.path) for task in tasks], _worker, data_path=data_path)
         finished: dict[tuple[OtherIntegrator, ...], list[_Task]] = {}
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, TrainingDiverged):
                 _keep_failure(task, result)
             elif result is None or result.finished:
                 finished.setdefault(task.evaluations, []).append(task)
+        _worker.check()
         for group in finished.values():
             _keep_results(group)
 

@@ -88,7 +88,7 @@ def recognise(place: Path) -> str:
     if head.startswith(b"PK"):
         try:
             names = zipfile.ZipFile(place).namelist()
-        except zipfile.BadZipFile:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged, or of a later version of ZIP
             return ""
         if any(name.endswith("data.pkl") for name in names):
             return "torch"

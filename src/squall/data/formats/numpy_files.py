@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from squall._process.files import DAMAGED_ARRAYS
 from squall.data.arrays import Handle
 from squall.data.errors import DataError
 from squall.data.formats.bag import read_bag
@@ -37,7 +38,7 @@ def read_numpy(path: Path, place: Path, options: Reading, archive: bool) -> Layo
     handle = Handle(place, open_npz if archive else open_npy, path)
     try:
         arrays = (open_npz if archive else open_npy)(handle.place)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGED_ARRAYS) as error:
         raise DataError(f"{path}: not read as NumPy arrays ({error}); Python objects are never loaded") from None
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     return read_bag("NumPy " + (".npz" if archive else ".npy"), handle, shapes, options)
