@@ -454,7 +454,7 @@ MISTAKES = [
     (["train", "--data.path", "{data}", "--data.test", "6"], "leave none"),
     (
         ["train", "--data.path", "{data}", "--model.name", "transformer"],
-        "must be one of node, hnn, unet, fno or the import path",
+        "one of node, hnn, unet, fno or the import path",
     ),
     (["train", "--data.path", "{data}", "--model.name", "no.such.Model"], "cannot be imported"),
     (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
