@@ -213,8 +213,8 @@ def ratio_tables(found: GridResults, baseline: str | None) -> tuple[list[Table],
         tables.append(Table(title, ("seeds", *RATIOS), tuple(lines)))
     note = (
         f"Ratios of squared errors to “{baseline}”, paired by seed, of the last weights; best: those with the best "
-        "validation rollouts. Geometric mean [95 % interval by Student's t on the logarithms]; bold where the interval is "
-        "on one side of 1. No correction for the number of comparisons."
+        "validation rollouts. Geometric mean [95 % interval by Student's t on the logarithms]; bold where the interval "
+        "is on one side of 1. No correction for the number of comparisons."
     )
     return tables, note
 
