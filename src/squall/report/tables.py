@@ -62,8 +62,13 @@ _SHOWN: dict[str, Place] = {
 }
 
 
-RATIOS = {"one step: mean": "one step: mean", "top 1 %": "one step: top 1 %", "states": "rollout: states"}
-"""What is set in relation to the baseline, and the heads of its columns."""
+RATIOS = {
+    "one step: mean": Metric(_SHOWN["one step: mean"]),
+    "one step: top 1 %": Metric(_SHOWN["top 1 %"]),
+    "rollout": Metric(STATES),
+    "rollout, best": Metric(STATES, "best"),
+}
+"""What is set in relation to the baseline: one-step errors after equal steps, rollouts also with early stopping."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,6 @@ def grid_tables(found: GridResults, baseline: str | None, kinds: Sequence[Kind] 
 
 def ratio_tables(found: GridResults, baseline: str | None) -> tuple[list[Table], str]:
     """Ratios to the baseline, paired by seed: one table per group of rows, and the note below them."""
-    columns = {name: Metric(place, "best") for name, place in _SHOWN.items() if name in RATIOS}
     tables = []
     for title, rows in found.groups:
         lines = []
@@ -204,13 +208,13 @@ def ratio_tables(found: GridResults, baseline: str | None) -> tuple[list[Table],
             other = found.baseline_of(row, baseline)
             if other is None or other is row:
                 continue
-            ratios = [paired_ratio(row.values(*metric), other.values(*metric)) for metric in columns.values()]
+            ratios = [paired_ratio(row.values(*metric), other.values(*metric)) for metric in RATIOS.values()]
             lines.append(Line(row.name, (_seeds(row), *map(_ratio, ratios))))
-        tables.append(Table(title, ("seeds", *(RATIOS[name] for name in columns)), tuple(lines)))
+        tables.append(Table(title, ("seeds", *RATIOS), tuple(lines)))
     note = (
-        f"Ratios of squared errors to “{baseline}”, paired by seed, of the weights with the best validation rollouts: "
-        "geometric mean [95 % interval by Student's t on the logarithms]; bold where the interval is on one side of 1. "
-        "No correction for the number of comparisons."
+        f"Ratios of squared errors to “{baseline}”, paired by seed, of the last weights; best: those with the best "
+        "validation rollouts. Geometric mean [95 % interval by Student's t on the logarithms]; bold where the interval "
+        "is on one side of 1. No correction for the number of comparisons."
     )
     return tables, note
 
