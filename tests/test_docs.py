@@ -6,8 +6,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import squall.data
 from squall.cli import main
 from squall.runs.config import from_dict
 from squall.study.definition import read_study
@@ -17,6 +19,7 @@ TRAINING = (ROOT / "docs" / "training.md").read_text()
 README = (ROOT / "README.md").read_text()
 SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
+LONG = (ROOT / "docs" / "long_rollouts.md").read_text()
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
 
 
@@ -31,7 +34,12 @@ def test_the_demo_finds_what_it_imports():
 
 @pytest.mark.parametrize(
     "program",
-    [*blocks(TRAINING, "python"), *blocks(README, "python"), "".join(blocks(SYSTEMS, "python"))],
+    [
+        *blocks(TRAINING, "python"),
+        *blocks(LONG, "python"),
+        *blocks(README, "python"),
+        "".join(blocks(SYSTEMS, "python")),
+    ],
     ids=lambda text: text[:20],
 )
 def test_a_program_runs(program, tmp_path, monkeypatch):
@@ -94,6 +102,25 @@ def test_the_commands_of_the_page_are_understood(page, tmp_path, monkeypatch):
     assert ours
     for _, command, *words in ours:
         assert main([command, *words, *small.get(command, [])]) == 0, (command, words)
+
+
+def test_the_configurations_of_the_models_page_are_some():
+    assert [from_dict(yaml.safe_load(text)).model.name for text in blocks(MODELS, "yaml")] == ["unet"]
+
+
+def test_the_commands_of_the_page_on_long_rollouts_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for name, trajectories, times in (("waves", 6, 10), ("weather", 1, 60)):
+        states = torch.randn(trajectories, times, 1, 16, generator=generator, dtype=torch.float64)
+        viscosity = {"viscosity": torch.rand(trajectories, generator=generator)}
+        squall.data.write(f"{name}.hdf5", states, dt=0.1, conditions=viscosity)
+    (text,) = blocks(LONG, "yaml")
+    Path("waves.yaml").write_text(text)
+    small = ["--training.steps", "3", "--training.warmup", "1", "--training.batch", "4"]
+    for line in "".join(blocks(LONG, "sh")).splitlines():
+        _, command, *words = shlex.split(line)
+        assert main([command, *words, *(small if command == "train" else [])]) == 0, line
 
 
 def test_the_study_of_the_page_is_one(tmp_path):

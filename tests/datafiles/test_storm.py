@@ -124,3 +124,18 @@ def test_the_example_of_the_storm_learns_forecasts_and_draws(storm, tmp_path, ca
     assert (tmp_path / "blizzard.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match="not overwritten"):
         names["main"]([str(storm), "--out", str(tmp_path)])
+
+
+def test_the_storm_is_trained_rolled_out_and_mapped(storm, tmp_path):
+    run, file = tmp_path / "run", storm / "Vstorm.cdf"
+    words = ["--data.path", str(file), "--data.validation", "0.2", "--data.test", "0.3", "--model.hidden", "4"]
+    assert main(["train", *words, "--training.batch", "4", "--training.steps", "2", "--out", str(run)]) == 0
+    assert main(["evaluate", str(run), "--steps", "4", "--stride", "2"]) == 0
+    assert (run / "figures" / "rollout_0.png").stat().st_size > 10_000
+    with np.load(run / "rollouts.npz") as kept:
+        land = ~squall.data.open(file).mask[0].numpy()
+        assert np.isnan(kept["truth"][0, 0, 0][land]).all()
+        assert np.isfinite(kept["truth"][0, 0, 0][~land]).all()
+    predict = ["predict", str(run), "--initial", str(file), "--start", "40", "--steps", "3"]
+    assert main([*predict, "--out", str(tmp_path / "p.nc")]) == 0
+    assert torch.equal(squall.data.open(tmp_path / "p.nc").mask, squall.data.open(file).mask)

@@ -1,10 +1,13 @@
 """The evaluation of a run on a map with land, gaps and areas, as the command makes it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+import squall
+import squall.data
 from squall.cli import main
 from squall.report.figures import Field
 from squall.runs.folder import RunFolder
@@ -114,3 +117,70 @@ def test_events_and_conserved_quantities_are_named_on_the_command_line(sea, tmp_
     assert "'mine.cube' cannot be imported" in capsys.readouterr().err
     assert main(["evaluate", str(sea), "--conserved", "salt"]) == 2
     assert "no field 'salt': the data have sst, wind" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def forced(tmp_path_factory):
+    """A run whose model sees two states, a forcing and a static field, on a map with land."""
+    folder = tmp_path_factory.mktemp("forced")
+    x, time = 2 * np.pi * np.arange(8) / 8, np.arange(80)
+    sun = np.sin(0.2 * time)
+    waves = np.sin(x[:, None] - 0.1 * time[:, None, None]) * np.cos(x) + 0.5 * sun[:, None, None]
+    waves[:, 5:, :3] = np.nan
+    conditions = {"sun": sun[None], "depth": np.cos(x)[:, None] * np.ones(8)}
+    about = {"dt": 1.0, "fields": ["sst"], "gaps": True, "conditions": conditions, "boundary": ["periodic", "wall"]}
+    squall.data.write(folder / "forced.hdf5", waves[None, :, None], **about)
+    data = ["--data.path", str(folder / "forced.hdf5"), "--data.validation", "0.2", "--data.test", "0.3"]
+    sees = ["--data.history", "2", "--data.inputs", "[sun, depth]", "--training.unroll", "2"]
+    model = ["--model.name", "unet", "--model.arguments", "{width: 4, levels: 1}", "--model.predicts", "state"]
+    small = [
+        "--training.batch",
+        "8",
+        "--training.steps",
+        "4",
+        "--training.validate_every",
+        "4",
+        "--device.threads",
+        "1",
+    ]
+    words = [*data, *sees, *model, "--model.residual", "true", "--training.residual", "state", *small]
+    assert main(["train", *words, "--out", str(folder / "run")]) == 0
+    assert main(["evaluate", str(folder / "run"), "--steps", "5"]) == 0
+    return folder
+
+
+def test_evaluation_prediction_and_python_agree_on_history_forcings_and_land(forced, tmp_path, monkeypatch):
+    kept = RunFolder(forced / "run").read_arrays("rollouts.npz")
+    moved = tmp_path / "moved.hdf5"
+    shutil.copy(forced / "forced.hdf5", moved)
+    monkeypatch.setattr("squall.runs.trained.open_data", None)  # nothing asks for the training file
+    first = 80 - 24  # the test part; its rollouts start from the second of two states
+    out = tmp_path / "p.nc"
+    words = ["predict", str(forced / "run"), "--initial", str(moved), "--start", str(first), "--steps", "5"]
+    assert main([*words, "--out", str(out)]) == 0
+    predicted = squall.data.open(out).read()[0]
+    source = squall.data.open(moved)
+    run = squall.open_run(forced / "run")
+    sun = source.condition("sun", [0], [first + 1], 5)[:, :, 0, 0, 0]
+    ours = run.predict(source.read(None, first, first + 2), 5, forcings={"sun": sun})[0]
+    sea = source.mask[0].numpy()
+    assert not sea.all()
+    assert np.array_equal(predicted.numpy()[:, :, sea], ours.numpy()[:, :, sea])
+    np.testing.assert_allclose(kept["prediction"][0][:, :, sea], ours.numpy()[:, :, sea], rtol=1e-5, atol=1e-6)
+    held = source.read(None, first + 1, first + 2)[0, 0, 0].numpy()
+    assert np.array_equal(ours.numpy()[:, 0, ~sea], np.broadcast_to(held[~sea].astype("f4"), (6, (~sea).sum())))
+
+
+def test_a_forcing_that_is_missing_or_too_short_is_refused_by_the_command(forced, tmp_path, capsys):
+    words = ["predict", str(forced / "run"), "--initial", str(forced / "forced.hdf5"), "--out", str(tmp_path / "p.nc")]
+    assert main([*words, "--steps", "100"]) == 2
+    assert "the forcing 'sun'" in (told := capsys.readouterr().err)
+    assert "ends before the rollout: 100 steps need it at 100 times" in told
+    assert main([*words, "--start", "79", "--steps", "1"]) == 2
+    assert "the model sees 2 state(s)" in capsys.readouterr().err
+    bare = squall.data.write(
+        tmp_path / "bare.hdf5", squall.data.open(forced / "forced.hdf5").read(), dt=1.0, fields=["sst"]
+    )
+    assert main([*words[:3], str(bare), *words[4:], "--steps", "3"]) == 2
+    assert "sees the condition 'sun', which" in capsys.readouterr().err
+    assert not list(tmp_path.glob("p*"))

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Required, TypedDict
 
 import numpy as np
@@ -13,6 +14,15 @@ from squall.data.errors import DataError
 
 AXES = ("x", "y", "z")
 """The names of the space axes, in the order in which a state has them."""
+
+DEGREES: Mapping[str, str] = MappingProxyType(
+    {
+        name: f"degrees_{end}"
+        for end, names in {"north": ("lat", "latitude"), "east": ("lon", "longitude")}.items()
+        for name in names
+    }
+)
+"""Units of axes on the sphere by their names, as CF writes them."""
 
 BOUNDARIES = ("periodic", "wall", "open")
 

@@ -26,7 +26,7 @@ from squall._process.extras import explain_missing_extra
 from squall._process.files import sync, sync_descriptor
 from squall._types import Trajectories
 from squall.data.conditions import Areas, Mask
-from squall.data.description import Description
+from squall.data.description import DEGREES, Description
 from squall.data.errors import DataError
 from squall.data.writing import Beside, explained, lay_out, publish, refuse_existing, reserve, write_all
 
@@ -234,7 +234,7 @@ def _axes(about: Description, shape: tuple[int, ...]) -> tuple[tuple[str, ...], 
 
 
 def _coordinate_attributes(about: Description, dim: str) -> dict[str, Any]:
-    units = {"latitude": "degrees_north", "longitude": "degrees_east"} | about.units
+    units = {**DEGREES, **about.units}
     return {"units": units[dim]} if dim in units and not (dim == "time" and "since" in units[dim]) else {}
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from squall._process.extras import explain_missing_extra
+from squall.data.description import DEGREES
 
 if TYPE_CHECKING:
     import xarray
@@ -29,7 +30,7 @@ def to_xarray(evaluation: "Evaluation") -> "xarray.Dataset":
 
     about, kept, curves = evaluation.description, evaluation.rollouts, evaluation.curves
     dims = ("rollout", "time", *about.axes)
-    units = {"latitude": "degrees_north", "longitude": "degrees_east"} | about.units
+    units = {**DEGREES, **about.units}
     units.pop("time", None)  # a lead time has no date
     variables: dict[str, Any] = {}
     for kind in ("truth", "prediction", "step_error"):

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from squall._process.names import file_name
+from squall.data.description import DEGREES
 from squall.report.comparison import Comparison
 from squall.runs.folder import Kind, RunFolder, write_beside
 from squall.study.outcome import STATES, Outcome
@@ -160,7 +161,7 @@ class Field:
             middle = truth.shape[-1] // 2
             truth, prediction = truth[..., middle], prediction[..., middle]
         about = about or {}
-        units = {"latitude": "°N", "longitude": "°E"} | dict(about.get("units", {}))
+        units = {name: f"°{unit[8].upper()}" for name, unit in DEGREES.items()} | dict(about.get("units", {}))
         names = list(about.get("axes", ("x", "y", "z")[:count]))[:2]
         axes = [f"{name} [{units[name]}]" if name in units else name for name in names]
         if len(names) == 2 and names[0][:3] in ("lat", "col", "y"):  # rows of a map

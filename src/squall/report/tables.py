@@ -284,8 +284,7 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
             tuple(places),
             lines,
         ).transposed(),
-        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better, except where a name says how "
-        "good is",
+        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better unless noted",
     )
 
 
