@@ -113,8 +113,8 @@ def test_the_commands_of_the_page_on_long_rollouts_run(tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     for name, trajectories, times in (("waves", 6, 10), ("weather", 1, 60)):
         states = torch.randn(trajectories, times, 1, 16, generator=generator, dtype=torch.float64)
-        viscosity = {"viscosity": torch.rand(trajectories, generator=generator)}
-        squall.data.write(f"{name}.hdf5", states, dt=0.1, conditions=viscosity)
+        conditions = {"viscosity": torch.rand(trajectories, generator=generator)} if name == "waves" else None
+        squall.data.write(f"{name}.hdf5", states, dt=0.1, conditions=conditions)
     (text,) = blocks(LONG, "yaml")
     Path("waves.yaml").write_text(text)
     small = ["--training.steps", "3", "--training.warmup", "1", "--training.batch", "4"]

@@ -2,7 +2,7 @@ import pytest
 
 from squall.losses import ImbalanceAwareLoss, KLBudget, absolute_error
 from squall.runs.build import _loss as loss_of
-from squall.runs.config import ConfigError, RunConfig, difference, from_dict, keys, to_dict
+from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, from_dict, keys, to_dict
 
 
 def test_a_configuration_survives_the_way_to_a_file_and_back():
@@ -54,3 +54,11 @@ def test_a_difference_names_the_key_and_both_values():
     ours, theirs = to_dict(RunConfig()), to_dict(from_dict({"training": {"seed": 3}}))
     assert difference(ours, ours) == []
     assert difference(ours, theirs) == ["training.seed: 0 -> 3"]
+
+
+def test_runs_with_options_of_a_training_by_itself_are_not_trained_together():
+    plain = from_dict({})
+    assert can_run_together(plain, plain)
+    for group in ({"training": {"unroll": 2}}, {"data": {"history": 2}}, {"data": {"inputs": ["wind"]}}):
+        config = from_dict(group)
+        assert not can_run_together(config, config)

@@ -14,7 +14,7 @@ from squall.integrators import euler, midpoint, next_state, rollout
 from squall.losses import ImbalanceAwareLoss, MeanSquaredError
 from squall.losses.rivals import RBA
 from squall.models.normalized import Normalized
-from squall.training import Recorder, TrainingSettings, train
+from squall.training import Member, Recorder, TrainingSettings, UniformSampler, train, train_together
 from squall.training.batches import Batches
 from squall.training.settings import learning_rate_at
 from squall.training.unrolled import Unrolled
@@ -192,6 +192,29 @@ def test_a_loss_that_remembers_samples_is_given_their_numbers():
     touched = loss.memory.flatten(1).any(1).nonzero().flatten()
     drawn = np.concatenate([np.random.default_rng((0, n)).choice(60, 4, replace=False, shuffle=False) for n in (0, 1)])
     assert set(touched.tolist()) == set(drawn.tolist())
+
+
+def test_trainings_as_one_batch_leave_masked_points_out_and_count_areas_as_each_by_itself():
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[0, 2:5] = False
+    transitions = Transitions(source(mask=mask, measure=torch.linspace(1, 2, 8, dtype=torch.float64)))
+    settings, sampler = TrainingSettings(8, 12, 1e-2), UniformSampler(len(transitions), 12)
+    losses = [MeanSquaredError, ImbalanceAwareLoss, lambda: ImbalanceAwareLoss(0.5)]
+    members = [Member(pointwise(seed=i).double(), loss(), sampler) for i, loss in enumerate(losses)]
+    train_together(members, transitions, settings)
+    for i, loss in enumerate(losses):
+        model = train(pointwise(seed=i).double(), transitions, settings, loss=loss()).model
+        for name, weight in model.state_dict().items():
+            torch.testing.assert_close(members[i].model.state_dict()[name], weight, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("option", [{"unroll": 2}, {"clip": 1.0}, {"average": 0.9}, {"schedule": "cosine"}])
+def test_options_of_a_training_by_itself_are_refused_for_many_as_one(option):
+    settings = TrainingSettings(2, 4, **option)
+    transitions = Transitions(source(), unroll=settings.unroll)
+    members = [Member(pointwise(), MeanSquaredError(), UniformSampler(len(transitions), 4)) for _ in range(2)]
+    with pytest.raises(ValueError, match=f"training.{next(iter(option))} is set, which only a training by itself has"):
+        train_together(members, transitions, settings)
 
 
 # The step of the optimizer
