@@ -105,9 +105,10 @@ def rows(scores: dict[str, dict[int, Scores]], baseline: str) -> list[str]:
 
 
 def _against(name: str, i: int, scores: dict[str, dict[int, Scores]], label: str, baseline: str) -> str:
-    if label == baseline or baseline not in scores or min(len(scores[label]), len(scores[baseline])) < 2:
+    seeds = scores[label].keys() & scores.get(baseline, {}).keys()
+    if label == baseline or len(seeds) < 2:
         return ""
-    pairs = [(scores[label][seed][name][i], scores[baseline][seed][name][i]) for seed in scores[baseline]]
+    pairs = [(scores[label][seed][name][i], scores[baseline][seed][name][i]) for seed in sorted(seeds)]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     if not differences:
         return ""
