@@ -15,6 +15,7 @@ from squall.study.definition import read_study
 
 ROOT = Path(__file__).parents[1]
 TRAINING = (ROOT / "docs" / "training.md").read_text()
+ADAPTERS = (ROOT / "docs" / "adapters.md").read_text()
 README = (ROOT / "README.md").read_text()
 SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
@@ -31,7 +32,12 @@ def test_the_demo_finds_what_it_imports():
 
 @pytest.mark.parametrize(
     "program",
-    [*blocks(TRAINING, "python"), *blocks(README, "python"), "".join(blocks(SYSTEMS, "python"))],
+    [
+        *blocks(TRAINING, "python"),
+        *blocks(ADAPTERS, "python"),
+        *blocks(README, "python"),
+        "".join(blocks(SYSTEMS, "python")),
+    ],
     ids=lambda text: text[:20],
 )
 def test_a_program_runs(program, tmp_path, monkeypatch):
