@@ -16,6 +16,7 @@ from squall.study.definition import read_study
 
 ROOT = Path(__file__).parents[1]
 TRAINING = (ROOT / "docs" / "training.md").read_text()
+ADAPTERS = (ROOT / "docs" / "adapters.md").read_text()
 README = (ROOT / "README.md").read_text()
 SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
@@ -37,6 +38,7 @@ def test_the_demo_finds_what_it_imports():
     [
         *blocks(TRAINING, "python"),
         *blocks(LONG, "python"),
+        *blocks(ADAPTERS, "python"),
         *blocks(README, "python"),
         "".join(blocks(SYSTEMS, "python")),
     ],
