@@ -95,9 +95,12 @@ def test_the_commands_of_the_page_are_understood(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in blocks(TRAINING, "yaml"):
         (tmp_path / "ch.yaml").write_text(text)
+    draw = torch.Generator().manual_seed(0)
+    squall.data.write("mine.hdf5", torch.randn(18, 12, 1, 8, 8, generator=draw), dt=0.1)
+    Path("mine.hdf5").rename("mine.nc")  # a format is recognised by its content
     small = {
         "simulate": ["--trajectories", "18", "--steps", "12", "--points", "8"],
-        "train": ["--training.steps", "2", "--training.batch", "4", "--model.hidden", "4"],
+        "train": ["--training.steps", "2", "--training.batch", "4"],
     }
     commands = [line for text in blocks(page, "sh") for line in text.replace("\\\n", " ").splitlines()]
     ours = [shlex.split(line, comments=True) for line in commands if line.startswith("squall ")]
