@@ -337,7 +337,7 @@ def test_a_module_that_does_not_look_at_the_state(data, tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("Empty", "no parameters"),
-        ("Narrow", "to (2, 1, 3), but must keep the shape"),
+        ("Narrow", "to (2, 1, 3), but must return (2, 1, 12)"),
         ("Missing", "cannot be imported"),
     ],
 )
@@ -450,7 +450,7 @@ MISTAKES = [
     (["train", "--data.path", "{data}", "--data.test", "6"], "leave none"),
     (
         ["train", "--data.path", "{data}", "--model.name", "transformer"],
-        "must be one of node, hnn, unet, fno or the import path",
+        "one of node, hnn, unet, fno or the import path",
     ),
     (["train", "--data.path", "{data}", "--model.name", "no.such.Model"], "cannot be imported"),
     (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
