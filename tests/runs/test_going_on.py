@@ -180,3 +180,10 @@ def test_a_run_is_bound_to_the_folder_of_data_that_it_was_trained_on(data, tmp_p
     shutil.copy(data, files / "b.hdf5")
     with pytest.raises(RunFolderError, match="is not the file"):
         squall.open_run(tmp_path / "run")
+
+
+def test_a_run_whose_learning_rate_falls_to_its_end_is_not_continued(data, tmp_path, capsys):
+    run, schedule = tmp_path / "run", ("--training.schedule", "cosine")
+    assert main(train(data, run, 5, *schedule)) == 0
+    assert main(train(data, run, 10, *schedule)) == 2
+    assert "more steps would be another run" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,29 @@
+"""
+Diagnose your data
+==================
+
+What ``squall diagnose FILE`` prints and draws: the share of the change that few points carry, where and when, and
+what that says about weighting. Here for waves that steepen into fronts (Burgers' equation).
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+import squall
+from squall.evaluation.diagnosis import change
+from squall.report.diagnosis import advice_text, diagnosis_figure
+from squall.systems import Burgers
+
+system = Burgers()
+states = system.simulate(system.initial_states(10, torch.Generator().manual_seed(0)), steps=100)
+source = squall.data.InMemory(states, dt=system.dt, lengths=system.width)
+
+found = change(source)
+for field, shares in found.ladder.items():
+    for name, share in shares.items():
+        print(f"{field}, {name:28} {share:.2f}")
+print()
+print(advice_text(found))
+
+diagnosis_figure({"change": found}, source)
+plt.show()
