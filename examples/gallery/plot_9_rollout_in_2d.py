@@ -43,9 +43,8 @@ truth = test.read([0])[0, :, 0].numpy()
 with torch.no_grad():
     first = torch.from_numpy(truth[:1])[None]
     prediction = squall.rollout(squall.next_state, result.model.eval(), first, test.dt, test.steps)[0, :, 0].numpy()
-print(
-    f"error at the end: {((prediction - truth)[-1] ** 2).mean():.3f}, of persistence {((truth[0] - truth[-1]) ** 2).mean():.3f}"
-)
+error, persistence = ((prediction - truth)[-1] ** 2).mean(), ((truth[0] - truth[-1]) ** 2).mean()
+print(f"error at the end: {error:.3f}, of persistence: {persistence:.3f}")
 
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
 shown = {"truth": truth, "prediction": prediction, "prediction − truth": prediction - truth}
