@@ -208,8 +208,8 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
         if config.training.schedule == "cosine":
             raise RunFolderError(
                 f"{folder.path} holds a run of {there['training']['steps']} steps whose learning rate falls to 0 at "
-                "its end (training.schedule is 'cosine'): more steps would be another run. Start one from its weights with "
-                f"--init {folder.path}"
+                "its end (training.schedule is 'cosine'): more steps would be another run. Start one from its weights "
+                f"with --init {folder.path}"
             )
         lines = [line for line in lines if not line.startswith("training.steps:")]
     if lines:
