@@ -6,6 +6,8 @@ What ``squall diagnose FILE`` prints and draws: the share of the change that few
 what that says about weighting. Here for waves that steepen into fronts (Burgers' equation).
 """
 
+import io
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -25,5 +27,13 @@ for field, shares in found.ladder.items():
 print()
 print(advice_text(found))
 
-diagnosis_figure({"change": found}, source)
+# %%
+# The command writes the picture into ``diagnosis.png``:
+
+picture = io.BytesIO()
+diagnosis_figure({"change": found}, source).savefig(picture, dpi=120)
+picture.seek(0)
+plt.figure(figsize=(9, 3.2), layout="constrained")
+plt.imshow(plt.imread(picture))
+plt.axis("off")
 plt.show()
