@@ -466,7 +466,7 @@ MISTAKES = [
     (["simulate", "cahn-hilliard", "--out", "{data}"], "exists and is not overwritten"),
     (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--gama", "1"], "did you mean 'gamma'"),
     (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--points", "2"], "5"),
-    (["simulate", "burgers", "--out", "x.hdf5"], "korteweg-de-vries"),
+    (["simulate", "burger", "--out", "x.hdf5"], "korteweg-de-vries"),
     (["simulate", "cahn-hilliard", "--out", "{data}/x.hdf5", "--steps", "1"], "ch.hdf5"),
     (["simulate", "korteweg-de-vries", "--out", "x.hdf5", "--dt", "10.0", "--steps", "5"], "dt"),
     (["trian"], "train"),

@@ -7,7 +7,6 @@ import torch
 import squall.data
 from squall.data import InMemory, Normalization, Split, subset
 from squall.integrators import next_state
-from squall.losses import MeanSquaredError
 from squall.models.inputs import Inputs
 from squall.runs.build import Experiment
 from squall.runs.config import ConfigError, RunConfig
@@ -52,7 +51,7 @@ def run(tmp_path, monkeypatch):
 
 def trained(source, tmp_path) -> TrainedRun:
     split = Split(source, subset(source, []), subset(source, []))
-    built = Experiment(RunConfig(), split, None, Normalization.identity(1), Model(), next_state, MeanSquaredError())
+    built = Experiment(RunConfig(), split, None, Normalization.identity(1), Model(), next_state)
     run = TrainedRun(RunFolder(tmp_path), RunConfig(), built, True, constants(source))
     run.checkpoint = "best"
     return run

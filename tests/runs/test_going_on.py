@@ -179,7 +179,7 @@ def test_a_run_is_bound_to_the_folder_of_data_that_it_was_trained_on(data, tmp_p
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     shutil.copy(data, files / "b.hdf5")
     with pytest.raises(RunFolderError, match="is not the file"):
-        squall.open_run(tmp_path / "run")
+        _ = squall.open_run(tmp_path / "run").experiment
 
 
 def test_a_run_whose_learning_rate_falls_to_its_end_is_not_continued(data, tmp_path, capsys):

@@ -208,7 +208,7 @@ def test_what_a_training_does_not_see_of_a_file_is_said(path):
         file["t0_fields/depth"].attrs.update(time_varying=False, sample_varying=True, dim_varying=[True])
         file["t0_fields"].attrs["field_names"] = ["u", "depth"]
     config = from_dict({"data": {"path": str(path), "validation": 1, "test": 1}})
-    with pytest.warns(UserWarning, match="constant in time: depth; the scalars that vary .*: forcing$"):
+    with pytest.warns(UserWarning, match="constant in time: depth; the scalars that vary .*: forcing;"):
         build(config)
 
 

@@ -221,12 +221,13 @@ def _unit(source: Source) -> Float[Tensor, "channel *ones"]:
     """The spread of every field over a few states without gaps; it keeps squares of any unit within float32."""
     pairs = Transitions(source)
     some = torch.linspace(0, len(pairs) - 1, min(len(pairs), SOME_STATES)).round().long()
-    u = pairs.fetch(some)[0].double().transpose(0, 1).flatten(1)
+    u = torch.cat(pairs.fetch(some)).double().transpose(0, 1).flatten(1)
     if source.mask is not None:
-        counts = source.mask.flatten(1).repeat(1, len(some))
+        counts = source.mask.flatten(1).repeat(1, 2 * len(some))
         u = torch.where(counts, u, (u * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1))
     spread = u.std(1, correction=0)
-    spread = torch.where(spread > 0, spread, u.abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny))
+    size = u.abs().amax(1)
+    spread = torch.where(spread > 0, spread, torch.where(size > 0, size, 1))  # 1 where all of them are 0
     return spread.reshape(-1, *[1] * len(source.space))
 
 

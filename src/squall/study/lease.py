@@ -225,9 +225,9 @@ def _process(pid: int) -> dict[str, object]:
     """What tells a process from all others on a Linux machine, in whatever container; else its number alone."""
     about: dict[str, object] = {"pid": pid}
     with contextlib.suppress(OSError, IndexError, ValueError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         about["machine"] = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-        about["started"] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        about["started"] = _stat(pid)[19]
     return about
 
 
@@ -249,5 +249,10 @@ def _ended(holder: dict[str, object]) -> bool:
 def _is_zombie(pid: int) -> bool:
     """Of a killed process whose parent has not asked for it yet."""
     with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return _stat(pid)[0] == "Z"
     return False
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux says of a process, after its name."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -94,8 +94,9 @@ def paired_ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Rati
     A pair in which theirs diverged has no ratio and is left out; one in which ours alone diverged makes the mean
     infinite. Of a single pair the interval is (0, ∞). None without a pair.
 
-    >>> paired_ratio({0: 1.0, 1: 2.0, 2: 4.0}, {0: 2.0, 1: 4.0, 2: 8.0})
-    Ratio(mean=0.5, low=0.5, high=0.5, count=3)
+    >>> ratio = paired_ratio({0: 1.0, 1: 2.0, 2: 4.0}, {0: 2.0, 1: 4.0, 2: 8.0})
+    >>> round(ratio.mean, 9), round(ratio.low, 9), round(ratio.high, 9), ratio.count
+    (0.5, 0.5, 0.5, 3)
     """
     from scipy import stats
 
