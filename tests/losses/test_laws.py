@@ -287,6 +287,20 @@ def test_report_is_of_the_weights():
         assert report["mean_error"] == pytest.approx(float(errors.mean()), rel=1e-6)
         assert report["max_error"] == pytest.approx(float(errors.max()), rel=1e-6)
         assert report["top_share"] == pytest.approx(float(weights[errors.topk(4).indices].sum()), rel=1e-6)
+        for name, q in {"median_error": 0.5, "p90_error": 0.9, "p99_error": 0.99}.items():
+            expected = float(errors.quantile(q, interpolation="lower"))
+            assert report[name] == pytest.approx(expected, rel=0.02), name
+
+
+def test_quantiles_of_a_report_count_points_by_their_measure():
+    errors, measure = normal(13, 1, 50_000).abs(), normal(14, 1, 50_000).abs()
+    loss = ImbalanceAwareLoss()
+    loss(errors, torch.zeros_like(errors), measure=measure)
+    order = errors.flatten().argsort()
+    share = measure.flatten()[order].cumsum(0) / measure.sum()
+    for name, q in {"median_error": 0.5, "p99_error": 0.99}.items():
+        expected = float(errors.flatten()[order][int((share < q).sum())]) ** 2
+        assert loss.report()[name] == pytest.approx(expected, rel=0.02)
 
 
 def test_shares_by_channel_sum_to_one():

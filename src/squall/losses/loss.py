@@ -402,8 +402,9 @@ class ImbalanceAwareLoss(nn.Module):
         Returns:
             `temperature` (unit of the error; the median over groups), `effective_fraction` (1/Σw² over n),
             `kl` (nats), `max_weight` (largest share of one point), `top_share` (weight of the 1 % of points
-            with the largest errors), `mean_error`, `max_error`, `loss`. Empty before the first call. Divergences and
-            shares are those of the sketch, right to a thousandth; of more than 131 072 points in groups of up to 2 048,
+            with the largest errors), `mean_error`, `median_error`, `p90_error`, `p99_error`, `max_error`, `loss`. Empty
+            before the first call. Divergences, shares and quantiles are those of the sketch, right to a thousandth (a
+            quantile to a bin, 1.6 %) and without trimmed points; of more than 131 072 points in groups of up to 2 048,
             they are estimates from some of the groups.
         """
         return {} if self._account is None else self._account.numbers()

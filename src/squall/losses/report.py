@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,9 @@ __all__ = ["Account", "weight_shares"]
 
 TOP = 0.01
 """The share of the points that `top_share` looks at."""
+
+QUANTILES = MappingProxyType({"median_error": 0.5, "p90_error": 0.9, "p99_error": 0.99})
+"""Of the errors; where samples lie on several processes, of those of one."""
 
 Atoms = Float[np.ndarray, "atom"]
 Groups = Float[np.ndarray, "group"]
@@ -103,8 +107,17 @@ def _numbers(
         "max_weight": largest,
         "top_share": _top_share(l, p, p * ratio),
         "mean_error": float(mean @ share),
+        **_quantiles(l, p),
         "max_error": float(top.max(initial=0.0)),
     }
+
+
+def _quantiles(errors: Atoms, points: Atoms) -> dict[str, float]:
+    """The smallest errors up to which these shares of the points lie, to the width of a bin (1.6 %)."""
+    order = np.argsort(errors, kind="stable")
+    share = points[order].cumsum()
+    places = np.searchsorted(share, [q * share[-1] * (1 - 1e-12) for q in QUANTILES.values()]) if share.size else []
+    return {name: float(errors[order[i]]) for name, i in zip(QUANTILES, places, strict=False)}
 
 
 def _top_share(errors: Atoms, points: Atoms, weights: Atoms) -> float:
