@@ -53,9 +53,8 @@ EVEN, UNEVEN = 0.15, 0.25
 RULE = (
     f"a rule of thumb, fitted to nothing: below {EVEN:.0%} the change is spread almost as in Gaussian noise (8%), "
     f"above {UNEVEN:.0%} as with solitons and shocks. In the study rivals-small such weights made the top 1% of the "
-    "one-step error of a small model smaller on Korteweg-de Vries, not clearly so on Burgers, that of a larger model and "
-    "the rollout on neither. Compare with "
-    "--loss.name mse on validation rollouts, with several seeds"
+    "one-step error of a small model smaller on Korteweg-de Vries, not clearly so on Burgers, that of a larger model "
+    "and the rollout on neither. Compare with --loss.name mse on validation rollouts, with several seeds"
 )
 
 
