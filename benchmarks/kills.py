@@ -161,6 +161,7 @@ def killed_at(operation: int, out: Path, work: Callable[[], object], told: Path 
 def killed_in_a_write(size: int, work: Callable[[], object]) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.dont_write_bytecode = True  # Python would cut it off
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     work()
 

@@ -202,6 +202,7 @@ def test_full_disk(tmp_path, limit, reserve):
         import torch
         import squall.data
         limit, reserve = int(sys.argv[2]), sys.argv[3] == "True"
+        sys.dont_write_bytecode = True  # Python would cut it off
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         if not reserve:
             del os.posix_fallocate

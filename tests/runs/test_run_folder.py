@@ -115,7 +115,8 @@ try:
 except OSError as error:
     print("refused", error.filename or error)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-B", "-c", program]  # Python would cut off the bytecode that it keeps of modules
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "refused" in result.stdout
     assert folder.load("last").step == 1
     assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["last-00000001"]
