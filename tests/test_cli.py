@@ -519,13 +519,8 @@ def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(data, t
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [
-        sys.executable,
-        "-B",
-        "-c",
-        program,
-        *words,
-    ]  # Python would cut off the bytecode that it keeps of modules
+    # -B: Python would cut off the bytecode that it keeps of modules
+    command = [sys.executable, "-B", "-c", program, *words]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert "The disk is full: what was saved is whole" in result.stderr
