@@ -260,6 +260,13 @@ def test_the_well_reads_what_stands_beside_the_states(tmp_path):
     assert sample["constant_scalars"].flatten().tolist() == [0.0]
 
 
+@pytest.mark.parametrize("trajectories", [1, 3])
+def test_a_parameter_alike_for_all_trajectories_comes_back(tmp_path, trajectories):
+    states = torch.zeros(trajectories, 5, 1, 4)
+    squall.data.write(tmp_path / "a.hdf5", states, dt=0.1, conditions={"gravity": 9.81})
+    assert squall.data.open(tmp_path / "a.hdf5").condition("gravity", [0], [2], 1).item() == pytest.approx(9.81)
+
+
 def test_conditions_of_the_wells_files_are_listed_and_read(tmp_path):
     from .test_foreign_files import add, empty_file
 

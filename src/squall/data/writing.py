@@ -442,6 +442,8 @@ def _field(file: Any, key: str, shape: tuple[int, ...], dtype: np.dtype, **attri
     dataset = file.create_dataset(key, shape, dtype, dcpl=properties)
     varying = {"dim_varying": np.ones(max(len(shape) - 2, 0), dtype=bool), "sample_varying": True, "time_varying": True}
     dataset.attrs.update(varying | attributes)
+    if not shape:  # h5py drops the properties of a scalar, which then has no place before it is written
+        dataset[()] = 0
     return dataset.id.get_offset()
 
 

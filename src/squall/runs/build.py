@@ -34,7 +34,7 @@ from squall.runs.loss import build_loss
 from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
-__all__ = ["Experiment", "build", "integrator", "model_source", "system_of"]
+__all__ = ["Experiment", "build", "integrator", "model_source", "open_data", "system_of"]
 
 INDEX_BLOCK = 2**13
 """Transitions whose stiffness index is computed at a time."""
@@ -108,7 +108,7 @@ def build(
         ConfigError: at an unknown name, with the known ones, or a model that is not trusted.
         squall.data.DataError: if the file cannot be used.
     """
-    split = split or _open(config)
+    split = split or open_data(config)
     source = split.train
     system = system_of(source)
     normalization = normalization or _normalization(config.data, source, system)
@@ -140,7 +140,13 @@ def _stiffness(transitions: Transitions, normalization: Normalization, floor: fl
     return torch.cat([stiffness_index(u, u_next, transitions.dt, floor * rms) for u, u_next in pairs()])
 
 
-def _open(run: RunConfig) -> Split:
+def open_data(run: RunConfig) -> Split:
+    """The data of a run, in memory if they are small, and divided as its configuration says.
+
+    Raises:
+        ConfigError: without a path.
+        squall.data.DataError: if the file cannot be used.
+    """
     config = run.data
     if not config.path:
         raise ConfigError(

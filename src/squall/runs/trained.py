@@ -16,8 +16,7 @@ from squall.data import Description, Normalization, Source, Split
 from squall.data.conditions import as_conditions
 from squall.models.inputs import Inputs, rollout
 from squall.models.placement import evaluating, like_model
-from squall.runs.build import Experiment, build
-from squall.runs.build import _open as open_data
+from squall.runs.build import Experiment, build, open_data
 from squall.runs.config import ConfigError, RunConfig, from_dict
 from squall.runs.description import constants, read_description
 from squall.runs.emulator import Emulator, ExportError
