@@ -255,6 +255,17 @@ def test_budgets_are_met_to_a_thousandth(rho, measured, tail):
     assert (p * ((1 + x) * np.log1p(x) - x)).sum() == pytest.approx(rho, rel=1e-3)
 
 
+@pytest.mark.parametrize("tail", [1, 2, 3])  # of the logarithm of the residual: up to 1e11 times the mean error
+@pytest.mark.parametrize(("rho", "cap"), [(1.0, 3.0), (0.69, 2.0), (2.99, 20.0)], ids=str)  # ρ just below log c
+def test_a_capped_budget_is_met_however_sharp(tail, rho, cap):
+    generator = torch.Generator().manual_seed(tail)
+    d = torch.randn(10_000, generator=generator, dtype=torch.float64)
+    d = d * (tail * torch.randn(10_000, generator=generator, dtype=torch.float64)).exp()
+    w = ImbalanceAwareLoss(KLBudget(rho, cap=cap)).weights(d, torch.zeros_like(d)).numpy()
+    assert w.max() * 10_000 < cap * (1 + 1e-6)
+    assert oracle.kl(w) == pytest.approx(rho, rel=1e-3)
+
+
 @pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6])
 def test_a_budget_among_errors_that_lie_in_one_bin(spread):
     errors = 1 + spread * torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

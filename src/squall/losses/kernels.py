@@ -49,6 +49,11 @@ UNRESOLVED = 1e-3
 """Share of a budget that the width of the bins may be off before the points are looked at one by one."""
 SETTLED = 2e-7
 """Relative error of Σw at which a cap has settled: a few roundings of float32."""
+MOST_PASSES = 8
+"""Until a cap has settled, as two do from λ of the sketch. Where many points crowd at the cap, λ may step to and fro
+between two of float32; the weights are then off the cap by that rounding, and sum to 1 all the same."""
+LARGEST_EXPONENT = 700.0
+"""Of float64. Only atoms that are far above the cap have a larger one."""
 FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
 
@@ -120,28 +125,9 @@ def _moments(y, p, b):
 
 
 @part
-def _capped_moments(y, p, b, nu):
-    """The same for e = exp(z) over the atoms of z = b y − ν ≤ 0, with Σ p e z, and Σ p of the others."""
-    total, first, second, entropy, above = 0.0, 0.0, 0.0, 0.0, 0.0
-    unit, shift = b * PER_LN2, nu * PER_LN2
-    for i in range(y.size):
-        z = unit * y[i] - shift
-        free = z <= 0
-        e = p[i] * _exp2(min(z, 0.0))
-        above += 0.0 if free else p[i]
-        e = e if free else 0.0
-        f = e * y[i]
-        total += e
-        first += f
-        second += f * y[i]
-        entropy += e * z
-    return total, first, second, entropy / PER_LN2, above
-
-
-@part
 def _edge(p, share):
-    """The place k of the atom (of ascending ones) with Σ p from k on ≥ share > Σ p from k + 1 on."""
-    above = 0.0
+    """The place k of the atom (of ascending ones) with Σ p from k on ≥ share > Σ p from k + 1 on, but for rounding."""
+    above, share = 0.0, share * (1 - 1e-12)
     for k in range(p.size - 1, -1, -1):
         above += p[k]
         if above >= share:
@@ -150,55 +136,46 @@ def _edge(p, share):
 
 
 @part
-def _level(y, p, b, cap, nu, lowest):
-    """ν < 0 at which the atoms of y > ν/b are at the cap, or 0 where none is; `lowest` is the place up to which all
-    mass together fills the cap. A step is exact where it does not change which atoms are at the cap; from the right
-    it only takes more in."""
-    if cap * _moments(y, p, b)[0] >= 1:
-        return 0.0
-    floor = b * y[lowest]
-    nu = min(max(nu, floor), 0.0)
-    for _ in range(MOST_STEPS):
-        free, _, _, _, capped = _capped_moments(y, p, b, nu)
-        if abs(cap * (free + capped) - 1) < 1e-14:
-            break
-        following = nu + math.log(cap * free / (1 - cap * capped)) if cap * capped < 1 and free > 0 else floor
-        following = min(max(following, floor), 0.0)
-        if following == nu:
-            break
-        nu = following
-    return nu
+def _capped(y, p, b, cap, edge, e, sums):
+    """The place of the largest atom below the cap, ν − b y_edge, the weight of it and of all smaller ones, and whether
+    the cap binds; fills e with p exp(b (y − y_edge))."""
+    for i in range(y.size):
+        x = min(b * (y[i] - y[edge]), LARGEST_EXPONENT)
+        value = _exp2(-abs(x) * PER_LN2)
+        e[i] = p[i] * (value if x <= 0 else 1 / value)
+    total, above = 0.0, 0.0
+    for i in range(y.size):
+        total += e[i]
+        sums[i] = total
+    for k in range(y.size - 1, -1, -1):
+        room = 1 / cap - above
+        if p[k] > 0 and room * cap > 1e-13 and e[k] * room <= sums[k] * p[k] * (1 + 1e-12):
+            nu = math.log(sums[k] / room)
+            return k, nu, cap * room, nu < min(-b * y[edge], LARGEST_EXPONENT) - 1e-14
+        above += p[k]
+    return 0, 0.0, 1.0, False
 
 
 @part
-def _divergence(y, p, b, kind, cap, nu, lowest):
-    """The divergence at b, its slope over log b, and ν."""
+def _divergence(y, p, b, kind, cap, edge, e, sums):
+    """The divergence at b, its slope over log b, and whether the cap binds."""
     if cap < math.inf:
-        nu = _level(y, p, b, cap, nu, lowest)
-        if nu < 0:
-            free, first, second, entropy, _ = _capped_moments(y, p, b, nu)
-            variance = second / free - (first / free) ** 2 if free > 0 else 0.0
-            return math.log(cap) + cap * entropy, b * b * cap * free * variance, nu
+        k, nu, free, binds = _capped(y, p, b, cap, edge, e, sums)
+        if binds:
+            first, second = 0.0, 0.0
+            for i in range(k + 1):
+                f = e[i] * (y[i] - y[edge])
+                first += f
+                second += f * (y[i] - y[edge])
+            mean = first / sums[k]
+            slope = b * b * free * (second / sums[k] - mean * mean)
+            return math.log(cap) + free * (b * mean - nu), slope, True
     total, first, second = _moments(y, p, b)
     mean = first / total
     if kind == KL:
-        return b * mean - math.log(total), b * b * (second / total - mean * mean), nu
+        return b * mean - math.log(total), b * b * (second / total - mean * mean), False
     twice, first, _ = _moments(y, p, 2 * b)
-    return math.log(twice) - 2 * math.log(total), 2 * b * (first / twice - mean), nu
-
-
-@part
-def _most(y, p, cap, lowest):
-    """The divergence for T → 0, and whether the atoms tied at the largest error have all the weight then."""
-    ties, above, share = 0.0, 0.0, 0.0
-    for i in range(y.size):
-        ties += p[i] if y[i] == 0 else 0.0
-        above += p[i] if y[i] > y[lowest] else 0.0
-        share += p[i] if y[i] == y[lowest] else 0.0
-    if cap * ties >= 1:
-        return -math.log(ties), True
-    rest = 1 - cap * above
-    return cap * above * math.log(cap) + (rest * math.log(rest / share) if rest > 0 else 0.0), False
+    return math.log(twice) - 2 * math.log(total), 2 * b * (first / twice - mean), False
 
 
 @part
@@ -215,37 +192,38 @@ def _newton(b, divergence, slope, budget, low, high):
 
 
 @part
-def _solve_budget(y, p, kind, budget, cap):
+def _search(y, p, kind, budget, cap, e, sums):
     """b at which the divergence is the budget: 0 where all atoms are equal, `SHARPEST` where it cannot be met, and
     whether it is met."""
-    mean, square = 0.0, 0.0
+    mean, square, ties = 0.0, 0.0, 0.0
     for i in range(y.size):
         mean += p[i] * y[i]
+        ties += p[i] if y[i] == 0 else 0.0
     for i in range(y.size):
         square += p[i] * (y[i] - mean) * (y[i] - mean)
     if budget <= 0 or square <= 0:
         return 0.0, True
-    lowest = _edge(p, 1 / cap) if cap < math.inf else 0
-    most, tied = _most(y, p, cap, lowest)
+    edge, most, capped = 0, -math.log(ties), cap * ties < 1 and cap < math.inf
+    if cap < math.inf:
+        edge = _edge(p, 1 / cap)
+    if capped:
+        most = _divergence(y, p, SHARPEST, kind, cap, edge, e, sums)[0]
     if budget >= most * (1 - 1e-9):
-        return SHARPEST, not tied
-    b = min(math.sqrt((2 if kind == KL else 1) * budget / square), SHARPEST / 10)
-    nu, low, high = 0.0, 0.0, SHARPEST
+        return SHARPEST, capped
+    b, low, high = min(math.sqrt((2 if kind == KL else 1) * budget / square), SHARPEST / 10), 0.0, SHARPEST
     for _ in range(MOST_STEPS):
-        divergence, slope, nu = _divergence(y, p, b, kind, cap, nu, lowest)
+        divergence, slope, _ = _divergence(y, p, b, kind, cap, edge, e, sums)
         low, high = (low, b) if divergence > budget else (b, high)
-        following = _newton(b, divergence, slope, budget, low, high)
-        nu *= following / b
-        change, b = abs(following / b - 1), following
-        if abs(divergence / budget - 1) < MET or change < 1e-15:
+        before, b = b, _newton(b, divergence, slope, budget, low, high)
+        if abs(divergence / budget - 1) < MET or abs(b / before - 1) < 1e-15:
             break
     return b, True
 
 
 @part
-def _solve(y, p, top, demand):
+def _solve(y, p, top, demand, e, sums):
     """For one group b, whether the budget is met, whether a cap binds, and y_ref ≤ 0 and λ ≥ 0: weights are in
-    proportion to exp(min(0, b (y − y_ref) − λ))."""
+    proportion to exp(min(0, b (y − y_ref) − λ)). `e` and `sums` have room for a number of each atom."""
     kind, number, budget_cap, cap = demand[0], demand[1], demand[2], demand[3]
     scale, met = top if top > 0 else 1.0, True
     if kind == TEMPERATURE:
@@ -254,18 +232,15 @@ def _solve(y, p, top, demand):
         mean = number * (top + scale * (p * y).sum())
         b = scale / mean if mean > 0 else 0.0
     else:
-        b, met = _solve_budget(y, p, kind, number, budget_cap)
+        b, met = _search(y, p, kind, number, budget_cap, e, sums)
     cap = min(cap, budget_cap)
     if not cap < math.inf:
         return b, met, False, 0.0, 0.0
-    lowest = _edge(p, 1 / cap)
-    nu = _level(y, p, b, cap, 0.0, lowest) if b < SHARPEST else b * y[lowest]
-    if nu >= 0:
+    edge = _edge(p, 1 / cap)
+    k, nu, _, binds = _capped(y, p, b, cap, edge, e, sums)
+    if not binds:
         return b, met, False, 0.0, 0.0
-    k = 0
-    for i in range(y.size):
-        k = i if b * y[i] <= nu else k
-    return b, met, True, y[k], max(nu - b * y[k], 0.0)
+    return b, met, True, y[k], max(nu - b * (y[k] - y[edge]), 0.0)
 
 
 @part
@@ -305,10 +280,10 @@ def solve(l, mass, sizes, tiny, counts, demand, rows):
     missed, coarse, edges, room = 0, 0, 0, 0
     for i in range(sizes.size):
         room = max(room, sizes[i])
-    y_room, p_room = np.empty(room), np.empty(room)
+    atoms = np.empty((4, room))
     for i in range(sizes.size):
         n, row = sizes[i], rows[i]
-        y, p, top, total = y_room[:n], p_room[:n], 0.0, 0.0
+        y, p, top, total = atoms[0, :n], atoms[1, :n], 0.0, 0.0
         for j in range(n):
             top = max(top, l[i, j])
             total += mass[i, j]
@@ -319,7 +294,7 @@ def solve(l, mass, sizes, tiny, counts, demand, rows):
             continue
         for j in range(n):
             y[j], p[j] = min((l[i, j] - top) / scale, 0.0), mass[i, j] / total
-        b, met, binds, y_ref, lam = _solve(y, p, top, demand)
+        b, met, binds, y_ref, lam = _solve(y, p, top, demand, atoms[2], atoms[3])
         row[B], row[REFERENCE], row[LAM], row[BINDS] = b, top + scale * y_ref, lam, 1.0 if binds else 0.0
         if tiny > 0 and not _resolved(y, p, total, tiny / scale, counts, b, y_ref, lam, demand):
             row[COARSE] = 1.0
@@ -805,14 +780,15 @@ def weigh(a, b, m, seen, delta, scratch, start, cap, share, write, out, rows):
     total = 0.0
     for i in range(rows.shape[0]):
         row = rows[i]
-        settles, mixes = cap < np.inf and row[BINDS] > 0, share > 0
+        settles, mixes, passes = cap < np.inf and row[BINDS] > 0, share > 0, 0
         while True:
             last = write and not mixes  # or written too early
             sums = _weigh_group(a, b, m, seen, delta, start + i, row, scratch[1], scratch[2], settles, last, out)
             free, room, lam = sums[0] - sums[2], row[TOTAL] / cap, row[LAM]
             if settles and abs(sums[0] - room) > SETTLED * room and free > 0 and room > sums[2]:
                 row[LAM] += math.log(free / (room - sums[2]))
-                if row[LAM] != lam:
+                passes += 1
+                if row[LAM] != lam and passes < MOST_PASSES:
                     continue
             if not mixes:
                 break

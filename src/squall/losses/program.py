@@ -424,19 +424,19 @@ def _divergence(
     else:
         e, free, nu, _, binds = _capped(y, p, b, demand.cap, edge, room)
         shift = nu, binds
-    total, ey = e.sum(1, keepdim=True), e * y
-    mean = ey.sum(1, keepdim=True) / total
+    total = e.sum(1, keepdim=True)
+    y = y if edge is None else y - edge  # the capped weights turn on differences far below the largest error
+    mean = (e * y).sum(1, keepdim=True) / total
     if demand.kind == RENYI:
         twice = e * e / _positive(p)
         sum_of_twice = twice.sum(1, keepdim=True)
         slope = 2 * b * ((twice * y).sum(1, keepdim=True) / sum_of_twice - mean)
         return sum_of_twice.log() - 2 * total.log(), slope
-    slope = b * b * free * ((ey * y).sum(1, keepdim=True) / total - mean * mean)
-    if shift is None or edge is None:
+    slope = b * b * free * (e * (y - mean).square()).sum(1, keepdim=True) / total
+    if shift is None:
         return b * mean - total.log(), slope
     nu, binds = shift
-    mean = b * (mean - edge)
-    return torch.where(binds, math.log(demand.cap) + free * (mean - nu), mean - total.log()), slope
+    return torch.where(binds, math.log(demand.cap) + free * (b * mean - nu), b * mean - total.log()), slope
 
 
 def _resolved(
