@@ -104,7 +104,8 @@ SCRIPT = """
             expected = ImbalanceAwareLoss(temperature, group=None)(whole(x), y)
             expected.backward()
             parallel = DistributedDataParallel(model())
-            both = Accumulation(ImbalanceAwareLoss(temperature))
+            reported = ImbalanceAwareLoss(temperature)
+            both = Accumulation(reported)
             for part in parts:
                 both.observe(parallel(x[part]), y[part])
             value = 0
@@ -113,6 +114,7 @@ SCRIPT = """
                 loss.backward()
                 value += loss.detach()
             torch.testing.assert_close(value, expected.detach(), rtol=1e-6, atol=0)
+            assert abs(reported.report()["loss"] / expected.item() - 1) < 1e-6
             torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
             settled = ImbalanceAwareLoss(temperature)
             for _ in range(12):  # the lagged temperature of a budget settles

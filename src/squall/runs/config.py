@@ -239,8 +239,8 @@ class DeviceConfig:
 
     Args:
         accelerator: `auto`, `cpu`, `cuda`, `mps`.
-        devices: how many processes, one device each.
-        strategy: `auto`, `ddp`, `fsdp`.
+        devices: how many processes, one device each; torchrun's number where it starts them.
+        strategy: `auto`, `ddp`, or another of lightning-fabric's.
         precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`.
         threads: threads of the CPU; 0 leaves PyTorch's choice.
     """
