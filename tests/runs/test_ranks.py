@@ -191,12 +191,12 @@ def test_a_training_that_diverges_in_one_process_ends_in_all(data, tmp_path):
     assert all("training diverged at step 2" in text for text in said)
 
 
-def test_torchrun_starts_the_processes(data, alone, tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*command, "-m", "squall.cli", *train(data, out, 100)], capture_output=True, text=True, timeout=120
-    )
+def test_torchrun_starts_the_processes_as_the_page_says(data, alone, tmp_path):
+    out, page = tmp_path / "run", Path(__file__).parents[2] / "docs" / "scale_out.md"
+    command = next(line for line in page.read_text().splitlines() if line.startswith("torchrun "))
+    launcher = command.split(" train ")[0].replace("--nproc-per-node 4", "--standalone --nproc-per-node 2")
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher.split()[1:], *train(data, out, 100)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(out)]
     assert_equal(out, alone)
