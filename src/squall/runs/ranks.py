@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:  # slow to import; whoever trains has it imported
     Fabric = Logger = Any
 
-__all__ = ["OtherProcessError", "agreed", "is_first", "joined", "refuse_other_count", "stopping_together"]
+__all__ = ["OtherProcessError", "agreed", "is_first", "joined", "refuse_other_count", "started", "stopping_together"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
     """
     from lightning_fabric import Fabric
 
-    here, machines = _started() or (device.devices, 1)
+    here, machines = started() or (device.devices, 1)
     try:
         fabric = Fabric(
             accelerator=device.accelerator,
@@ -60,7 +60,7 @@ def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
     return fabric
 
 
-def _started() -> tuple[int, int] | None:
+def started() -> tuple[int, int] | None:
     """How many processes torchrun has started on this machine, and on how many machines; None without it."""
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         return None
@@ -73,10 +73,10 @@ def refuse_other_count(device: DeviceConfig) -> None:
     Raises:
         ConfigError: with both numbers.
     """
-    started = _started()
-    if started and device.devices not in (1, started[0]):
+    there = started()
+    if there and device.devices not in (1, there[0]):
         raise ConfigError(
-            f"device.devices is {device.devices}, but torchrun started {started[0]} process(es) on this machine: leave "
+            f"device.devices is {device.devices}, but torchrun started {there[0]} process(es) on this machine: leave "
             "device.devices out, or torchrun"
         )
 
