@@ -13,9 +13,12 @@ SCRIPT = """
     import sys
     import torch
     from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
     from torch.nn.parallel import DistributedDataParallel
     from squall.losses import (
-        Accumulation, EffectiveFraction, ImbalanceAwareLoss, KLBudget, LaggedAccumulation, Relative
+        Accumulation, EffectiveFraction, ImbalanceAwareLoss, KLBudget, LaggedAccumulation, MeanSquaredError, Relative
     )
 
     torch.set_num_threads(1)
@@ -104,7 +107,8 @@ SCRIPT = """
             expected = ImbalanceAwareLoss(temperature, group=None)(whole(x), y)
             expected.backward()
             parallel = DistributedDataParallel(model())
-            both = Accumulation(ImbalanceAwareLoss(temperature))
+            reported = ImbalanceAwareLoss(temperature)
+            both = Accumulation(reported)
             for part in parts:
                 both.observe(parallel(x[part]), y[part])
             value = 0
@@ -113,6 +117,7 @@ SCRIPT = """
                 loss.backward()
                 value += loss.detach()
             torch.testing.assert_close(value, expected.detach(), rtol=1e-6, atol=0)
+            assert abs(reported.report()["loss"] / expected.item() - 1) < 1e-6
             torch.testing.assert_close(gradient(parallel), gradient(whole), rtol=1e-5, atol=1e-9)
             settled = ImbalanceAwareLoss(temperature)
             for _ in range(12):  # the lagged temperature of a budget settles
@@ -130,6 +135,36 @@ SCRIPT = """
             assert "pass group=None" in str(error)
         else:
             assert bounds[rank] == bounds[rank + 1]
+    # Fully sharded parameters, and a grid of which every process has a part, given as DTensors or as they are.
+    whole, sharded = (torch.nn.Sequential(torch.nn.Tanh(), model()) for _ in range(2))
+    fully_shard(sharded)
+    ImbalanceAwareLoss(group=None)(whole(x), y).backward()
+    ImbalanceAwareLoss()(sharded(x[mine]), y[mine]).backward()
+    full = torch.cat([p.grad.full_tensor().reshape(-1) for p in sharded.parameters()])
+    torch.testing.assert_close(full, gradient(whole), rtol=1e-5, atol=1e-9)
+    mesh = init_device_mesh("cpu", (world,))
+    spread = [distribute_tensor(u, mesh, [Shard(2)]) for u in (x, y)]
+    for refusing in (ImbalanceAwareLoss(), MeanSquaredError(), lambda *pair: ImbalanceAwareLoss()(pair[0], y)):
+        try:
+            refusing(*spread)
+        except TypeError as error:
+            assert "prediction.to_local()" in str(error)
+        else:
+            raise AssertionError("not refused")
+    local, goal_here = (u.to_local() for u in spread)
+    for over in ("all", "channel"):
+        here, all_of_it = local.clone().requires_grad_(), x.clone().requires_grad_()
+        area = torch.linspace(0.1, 1, 8, dtype=x.dtype)
+        value = ImbalanceAwareLoss(over=over, group=mesh.get_group())(
+            here, goal_here, measure=distribute_tensor(area, mesh, [Shard(0)]).to_local()
+        )
+        expected = ImbalanceAwareLoss(over=over, group=None)(all_of_it, y, measure=area)
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+        expected.backward()
+        value.backward()
+        part = distribute_tensor(all_of_it.grad, mesh, [Shard(2)]).to_local()
+        torch.testing.assert_close(here.grad / world, part, rtol=1e-5, atol=1e-9)
+
     broken = x.clone()
     broken[0, 0, 0] = float("nan")
     lossy = ImbalanceAwareLoss()

@@ -151,6 +151,7 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"keep_weights": "no"}, "'keep_weights' is 'no', but must be true or false"),
         ({"base": {3: "x"}}, "Option '3' is not accepted: known are"),
         ({"variants": TINY["variants"] | {"CH": {"system": {"name": ["x"]}}}}, r"the system '\['x'\]' is unknown"),
+        ({"base": {"device.devices": 2}}, "device.devices is 2, but a study trains each run in one process"),
         ({"base": {"integrator": "rk5"}}, "integrator is 'rk5', but must be one of"),
         ({"base": {"model.name": "hnnn"}, "variants": TINY["variants"] | {"CH": {"system": "cahn-hilliard"}}},
          "'hnnn' is not a known model, nor the import path of one.*'hnn'"),
@@ -170,6 +171,14 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
 def test_a_study_that_cannot_be_run_is_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         read_study(written(tmp_path, changed(**changes)))
+
+
+def test_a_study_under_torchrun_is_refused(tmp_path, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(ConfigError, match="without torchrun"):
+        run_study(read_study(written(tmp_path, TINY)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 3", ""])

@@ -319,6 +319,16 @@ def test_noise_follows_the_seed_and_the_step_and_has_the_given_size():
     assert torch.equal(torch.stack(shares, 1).flatten(0, 1), drawn.window)
 
 
+def test_a_process_reads_only_the_transitions_of_its_share(monkeypatch):
+    transitions, read = Transitions(source()), []
+    fetch = transitions.fetch
+    monkeypatch.setattr(transitions, "fetch", lambda indices: read.append(list(map(int, indices))) or fetch(indices))
+    batches = Batches(transitions, TrainingSettings(batch=7), None)
+    for rank in range(3):
+        batches.draw(torch.arange(7), 0, rank, 3)
+    assert read == [[0, 3, 6], [1, 4], [2, 5]]
+
+
 def test_a_training_ends_after_validations_without_a_better_score():
     scores = iter([3.0, 2.0, 2.5, 2.5, 1.0])
     settings = TrainingSettings(50, 8, validate_every=2, patience=2)

@@ -1,9 +1,11 @@
 """The commands: for each a parser and one thin function, which imports what is slow and only it needs."""
 
+import dataclasses
 import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import shlex
@@ -35,6 +37,7 @@ from squall.runs.emulator import PROGRAM
 from squall.runs.evaluate import conserved_quantities, evaluate_runs
 from squall.runs.export import export_run
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
+from squall.runs.ranks import OtherProcessError, is_first
 from squall.runs.simulate import simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run
 from squall.runs.trained import open_run
@@ -55,7 +58,7 @@ def execute(words: Sequence[str]) -> int:
     """Run the command that the first of the words names; return its exit code."""
     words = _specific_last(list(words))
     command, *options = words
-    console, known = Console(stderr=True), []
+    console, errors, known = Console(stderr=True), Console(stderr=True), []
     try:
         parser, known = PARSERS[command]()
         with warnings.catch_warnings():
@@ -67,9 +70,10 @@ def execute(words: Sequence[str]) -> int:
             if command == "train":
                 refuse_null(parsed)
             return RUN[command](parser.instantiate(parsed), console)
-    except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError) as error:
+    except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError, OtherProcessError) as error:
         text = "\n".join([explain(str(error), known), *getattr(error, "__notes__", []), *_advice(error)])
-        _say(console, f"squall: {text}", "red")
+        if not getattr(error, "known", False):  # to the user, by the first of several processes
+            _say(errors, f"squall: {text}", "red")
         return USER_MISTAKE
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
@@ -79,7 +83,7 @@ def execute(words: Sequence[str]) -> int:
     except Exception as error:
         if too_large(error):
             _say(
-                console,
+                errors,
                 f"squall: the numbers asked for are too large or too small for this machine: {_first_line(error)}",
                 "red",
             )
@@ -439,6 +443,8 @@ def _train(arguments: Namespace, console: Console) -> int:
     from lightning_fabric.utilities.warnings import PossibleUserWarning
 
     warnings.simplefilter("ignore", PossibleUserWarning)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    console.quiet = not is_first()
     options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out", "init")}
     config = RunConfig(**options)
     out = arguments.out or default_folder(config, arguments.init)
@@ -452,12 +458,14 @@ def _train(arguments: Namespace, console: Console) -> int:
     elif not result.finished:
         console.print(f"stopped and saved at step {result.step}; the same command goes on", style="yellow")
         return 128 + (watcher.received or signal.SIGINT)
-    print(out)
+    if is_first():
+        print(out)
     return 0
 
 
 def default_folder(config: RunConfig, init: Path | None = None) -> Path:
     """The run folder of a configuration, and of the run that it starts from, that names none."""
+    config = dataclasses.replace(config, device=dataclasses.replace(config.device, devices=1))
     about = to_dict(config) | ({} if init is None else {"init": os.path.realpath(init)})
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return Path("runs") / f"{file_name(Path(config.data.path).stem or 'data')}-{digest[:10]}"

@@ -31,6 +31,7 @@ def check_errors(errors: Tensor, over: str) -> Tensor:
 
 def check_pair(prediction: Tensor, target: Tensor, over: str, *, may_be_empty: bool = False) -> tuple[Tensor, Tensor]:
     """Prediction and target in one precision, float32 or better."""
+    _refuse_sharded(prediction, target)
     plain = prediction.dtype == target.dtype == torch.float32 and over == "all"
     if plain and prediction.shape == target.shape and prediction.numel():
         return prediction, target
@@ -48,6 +49,16 @@ def check_pair(prediction: Tensor, target: Tensor, over: str, *, may_be_empty: b
         return prediction, target
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return prediction.to(dtype), target.to(dtype)
+
+
+def _refuse_sharded(*tensors: Tensor) -> None:
+    """Refuse a DTensor, of which every process has a part: who reduces its gradients is not known here."""
+    if any(hasattr(x, "device_mesh") for x in tensors):
+        raise TypeError(
+            "prediction or target is a DTensor: give the loss the local parts, prediction.to_local() and "
+            "target.to_local(), and the processes that share them, group=mesh.get_group(). The value is that of the "
+            "whole; the gradient is that of the whole times the number of processes, for a reduction that averages"
+        )
 
 
 def check_weights(mask: Tensor | None, measure: Tensor | None, like: Tensor) -> None:

@@ -17,6 +17,7 @@ from squall.losses._tracing import is_vmapped
 __all__ = [
     "ALONE",
     "Group",
+    "RefusedElsewhere",
     "Sharding",
     "globally",
     "globally_each",
@@ -38,6 +39,10 @@ Reduce = Callable[[Tensor, str], Tensor]
 def here(value: Tensor, _operation: str) -> Tensor:
     """The reduction over this process alone: nothing to do."""
     return value
+
+
+class RefusedElsewhere(RuntimeError):
+    """Another process refused its part of the batch."""
 
 
 class Sharding(NamedTuple):
@@ -99,7 +104,7 @@ def together(prepare: Callable[[], T], device: torch.device, group: distributed.
         agreed(False, device, group)
         raise
     if not agreed(True, device, group):
-        raise RuntimeError("another process refused its part of the batch; its own message says why")
+        raise RefusedElsewhere("another process refused its part of the batch; its own message says why")
     return result
 
 

@@ -384,4 +384,5 @@ def weights_of(
     grouped = None if total is None else to_groups(total, over)
     made = program.weigh(to_groups(errors, over), grouped, weighing, softness, sharding)
     value = (made.weights * to_groups(errors, over)).sum(dtype=torch.float64)
+    value = sharding.across(sharding.within(value, "sum"), "sum")
     return from_groups(made.weights, errors.shape, over), Account.of_program(made, value, sharding)

@@ -20,6 +20,8 @@ NOT_COMPARED = {
     "training.seed",
     "training.log_every",
     "training.checkpoint_every",
+    "device.devices",
+    "device.strategy",
     "device.threads",
     "logger",
     "tensorboard",

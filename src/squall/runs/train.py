@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from squall._process.extras import explain_missing_extra
 from squall._process.threads import threads
 from squall._types import Score, Validation
 from squall.data import Split
 from squall.runs.build import Experiment, build, model_source
-from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, flat, to_dict, with_defaults
+from squall.runs.config import RunConfig, can_run_together, difference, flat, to_dict, with_defaults
 from squall.runs.description import write_description
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
+from squall.runs.ranks import agreed, joined, refuse_other_count, stopping_together
 from squall.runs.record import recorded, sealed
 from squall.runs.start import Start
 from squall.runs.tracking import loggers
 from squall.training.batched import Member, train_together
-from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, train
+from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, refuse_shared, train
 from squall.training.sampling import StiffnessAwareSampler
 from squall.training.settings import adam
 from squall.training.state import load_optimizer
@@ -45,10 +45,14 @@ __all__ = ["run", "run_together"]
 SAME_BITS = ("commit", "versions", "cpu", "device", "processes", "threads")
 """What of environment.json decides how a training rounds."""
 
+PLACES = ("data.path:", "device.devices:", "device.strategy:")
+"""What of a configuration says where the data are and how many processes train, and may change when a run goes on."""
+
 SEGMENT = (*SAME_BITS, "platform", "started")
 """What is kept of how a training that went on was trained before."""
 
 
+@stopping_together()
 def run(
     config: RunConfig,
     path: Path | str,
@@ -76,6 +80,7 @@ def run(
         RunFolderError: if the folder holds a run of another configuration, of other data or from other weights; the
             difference is in the message.
         ConfigError: if the weights of `init` do not fit the model.
+        OtherProcessError: where several processes train, if another one refuses or ends.
         TrainingDiverged: with the last good checkpoint in a note.
     """
     recorder = _prepare(config, path, watcher, data_path, init=init)
@@ -183,17 +188,32 @@ def _prepare(
     if config.data.path:
         data = dataclasses.replace(config.data, path=os.path.realpath(config.data.path))
         config = dataclasses.replace(config, data=data)
-    _refuse_other(folder, config)
-    start = Start.of(folder, init)
-    experiment = build(config, start and start.normalization, split=split)
-    if start is not None:
-        start.give(experiment.model)
-    refuse_unsavable(experiment.model)
-    _ = experiment.sampler, experiment.loss  # refuse too large a minibatch, and a loss that cannot be made
-    fabric = _fabric(config, folder)
-    fabric.launch()
+    if config.tensorboard:
+        warnings.warn("tensorboard: true is now logger: tensorboard", stacklevel=2)
+    fabric = joined(config.device, loggers(config.trackers, folder.path, flat(to_dict(config))))
+
+    def prepare() -> tuple[tuple[Experiment, Start | None], dict[str, Any]]:
+        refuse_other_count(config.device)
+        _refuse_other(folder, config)
+        start = Start.of(folder, init)
+        experiment = build(config, start and start.normalization, split=split)
+        if start is not None:
+            start.give(experiment.model)
+        refuse_unsavable(experiment.model)
+        _ = experiment.sampler  # refuses too large a minibatch
+        refuse_shared(config.training, experiment.loss, fabric.world_size)
+        return (experiment, start), _description(config, start) if fabric.world_size > 1 else {}
+
+    experiment, start = agreed(fabric, prepare)
     recorded = None if start is None else start.record
     return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), data_path or config.data.path, recorded)
+
+
+def _description(config: RunConfig, start: Start | None) -> dict[str, Any]:
+    """What all processes of a training must have in common."""
+    values = to_dict(config)
+    del values["data"]["path"]  # a file may lie elsewhere on another machine
+    return values | {"file": fingerprint(config.data.path), "init": start and start.record}
 
 
 def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
@@ -203,7 +223,7 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
             raise RunFolderError(f"{folder.path} is not empty and no run folder: choose another folder")
         return
     there = with_defaults(folder.read_config())
-    lines = [line for line in difference(there, to_dict(config)) if not line.startswith("data.path:")]
+    lines = [line for line in difference(there, to_dict(config)) if not line.startswith(PLACES)]
     if config.training.steps > flat(there).get("training.steps", math.inf):  # it goes on
         if config.training.schedule == "cosine":
             raise RunFolderError(
@@ -225,25 +245,6 @@ def _refuse_other(folder: RunFolder, config: RunConfig) -> None:
                 f"{folder.path} holds a run on other data: {config.data.path} has changed since "
                 f"({before} -> {now}). Choose another folder, or bring the data back"
             )
-
-
-@explain_missing_extra()
-def _fabric(config: RunConfig, folder: RunFolder) -> Fabric:
-    from lightning_fabric import Fabric
-
-    if config.tensorboard:
-        warnings.warn("tensorboard: true is now logger: tensorboard", stacklevel=2)
-    device = config.device
-    try:
-        return Fabric(
-            accelerator=device.accelerator,
-            devices=device.devices,
-            strategy=device.strategy,
-            precision=device.precision,
-            loggers=loggers(config.trackers, folder.path, flat(to_dict(config))),
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
 
 
 class _FolderRecorder(Recorder):
@@ -273,6 +274,7 @@ class _FolderRecorder(Recorder):
             if first:
                 self._describe()
             yield
+            self.fabric.barrier()  # whoever ends before the first process has saved would have it stopped
 
     @contextlib.contextmanager
     def _tracked(self) -> Iterator[None]:
@@ -340,14 +342,14 @@ class _FolderRecorder(Recorder):
 
     def reached(self) -> int:
         """The step of the last checkpoint, or the last of all where the training ended early; 0 without one."""
-        checkpoint, settings = self.folder.load("last", self._fits), self.experiment.config.training
+        checkpoint, settings = self._load("last", self._fits), self.experiment.config.training
         if checkpoint is None:
             return 0
         early = 0 < settings.patience <= checkpoint.state.get("unimproved", 0)
         return settings.steps if early else checkpoint.step
 
     def resume(self) -> Checkpoint | None:
-        checkpoint = self.folder.load("last", self._fits)
+        checkpoint = self._load("last", self._fits)
         self.saved_step = checkpoint and checkpoint.step
         if self.fabric.is_global_zero:
             self.folder.rewind_metrics(self.saved_step or 0)
@@ -355,7 +357,12 @@ class _FolderRecorder(Recorder):
         return checkpoint
 
     def resume_best(self) -> Checkpoint | None:
-        return self.folder.load("best")
+        return self._load("best")
+
+    def _load(self, kind: Kind, *fits: Callable[[Checkpoint], None]) -> Checkpoint | None:
+        """The newest checkpoint of the folder, which only the first process reads."""
+        checkpoint = self.folder.load(kind, *fits) if self.fabric.is_global_zero else None
+        return self.fabric.broadcast(checkpoint)
 
     def _fits(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint of another training before the training takes it."""
@@ -387,7 +394,7 @@ class _FolderRecorder(Recorder):
         self.watcher.logged(metrics)
         if self.fabric.is_global_zero:
             self.folder.append_metrics(metrics)
-        self.fabric.log_dict(_flat(metrics), step=metrics["step"])
+            self.fabric.log_dict(_flat(metrics), step=metrics["step"])
 
     def saved(self, checkpoint: Checkpoint) -> None:
         self._save("last", checkpoint)

@@ -347,6 +347,11 @@ def _trial(
         place[name] = value
     config = from_dict(nested)
     integrator(config.integrator)
+    if config.device.devices > 1:
+        raise ConfigError(
+            f"device.devices is {config.device.devices}, but a study trains each run in one process, and several runs "
+            "at a time: leave it out, and choose --workers"
+        )
     if config.model.name not in MODELS and "." not in config.model.name:
         _known("model, nor the import path of one", [config.model.name], MODELS)
     return Trial(labels, 0, data, config)

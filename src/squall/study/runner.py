@@ -25,9 +25,10 @@ import torch
 from squall._process.signals import STOPPING, Stopped, held
 from squall._process.threads import keep_freed_memory
 from squall.evaluation.rollouts import Keep
-from squall.runs.config import RunConfig, can_run_together
+from squall.runs.config import ConfigError, RunConfig, can_run_together
 from squall.runs.evaluate import evaluate_runs
 from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
+from squall.runs.ranks import started
 from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run_together
 from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial, data_path
@@ -86,7 +87,7 @@ def run_study(
 
     Raises:
         RunFolderError: if the folder holds another study, or other processes took over what this one held.
-        ConfigError: if the study has no such grid.
+        ConfigError: if the study has no such grid, or torchrun started this process.
         ValueError: for a part or a number of workers that cannot be.
         squall._process.signals.Stopped: if a worker was asked to stop.
     """
@@ -94,6 +95,11 @@ def run_study(
     for name, value in (("workers", workers), ("together", together)):
         if value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1")
+    if started():
+        raise ConfigError(
+            "a study trains each run in one process and several runs at a time: start `squall study run` without "
+            "torchrun, and choose --workers"
+        )
     trials = part_of(study.trials if grids is None else study.trials_of(grids), part)
     folder = StudyFolder(path)
     folder.refuse_other(study)

@@ -16,6 +16,7 @@ from squall.data import Transitions
 from squall.integrators import IntegratorLike, accepts_step, euler
 from squall.losses import ImbalanceAwareLoss, MeanSquaredError
 from squall.losses.accumulate import Accumulation
+from squall.losses.distributed import RefusedElsewhere
 from squall.models.placement import like_model
 from squall.training.batches import Batch, Batches, beside, takes
 from squall.training.sampling import Sampler, UniformSampler
@@ -27,6 +28,7 @@ from squall.training.state import (
     TrainingDiverged,
     TrainingResult,
     averaged,
+    draw_randomness,
     one_process,
     private_randomness,
     random_state,
@@ -34,7 +36,15 @@ from squall.training.state import (
 )
 from squall.training.unrolled import Unrolled
 
-__all__ = ["Checkpoint", "Recorder", "TrainingDiverged", "TrainingResult", "TrainingSettings", "train"]
+__all__ = [
+    "Checkpoint",
+    "Recorder",
+    "TrainingDiverged",
+    "TrainingResult",
+    "TrainingSettings",
+    "refuse_shared",
+    "train",
+]
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -199,7 +209,8 @@ def train(
         optimizer: over the model's parameters; Adam if left out.
         validate: called with the model every `settings.validate_every` steps.
         recorder: receives every step, log line and checkpoint, and gives the checkpoint to resume from.
-        fabric: device, precision and processes; one process on the CPU if left out.
+        fabric: device, precision and processes, launched; one process on the CPU if left out. Several processes share
+            every minibatch and train what one would, to rounding.
         conditions: names of the conditions that the model takes, in the order of its channels.
 
     Returns:
@@ -214,6 +225,7 @@ def train(
     fabric = fabric or one_process()
     sampler = sampler or UniformSampler(len(transitions), settings.batch, settings.seed)
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
+    refuse_shared(settings, loss, fabric.world_size)
     optimizer = optimizer or adam(model.parameters(), settings, fabric.device)
     batches = Batches(transitions, settings, scale, conditions)
     predict: Any
@@ -248,6 +260,32 @@ def _refuse_misfits(
         raise ValueError("training.patience is set, but nothing validates: there is no score to wait for")
 
 
+def refuse_shared(settings: TrainingSettings, loss: nn.Module, processes: int) -> None:
+    """Refuse a training that several processes would not bring to where one does.
+
+    Raises:
+        ValueError: for a loss that knows nothing of other processes, or a minibatch with too few transitions.
+    """
+    if processes == 1:
+        return
+    if not isinstance(loss, ImbalanceAwareLoss | MeanSquaredError):
+        raise ValueError(
+            f"{type(loss).__name__} sees the part of the minibatch that its own process holds, so that {processes} "
+            "processes would train something else than one: use ImbalanceAwareLoss (imbalance-aware) or "
+            "MeanSquaredError (mse), or one process"
+        )
+    if loss.recipe.weighing.differentiate:
+        raise ValueError(
+            f"differentiate_weights needs the whole minibatch in one process, but there are {processes}: leave it out, "
+            "or use one process"
+        )
+    if settings.batch // processes < settings.accumulate:
+        raise ValueError(
+            f"training.batch is {settings.batch}, too few for {processes} processes with training.accumulate = "
+            f"{settings.accumulate}: each takes at least {processes * settings.accumulate}"
+        )
+
+
 class _SingleModel(Stepper):
     """One model, in as many processes as its fabric has."""
 
@@ -272,6 +310,7 @@ class _SingleModel(Stepper):
         fabric, update, settings = self.training.fabric, self.training.optimizer, self.settings
         batch = self.batches.draw(self.sampler(step), step, fabric.global_rank, fabric.world_size)
         batch = batch.on(partial(like_model, self.training.model))
+        draw_randomness(settings.seed, step, fabric.global_rank, fabric.world_size)
         update.zero_grad()
         if settings.accumulate == 1:
             value = self._value(self.training.loss, batch, step + 1)
@@ -298,7 +337,7 @@ class _SingleModel(Stepper):
         """What a loss returns, if it is finite."""
         try:
             result = value()
-        except ValueError as error:  # the shapes fit: some number is not finite
+        except (ValueError, RefusedElsewhere) as error:  # the shapes fit: some number is not finite
             raise TrainingDiverged(step, str(error)) from error
         if result is not None and not torch.isfinite(result):
             raise TrainingDiverged(step, f"the loss is {result.item()}")
@@ -307,8 +346,9 @@ class _SingleModel(Stepper):
     def _accumulated(self, parts: Sequence[Batch], step: int) -> Float[Tensor, ""]:
         """The loss of the whole minibatch; its gradient is added up part by part."""
         loss, fabric = self.training.loss, self.training.fabric
-        total = sum(len(part.numbers) for part in parts)
-        shares, of_part = [len(part.numbers) / total for part in parts], loss
+        own: Any = torch.tensor([float(len(part.numbers)) for part in parts], device=fabric.device)
+        sizes = fabric.all_reduce(own, reduce_op="sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        shares, of_part = [size / sum(sizes) for size in sizes], loss
         if isinstance(loss, ImbalanceAwareLoss):  # its weights depend on all parts: they are looked at first
             whole = Accumulation(loss)
             shares, of_part = [1.0] * len(parts), whole.loss

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -137,7 +138,7 @@ class Training:
         self.shown.eval()
         validation = self.validate(self.shown)
         self.shown.train()
-        return validation
+        return self.fabric.broadcast(validation)  # one decision, should processes round otherwise
 
     @property
     def shown(self) -> nn.Module:
@@ -266,6 +267,13 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def draw_randomness(seed: int, step: int, rank: int, world: int) -> None:
+    """What one of several processes draws in a step (dropout): a function of seed, step and rank, as only the random
+    state of the first is saved."""
+    if world > 1:
+        torch.manual_seed(int(np.random.SeedSequence((seed, step, 2, rank)).generate_state(1)[0]))
 
 
 @contextmanager

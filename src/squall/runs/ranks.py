@@ -1,0 +1,135 @@
+"""The processes that train one run together, a device each: started, in agreement, stopped together."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import distributed
+
+from squall._process.extras import explain_missing_extra
+from squall.runs.config import ConfigError, DeviceConfig, difference
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.loggers.logger import Logger
+else:  # slow to import; whoever trains has it imported
+    Fabric = Logger = Any
+
+__all__ = ["OtherProcessError", "agreed", "is_first", "joined", "refuse_other_count", "started", "stopping_together"]
+
+T = TypeVar("T")
+
+
+class OtherProcessError(RuntimeError):
+    """Another process refused or ended, and this one stops with it.
+
+    Args:
+        message: for the user.
+        known: whether the first process has said it.
+    """
+
+    def __init__(self, message: str, *, known: bool = False) -> None:
+        super().__init__(message)
+        self.known = known
+
+
+@explain_missing_extra()
+def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
+    """Start the processes, or join those that torchrun has started.
+
+    Raises:
+        ConfigError: for settings that cannot be used here.
+    """
+    from lightning_fabric import Fabric
+
+    here, machines = started() or (device.devices, 1)
+    try:
+        fabric = Fabric(
+            accelerator=device.accelerator,
+            devices=here,
+            num_nodes=machines,
+            strategy=device.strategy,
+            precision=device.precision,
+            loggers=loggers,
+        )
+        if not os.environ.get("LT_CLI_USED"):  # `fabric run` has done it
+            fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
+    return fabric
+
+
+def started() -> tuple[int, int] | None:
+    """How many processes torchrun has started on this machine, and on how many machines; None without it."""
+    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+        return None
+    return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", 1))
+
+
+def refuse_other_count(device: DeviceConfig) -> None:
+    """Refuse a number of devices that is not the number of processes that torchrun has started.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    there = started()
+    if there and device.devices not in (1, there[0]):
+        raise ConfigError(
+            f"device.devices is {device.devices}, but torchrun started {there[0]} process(es) on this machine: leave "
+            "device.devices out, or torchrun"
+        )
+
+
+def is_first() -> bool:
+    """Whether this process is the first of those that torchrun or Fabric has started, or the only one."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+
+
+def agreed(fabric: Fabric, prepare: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+    """What `prepare` returns in this process, once it has succeeded in all and described the same in all.
+
+    Args:
+        fabric: of the processes.
+        prepare: returns a result and a description, nested plain values that must not differ.
+
+    Raises:
+        OtherProcessError: with what another process says, or with the difference.
+    """
+    if fabric.world_size == 1:
+        return prepare()[0]
+    result, description, failure = None, {}, None
+    try:
+        result, description = prepare()
+    except Exception as error:  # the others must not wait for this process
+        failure = error
+    reports: list[Any] = [None] * fabric.world_size
+    distributed.all_gather_object(reports, (None if failure is None else str(failure), description))
+    if failure is not None and fabric.is_global_zero:
+        raise failure
+    for rank, (message, theirs) in enumerate(reports):
+        if message is not None:
+            raise OtherProcessError(f"process {rank} of {len(reports)}: {message}", known=not fabric.is_global_zero)
+        if lines := difference(reports[0][1], theirs):
+            raise OtherProcessError(
+                f"process {rank} of {len(reports)} was started for something else than process 0 (0 -> {rank}):\n  "
+                + "\n  ".join(lines)
+                + "\nGive all processes the same configuration and data",
+                known=not fabric.is_global_zero,
+            )
+    assert result is not None
+    return result
+
+
+@contextlib.contextmanager
+def stopping_together() -> Iterator[None]:
+    """Raise OtherProcessError where the connection to another process is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (distributed.is_available() and isinstance(error, distributed.DistError)) and "gloo" not in str(error):
+            raise
+        raise OtherProcessError(
+            "another process of this training ended, so all stop; its own message says why. The same command goes on "
+            "from the last checkpoint"
+        ) from error
