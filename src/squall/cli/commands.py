@@ -1,6 +1,7 @@
 """The commands: for each a parser and one thin function, which imports what is slow and only it needs."""
 
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -247,6 +248,21 @@ def _study_parser() -> Parser:
     run_parser.add_argument("--part", type=str, default="1/1", help="i/n: the i-th of n parts, one per machine")
     run_parser.add_argument(
         "--grids", type=str, nargs="+", default=None, help="only these of its grids; after the study"
+    )
+    run_parser.add_argument(
+        "--on",
+        type=Literal["ray", "slurm"] | None,
+        default=None,
+        help="where: a Ray cluster or SLURM; here if left out",
+    )
+    run_parser.add_argument(
+        "--address", type=str | None, default=None, help="of the Ray cluster, such as 10.0.0.1:6379"
+    )
+    run_parser.add_argument(
+        "--resources",
+        type=dict[str, Any],
+        default={},
+        help="of a worker on Ray, or of a job of SLURM: '{num_gpus: 1}', '{time: 240, partition: gpu}'",
     )
     status = _new_parser(description="How far a study is.")
     report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
@@ -679,11 +695,17 @@ def _study(arguments: Namespace, console: Console) -> int:
 
 def _study_run(options: Namespace, console: Console) -> int:
     from squall.report.tables import status_table
+    from squall.study.on_ray import ray_workers
     from squall.study.results import read_results
     from squall.study.runner import run_study
 
     study = read_study(options.study)
     out = options.out or Path("studies") / file_name(study.name)
+    if options.on is None and (options.address or options.resources):
+        raise ValueError("--address and --resources are for --on ray and --on slurm")
+    on = None
+    if options.on == "ray":
+        on = functools.partial(ray_workers, address=options.address, resources=options.resources)
     try:
         with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
             failed = run_study(
@@ -694,6 +716,7 @@ def _study_run(options: Namespace, console: Console) -> int:
                 part=_part(options.part),
                 grids=options.grids,
                 progress=progress,
+                on=on,
             )
     except KeyboardInterrupt:
         console.print("stopping: trainings are saved at their step; the same command goes on", style="yellow")
