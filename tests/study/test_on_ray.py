@@ -1,6 +1,9 @@
 """A study on a Ray cluster that the test starts and stops."""
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +13,7 @@ import yaml
 
 from squall.study.definition import read_study
 from squall.study.folder import StudyFolder
-from squall.study.on_ray import ray_workers
+from squall.study.on_ray import ClusterError, ray_workers
 from squall.study.runner import run_study
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'squall[ray]'")
@@ -84,3 +87,27 @@ def test_a_study_on_two_nodes_of_which_one_dies_equals_the_local_one(tmp_path, c
     assert sorted(p.relative_to(out) for p in out.rglob("*")) == sorted(
         p.relative_to(tmp_path / "here") for p in (tmp_path / "here").rglob("*")
     )
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_an_address_that_does_not_answer_is_an_error_within_seconds(tmp_path, listening):
+    path, begin = tmp_path / "study.yaml", time.monotonic()
+    path.write_text(yaml.safe_dump(STUDY))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not listening:
+            server.close()
+        words = ["study", "run", str(path), "--out", str(tmp_path / "out"), "--on", "ray", "--address"]
+        command = [sys.executable, "-m", "squall.cli", *words, f"127.0.0.1:{port}"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert time.monotonic() - begin < 30, "with the start of Python and of Ray"
+    text = " ".join(result.stderr.split())
+    assert f"squall: no Ray cluster that can be used answers at 127.0.0.1:{port}" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_resources_that_ray_does_not_know_are_refused():
+    with pytest.raises(ClusterError, match="refuses the resources"), ray_workers(1, resources={"gpu": 1}):
+        pass

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ from squall.study.worker import Task, Worker, Workers, forget, run_batch
 
 __all__ = ["ClusterError", "ray_workers"]
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 8.0
 """How long an address may take to answer."""
 
 COLLECT_SECONDS = 10.0
@@ -63,7 +64,7 @@ def ray_workers(
 
     Args:
         count: how many; as many as the cluster has room for if left out.
-        address: of the cluster, as `ray.init` takes it. If left out: RAY_ADDRESS, else a Ray on this machine alone.
+        address: of the cluster, as `ray.init` takes it. If left out: RAY_ADDRESS, else the one of this machine.
         resources: what an actor takes, as `ray.remote` takes it, such as `{"num_gpus": 1}`; one CPU if left out.
         collect_seconds: how often the files of a run are collected.
 
@@ -91,18 +92,28 @@ def ray_workers(
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    try:
-        if host and port.isdecimal():  # ray.init alone waits for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-        ray.init(address, logging_level="error", log_to_driver=False)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # such as another version of Ray
-        where = f"at {address}" if address else "on this machine"
+    """In a thread: for an address that is silent, `ray.init` waits for minutes."""
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    failures: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):
+                socket.create_connection((match[1], int(match[2])), timeout=ANSWER_SECONDS).close()
+            ray.init(address, logging_level="error", log_to_driver=False)
+        except Exception as error:  # such as another version of Ray
+            failures.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if thread.is_alive() or failures:
+        where = "on this machine" if address == "auto" else f"at {address}"
+        reason = _line(failures[0]) if failures else f"silent for {ANSWER_SECONDS:.0f} s"
         raise ClusterError(
-            f"no Ray cluster that can be used answers {where} ({_line(error)}): start one with `ray start --head`, or "
-            "give its --address"
-        ) from error
+            f"no Ray cluster that can be used answers {where} ({reason}): start one with `ray start --head`, or give "
+            "its --address"
+        )
 
 
 def _room(available: Mapping[str, float], options: Mapping[str, Any]) -> int:
@@ -119,7 +130,7 @@ def _line(error: BaseException) -> str:
 
 
 class _RayWorkers(Workers):
-    """One thread for each actor.
+    """As many actors as threads; each thread leads one.
 
     Args:
         ray: the package.
@@ -131,7 +142,7 @@ class _RayWorkers(Workers):
 
     def __init__(self, ray: Any, actor: Any, size: int, threads: ThreadPoolExecutor, seconds: float) -> None:
         self.ray, self.actor, self.size, self.threads, self.seconds = ray, actor, size, threads, seconds
-        self.ending, self.own, self.actors = threading.Event(), threading.local(), set[Any]()
+        self.ending, self.actors, self.idle = threading.Event(), set[Any](), list[Any]()
         self.lock, self.data = threading.Lock(), dict[str, Any]()
 
     def submit(self, batch: Sequence[Task]) -> Future[None]:
@@ -147,18 +158,20 @@ class _RayWorkers(Workers):
 
     def _run(self, batch: Sequence[Task]) -> None:
         """Do a batch; again on another actor if one dies over it."""
-        reason = ""
+        reason, actor = "", None
         for _ in range(ATTEMPTS):
-            actor = self._own_actor()
             try:
-                return self._lead(actor, batch)
+                actor = self._free_actor()
+                self._lead(actor, batch)
+                return self.idle.append(actor)
             except self.ray.exceptions.RayError as error:
                 reason = _line(error)
                 if "ModuleNotFoundError" in reason:
                     raise ClusterError(f"a node of the cluster cannot import what the study needs: {reason}") from error
                 if isinstance(error, self.ray.exceptions.RayTaskError):  # the code failed, not the cluster
                     raise
-                self._end(actor)
+                if actor is not None:
+                    self._end(actor)
                 if self.ending.is_set():
                     raise Stopped(signal.SIGTERM) from error
         raise ClusterError(
@@ -166,13 +179,30 @@ class _RayWorkers(Workers):
             f"with fewer --workers or a smaller --together. The last of them: {reason}"
         )
 
-    def _own_actor(self) -> Any:
-        """The actor of this thread; a new one where there is none, or it died."""
-        actor = getattr(self.own, "actor", None)
-        if actor not in self.actors:
-            actor = self.own.actor = self.actor.remote()
-            self.actors.add(actor)
+    def _free_actor(self) -> Any:
+        """An idle actor, or a new one, for which the cluster may have room only later."""
+        if idle := self._idle_actor():
+            return idle
+        actor = self.actor.remote()
+        self.actors.add(actor)
+        started = actor.changed.remote()
+        while not self.ray.wait([started], timeout=0.5)[0]:
+            if self.ending.is_set():
+                raise Stopped(signal.SIGTERM)
+            if idle := self._idle_actor():
+                self._end(actor)
+                return idle
+        self.ray.get(started)
         return actor
+
+    def _idle_actor(self) -> Any:
+        """An actor without a batch that is still alive; None without one."""
+        while self.idle:
+            with contextlib.suppress(IndexError, self.ray.exceptions.RayError):
+                actor = self.idle.pop()
+                self.ray.get(actor.changed.remote(), timeout=ANSWER_SECONDS)
+                return actor
+        return None
 
     def _end(self, actor: Any) -> None:
         self.actors.discard(actor)
