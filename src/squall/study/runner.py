@@ -228,12 +228,12 @@ def _run_all(leases: Leases, batches: Sequence[list[Task]], pool: Workers, count
                 while len(running) < pool.size and (batch := _next(leases, left)):
                     running[pool.submit(batch)] = batch
                 count.tell()
+                if left and not running:
+                    time.sleep(PROGRESS_SECONDS)  # others hold what is left
                 done = wait(running, PROGRESS_SECONDS, FIRST_COMPLETED).done if running else set()
                 for job in done:
                     _release(leases, running.pop(job))
                 failed = [job for job in done if _failed(job)]
-                if left and not running:
-                    time.sleep(PROGRESS_SECONDS)  # others hold what is left
                 _refuse_lost(leases)
         finally:
             pool.stop()  # after an interrupt or an error: every worker saves and stops
