@@ -89,6 +89,32 @@ def test_a_study_on_two_nodes_of_which_one_dies_equals_the_local_one(tmp_path, c
     )
 
 
+@pytest.mark.slow
+def test_a_study_that_is_stopped_saves_its_trainings_and_resumes(tmp_path, cluster):
+    values = json.loads(json.dumps(STUDY)) | {"seeds": 1}
+    values["base"]["training"]["checkpoint_every"] = 10_000
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(values))
+    study = read_study(path)
+    cluster.add_node(num_cpus=1)
+
+    def on(count):
+        return ray_workers(count, address=cluster.address, collect_seconds=0.2)
+
+    def interrupt(done: int, total: int) -> None:
+        if 0 < done < total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, out, on=on, progress=interrupt)
+    (steps,) = (StudyFolder(out).run(trial).checkpoint_steps("last") for trial in study.trials)
+    assert steps
+    assert steps[0] < 1500
+    run_study(study, out, on=on)
+    run_study(study, tmp_path / "here", workers=1)
+    assert results_of(out) == results_of(tmp_path / "here")
+
+
 @pytest.mark.parametrize("listening", [False, True])
 def test_an_address_that_does_not_answer_is_an_error_within_seconds(tmp_path, listening):
     path, begin = tmp_path / "study.yaml", time.monotonic()

@@ -110,9 +110,9 @@ def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
 
 def _pending(tasks: Sequence["Task"], folder: StudyFolder) -> list["Task"]:
     """What is not there yet: trainings, and evaluations that a grown study asks for where the weights were kept."""
-    pending, lacking = [], []
+    pending, lacking, begun = [], [], folder.begun() | folder.packed.keys()
     for task in tasks:
-        state = folder.state(task.trial)
+        state = folder.state(task.trial) if task.trial.name in begun else "missing"
         if state not in ("done", "failed"):
             pending.append(task)
         elif state == "done" and not all(RunFolder(task.path).has(name) for name in task.wanted):
@@ -183,8 +183,8 @@ class _Count:
         begin = time.monotonic()
         if begin < self.next and not now:
             return
-        going = 0
-        for trial in list(self.trials):
+        going, begun = 0, self.folder.begun() | self.folder.packed.keys()
+        for trial in [trial for trial in self.trials if trial.name in begun]:
             if self.folder.state(trial) in FINISHED:
                 self.trials.remove(trial)
                 self.finished += trial.config.training.steps
