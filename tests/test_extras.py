@@ -118,6 +118,15 @@ def test_a_command_whose_extra_is_missing_answers_with_the_command(words):
     assert re.fullmatch(rf"squall: \w+ is not installed; run: pip install 'squall\[{extra}\]'\n", result.stderr)
 
 
+@pytest.mark.parametrize(("where", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_study_elsewhere_whose_extra_is_missing_answers_with_the_command(where, package, tmp_path):
+    words = ["study", "run", "smoke", "--out", str(tmp_path / "out"), "--on", where]
+    result = python(f"import squall.cli; sys.exit(squall.cli.main({words}))", (package,))
+    assert result.returncode == 2
+    assert result.stderr == f"squall: {package} is not installed; run: pip install 'squall[{where}]'\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"]])
 def test_the_command_describes_itself_without_pytorch(words):
     missing = ("torch", "numpy", *EXTRAS["train"])

@@ -15,6 +15,7 @@ import torch
 
 import squall
 import squall.data
+from squall.adapters import earth2studio
 from squall.cli import main
 from squall.runs.config import ConfigError
 from squall.runs.emulator import DESCRIPTION, PROGRAM, WEIGHTS, ExportError
@@ -108,6 +109,65 @@ def test_an_exported_model_rolls_out_alike_with_and_without_squall(tmp_path, nam
     assert "squall cannot be imported" in result.stdout, result.stderr
     given = torch.load(tmp_path / "result.pt", weights_only=True)
     torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+
+
+WITH_CONDITIONS = """
+import sys, torch
+sys.modules["squall"] = None
+step = torch.export.load(sys.argv[1]).module()
+window, conditions = torch.load(sys.argv[2], weights_only=True)
+trajectory = [*window.unbind(1)]
+for n in range(conditions.shape[1]):
+    trajectory.append(step(torch.stack(trajectory[-2:], 1), conditions[:, n]))
+torch.save(torch.stack(trajectory[1:], 1), sys.argv[3])
+"""
+
+
+def test_a_model_with_history_conditions_and_a_mask_rolls_out_alike_with_and_without_squall(tmp_path, capsys):
+    draw, path, out = np.random.default_rng(0), tmp_path / "u.hdf5", tmp_path / "out"
+    conditions = {"sun": draw.normal(size=(4, 9)), "depth": draw.random(16)}
+    mask = np.arange(16) > 3
+    states = draw.normal(size=(4, 9, 1, 16))
+    squall.data.write(path, states, dt=0.1, conditions=conditions, mask=mask)
+    model = ["--model.name", "unet", "--model.arguments", "{width: 4}", "--model.predicts", "state"]
+    sees = ["--data.history", "2", "--data.inputs", "[sun, depth]", "--data.path", str(path)]
+    words = ["train", *model, *sees, *TRAINING.split(), "--device.accelerator", "cpu", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    with without_shape_checks():
+        assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
+    assert "no model.pt2" not in capsys.readouterr().err
+    sun = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    window = torch.randn(3, 2, 1, 16, generator=torch.Generator().manual_seed(1))
+    trained = squall.open_run(tmp_path / "run")
+    expected = trained.predict(window, 5, {"sun": sun})
+    path.unlink()
+    shutil.rmtree(tmp_path / "run")
+
+    emulator = squall.load(out)
+    depth = torch.tensor(conditions["depth"], dtype=torch.float32).expand(3, 5, 16)
+    held = torch.stack([sun[:, :, None].expand(3, 5, 16), depth], 2)
+    assert torch.equal(emulator.rollout(window, 5, held), expected)
+    masked = ~torch.from_numpy(mask)
+    assert torch.equal(expected[:, 5][..., masked], window[:, 1][..., masked])
+
+    torch.save((window, held), tmp_path / "initial.pt")
+    words = [sys.executable, "-c", WITH_CONDITIONS, out / PROGRAM, tmp_path / "initial.pt", tmp_path / "result.pt"]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    given = torch.load(tmp_path / "result.pt", weights_only=True)
+    torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+
+    card = (out / "README.md").read_text()
+    assert "their channels are sun, depth" in card
+    with pytest.raises(ConfigError, match=r"takes conditions \(batch, steps \(5\) or 1, 2, 16\) of sun, depth; none"):
+        emulator.rollout(window, 5)
+    with pytest.raises(ConfigError, match=r"must have \(batch, 2, 1, 16\)"):
+        emulator.rollout(window[:, 0], 5, held)
+    with pytest.raises(ValueError, match="Earth2Studio gives one state"):
+        earth2studio(emulator, np.timedelta64(6, "h"))
+    (out / "data.npz").write_bytes(b"")
+    with pytest.raises(ExportError, match=r"data\.npz"):
+        squall.load(out)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import yaml
 from squall._process.signals import Stopped, handled, held, notices_raise
 from squall.study.definition import read_study
 from squall.study.folder import StudyFolder
-from squall.study.runner import _Worker, run_study
+from squall.study.runner import run_study
+from squall.study.worker import Worker
 
 STUDY = {
     "name": "stopped",
@@ -66,7 +67,7 @@ def test_a_study_that_is_stopped_saves_at_the_step_and_resumes_to_the_same_bits(
 
 
 def test_a_worker_saves_a_training_and_leaves_all_else_at_once():
-    worker = _Worker()
+    worker = Worker()
     with worker.working():
         worker.stepped(3)
         worker.notice(signal.SIGTERM)
@@ -76,7 +77,7 @@ def test_a_worker_saves_a_training_and_leaves_all_else_at_once():
     with pytest.raises(Stopped), worker.working():
         raise AssertionError("a job was begun after the notice")
     worker.notice(signal.SIGTERM)  # idle: nothing to leave
-    other = _Worker()
+    other = Worker()
     with pytest.raises(Stopped) as stopped, other.working():
         other.notice(signal.SIGUSR1)
     assert stopped.value.number == signal.SIGUSR1

@@ -19,6 +19,8 @@ EXTRAS = MappingProxyType(
         "wandb": ("wandb",),
         "trackio": ("trackio",),
         "anemoi": ("anemoi",),
+        "ray": ("ray",),
+        "slurm": ("submitit",),
     }
 )
 """What each extra of `pyproject.toml` lets squall import."""

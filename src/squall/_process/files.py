@@ -5,14 +5,24 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["DAMAGED_ARRAYS", "LEFTOVER", "UNSUPPORTED", "sync", "sync_descriptor", "temporary_name", "write_beside"]
+__all__ = [
+    "DAMAGED_ARRAYS",
+    "LEFTOVER",
+    "UNSUPPORTED",
+    "sync",
+    "sync_descriptor",
+    "temporary_name",
+    "write_beside",
+    "write_folder_beside",
+]
 
 LEFTOVER = re.compile(r"\..*\.(?:[0-9a-f]{16}|\d+)\.part")
 """Names of what a killed process left half-written; those of earlier versions have the number of the process."""
@@ -45,6 +55,21 @@ def write_beside(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder_beside(path: Path, contents: Mapping[str, bytes]) -> None:
+    """A folder of files, written beside and renamed into place; replaces one that is there."""
+    temporary = temporary_name(path)
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+            sync(temporary / name)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -46,6 +46,11 @@ class Prognostic(nn.Module):
         super().__init__()
         if not isinstance(step, np.timedelta64) or not step > np.timedelta64(0):
             raise ValueError(f"step is {step!r}, but must be a positive time such as numpy.timedelta64(6, 'h')")
+        if emulator.inputs.history > 1 or emulator.inputs.conditions:
+            raise ValueError(
+                "the model sees a history or conditions, but Earth2Studio gives one state: roll it out by "
+                "emulator.rollout"
+            )
         self.emulator, self.step = emulator, step
 
     def __str__(self) -> str:

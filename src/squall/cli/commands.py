@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -41,7 +42,7 @@ from squall.runs.ranks import OtherProcessError, is_first
 from squall.runs.simulate import simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run
 from squall.runs.trained import open_run
-from squall.study.definition import PRESETS, read_study
+from squall.study.definition import PRESETS, Study, read_study
 from squall.systems import SYSTEMS, ConvergenceError, ShallowWater
 from squall.training.loop import Recorder, TrainingDiverged
 
@@ -252,6 +253,23 @@ def _study_parser() -> Parser:
     run_parser.add_argument(
         "--grids", type=str, nargs="+", default=None, help="only these of its grids; after the study"
     )
+    run_parser.add_argument(
+        "--on",
+        type=Literal["ray", "slurm"] | None,
+        default=None,
+        help="where: a Ray cluster or SLURM; here if left out",
+    )
+    run_parser.add_argument(
+        "--address", type=str | None, default=None, help="of the Ray cluster, such as 10.0.0.1:6379"
+    )
+    run_parser.add_argument(
+        "--resources",
+        type=dict[str, Any],
+        default={},
+        help="of a worker on Ray, or of a job of SLURM: '{num_gpus: 1}', '{time: 240, partition: gpu}'",
+    )
+    run_parser.add_argument("--jobs", type=int, default=1, help="jobs of SLURM, of --workers processes each")
+    run_parser.add_argument("--dry-run", action="store_true", help="show the script of the SLURM jobs, and do nothing")
     status = _new_parser(description="How far a study is.")
     report = _new_parser(description="Write tables, figures and a page into the folder's report/.")
     pack = _new_parser(description="Write results.csv and results.npz, all that the report needs, into the folder.")
@@ -687,11 +705,18 @@ def _study(arguments: Namespace, console: Console) -> int:
 
 def _study_run(options: Namespace, console: Console) -> int:
     from squall.report.tables import status_table
+    from squall.study.on_ray import ray_workers
     from squall.study.results import read_results
     from squall.study.runner import run_study
 
     study = read_study(options.study)
     out = options.out or Path("studies") / file_name(study.name)
+    _refuse_elsewhere(options)
+    if options.on == "slurm":
+        return _submit_study(options, study, out)
+    on = None
+    if options.on == "ray":
+        on = functools.partial(ray_workers, address=options.address, resources=options.resources)
     try:
         with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
             failed = run_study(
@@ -702,6 +727,7 @@ def _study_run(options: Namespace, console: Console) -> int:
                 part=_part(options.part),
                 grids=options.grids,
                 progress=progress,
+                on=on,
             )
     except KeyboardInterrupt:
         console.print("stopping: trainings are saved at their step; the same command goes on", style="yellow")
@@ -710,6 +736,44 @@ def _study_run(options: Namespace, console: Console) -> int:
         _say(console, f"{trial.name}: the training diverged; kept as a result", "yellow")
     print(status_table(read_results(out)))
     print(out)
+    return 0
+
+
+def _refuse_elsewhere(options: Namespace) -> None:
+    """What is given is for where the study runs."""
+    given = {
+        "address": (options.address is not None, ("ray",)),
+        "resources": (bool(options.resources), ("ray", "slurm")),
+        "jobs": (options.jobs != 1, ("slurm",)),
+        "dry-run": (options.dry_run, ("slurm",)),
+    }
+    for name, (is_given, places) in given.items():
+        if is_given and options.on not in places:
+            raise ValueError(f"--{name} is for --on {' and --on '.join(places)}, and must be left out otherwise")
+    if options.jobs < 1:
+        raise ValueError(f"--jobs is {options.jobs}, but must be at least 1")
+
+
+def _submit_study(options: Namespace, study: Study, out: Path) -> int:
+    """Give SLURM jobs that each run the study's command, on the folder that they share."""
+    from squall.study.folder import StudyFolder
+    from squall.study.on_slurm import job_script, submit
+    from squall.study.runner import part_of
+
+    part_of(study.trials if options.grids is None else study.trials_of(options.grids), _part(options.part))
+    StudyFolder(out).refuse_other(study)
+    workers = str(options.workers or 1)
+    definition = options.study if options.study in PRESETS else str(Path(options.study).absolute())
+    words = ["study", "run", definition, "--out", str(out.absolute()), "--workers", workers]
+    words += ["--together", str(options.together), "--part", options.part]
+    words += ["--grids", *options.grids] if options.grids else []
+    resources = {"job_name": file_name(study.name), "time": 60, "cpus_per_task": int(workers), **options.resources}
+    if options.dry_run:
+        print(job_script(out, options.jobs, resources))
+        print(f"# Each job runs: squall {shlex.join(words)}")
+        return 0
+    print("\n".join(submit(words, out, options.jobs, resources)))
+    print(f"squall study status {shlex.quote(str(out))}")
     return 0
 
 

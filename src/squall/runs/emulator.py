@@ -5,9 +5,10 @@ An exported folder holds
     emulator.json        what the model is, its grid, its training configuration, the checksums of the other files
     model.safetensors    its weights
     model.pt2            one step as a program of `torch.export`, for programs without squall
+    data.json, data.npz  the conditions and the mask, where the model has some
     README.md            the model card
 
-`load` reads the first two, which are plain values and tensors. `export.export_run` writes all four.
+`load` reads all but model.pt2 and README.md; they are plain values and tensors. `export.export_run` writes them.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
@@ -28,13 +30,18 @@ from torch import Tensor, nn
 from squall._process.documents import DocumentError, read_json, read_text, special_file
 from squall._types import State, Trajectories
 from squall.data import DataError, Description, InMemory, Normalization, Split, describe
-from squall.integrators import IntegratorLike, rollout
+from squall.integrators import IntegratorLike
+from squall.models.inputs import Conditions, Held, Inputs, advance, rollout
 from squall.models.placement import like_model
-from squall.runs.build import build
+from squall.runs.build import Experiment, build
 from squall.runs.config import ConfigError, from_dict
+from squall.runs.description import ARRAYS, read_description
+from squall.runs.description import DESCRIPTION as DATA
+from squall.runs.folder import RunFolder, RunFolderError
 from squall.training.state import split_state
 
 __all__ = [
+    "BESIDE",
     "DESCRIPTION",
     "PROGRAM",
     "WEIGHTS",
@@ -47,6 +54,11 @@ __all__ = [
 ]
 
 DESCRIPTION, WEIGHTS, PROGRAM = "emulator.json", "model.safetensors", "model.pt2"
+
+BESIDE = (DATA, ARRAYS)
+"""Copied from the run folder where the model has conditions or a mask."""
+
+INPUTS = Inputs()
 
 FORMAT = 1
 
@@ -63,6 +75,9 @@ class Emulator(nn.Module):
         model: the rate of a state, or the next state, as its integrator expects.
         integrator: makes the step.
         description: fields, grid and dt of the training data, in whose units states are.
+        inputs: history and conditions that the model sees.
+        condition_channels: C, of all conditions together.
+        mask: False where a point keeps its value.
 
     Example:
         >>> import squall
@@ -72,37 +87,84 @@ class Emulator(nn.Module):
         tensor([1.0000, 1.5000, 2.2500])
     """
 
-    def __init__(self, model: nn.Module, integrator: IntegratorLike, description: Description) -> None:
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        integrator: IntegratorLike,
+        description: Description,
+        inputs: Inputs = INPUTS,
+        condition_channels: int = 0,
+        mask: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.integrator, self.description = model, integrator, description
+        self.inputs, self.condition_channels = inputs, condition_channels
+        self.register_buffer("mask", mask, persistent=False)
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Emulator":
+        """The emulator of a model that was built from a configuration and data."""
+        source, inputs = experiment.split.train, experiment.inputs
+        channels = {condition.name: condition.shape[2] for condition in source.conditions}
+        count = sum(channels[name] for name in inputs.conditions)
+        return cls(experiment.model, experiment.integrator, source.description, inputs, count, source.mask)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         """(channel, *space) of a state."""
         return len(self.description.fields), *(len(axis) for axis in self.description.coordinates)
 
-    def forward(self, u: State) -> State:
-        """The states a time dt after u, (batch, channel, *space)."""
-        return self.integrator(self.model, u, self.description.dt)
+    @property
+    def initial_shape(self) -> tuple[int, ...]:
+        """What a rollout starts from, without its batch: a state, or the states of the history, oldest first."""
+        history = self.inputs.history
+        return self.state_shape if history == 1 else (history, *self.state_shape)
+
+    def forward(self, u: Float[Tensor, "batch ..."], conditions: Held | None = None) -> State:
+        """The states a time dt after u.
+
+        Args:
+            u: (batch, channel, *space); of a model with a history the last K states, oldest first,
+                (batch, K, channel, *space).
+            conditions: at the time of the last state, (batch, C, *space), in the order of `inputs.conditions`.
+        """
+        window = u.unsqueeze(1) if self.inputs.history == 1 else u
+        return advance(self.model, self.integrator, window, conditions, self.description.dt, self.mask)
 
     @torch.no_grad()
-    def rollout(self, initial: State, steps: int) -> Trajectories:
+    def rollout(
+        self, initial: Float[Tensor, "batch ..."], steps: int, conditions: Conditions | None = None
+    ) -> Trajectories:
         """Roll out from given initial states.
 
         Args:
-            initial: (batch, channel, *space), on the grid and in the units of the training data.
+            initial: as `forward` takes it, on the grid and in the units of the training data.
             steps: how many steps of the data's dt.
+            conditions: (batch, steps or 1, C, *space), at the time of the last initial state and on.
 
         Returns:
             the trajectories, (batch, steps + 1, channel, *space), in the precision of the weights.
 
         Raises:
-            ConfigError: if the states are not on the grid of the training data.
+            ConfigError: if states or conditions are not on the grid of the training data, or conditions are missing.
+            ValueError: if the conditions end before the rollout.
         """
-        if tuple(initial.shape[1:]) != self.state_shape:
-            shape = ", ".join(map(str, self.state_shape))
+        if tuple(initial.shape[1:]) != self.initial_shape:
+            shape = ", ".join(map(str, self.initial_shape))
             raise ConfigError(f"initial states have shape {tuple(initial.shape)}, but must have (batch, {shape})")
-        return rollout(self.integrator, self.model, like_model(self.model, initial), self.description.dt, steps)
+        given = None if conditions is None else (conditions.dim(), *conditions.shape[2:])
+        space = self.state_shape[1:]
+        if given != ((len(space) + 3, self.condition_channels, *space) if self.condition_channels else None):
+            names = f" of {', '.join(self.inputs.conditions)}" if self.condition_channels else ": give none"
+            shape = ", ".join(map(str, ("batch", f"steps ({steps}) or 1", self.condition_channels, *space)))
+            there = "none are given" if conditions is None else f"they have shape {tuple(conditions.shape)}"
+            raise ConfigError(f"the model takes conditions ({shape}){names}; {there}")
+        first = like_model(self.model, initial)
+        window = first.unsqueeze(1) if self.inputs.history == 1 else first
+        held = None if conditions is None else like_model(self.model, conditions)
+        return rollout(self.model, self.integrator, window, held, self.description.dt, steps, self.mask)
 
     def extra_repr(self) -> str:
         return f"dt={self.description.dt}, fields={self.description.fields}, state={self.state_shape}"
@@ -149,22 +211,33 @@ class Contents:
         config = {**config, "data": {**config["data"], "path": name}}
         return cls(config, normalization.to_dict(), about, state), tensor_bytes(weights)
 
-    def emulator(self, weights: dict[str, Tensor], *, trust: bool) -> Emulator:
-        """The model with its weights, built as for the training, on a grid without data."""
-        description = _description(self.data)
-        shape = (1, 2, len(description.fields), *(len(axis) for axis in description.coordinates))
-        grid = InMemory.described(torch.zeros(shape), description)
+    def emulator(self, weights: dict[str, Tensor], path: Path, beside: Mapping[str, str], *, trust: bool) -> Emulator:
+        """The model with its weights, built as for the training, on a grid without data.
+
+        Args:
+            weights: its tensors.
+            path: the folder.
+            beside: the checksums of the files there that describe conditions and mask, if there are some.
+            trust: whether its model may be imported from outside the installed packages.
+        """
+        config, description = from_dict(self.config), _description(self.data)
+        states = max(2, config.data.history + config.training.unroll)
+        if beside:
+            split, _ = read_description(RunFolder(path), beside, states)
+        else:
+            shape = (1, states, len(description.fields), *(len(axis) for axis in description.coordinates))
+            split = Split(*[InMemory.described(torch.zeros(shape), description)] * 3)
         normalization = Normalization.from_dict(self.normalization)
-        config = from_dict(self.config)
-        experiment = build(config, normalization, split=Split(grid, grid, grid), trusts=lambda source: trust)
+        experiment = build(config, normalization, split=split, trusts=lambda source: trust)
         experiment.model.load_state_dict(weights | self.state)
-        return Emulator(experiment.model, experiment.integrator, description).eval()
+        return Emulator.of(experiment).eval()
 
 
 def load(path: Path | str, *, trust: bool = False) -> Emulator:
     """The emulator of a folder that `squall export` wrote.
 
-    Only emulator.json and model.safetensors are read, after their checksum. model.pt2 is never opened.
+    Only emulator.json, model.safetensors, data.json and data.npz are read, after their checksum. model.pt2 is never
+    opened.
 
     Args:
         path: the folder.
@@ -185,11 +258,12 @@ def load(path: Path | str, *, trust: bool = False) -> Emulator:
             )
         contents = Contents(**{field.name: about[field.name] for field in dataclasses.fields(Contents)})
         weights = _read_weights(path / WEIGHTS, about["files"][WEIGHTS])
+        beside = {name: about["files"][name] for name in BESIDE if name in about["files"]}
     except (DocumentError, KeyError, TypeError, OSError) as error:
         raise ExportError(f"{path} is damaged: {type(error).__name__}: {error}. Export the run again") from error
     try:
-        return contents.emulator(weights, trust=trust)
-    except (DataError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return contents.emulator(weights, path, beside, trust=trust)
+    except (DataError, RunFolderError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ExportError(f"{path} is damaged: {' '.join(str(error).split())}. Export the run again") from error
 
 

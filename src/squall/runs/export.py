@@ -15,7 +15,7 @@ import torch
 import squall
 from squall._process.files import sync, temporary_name
 from squall.runs.config import to_dict
-from squall.runs.emulator import DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
+from squall.runs.emulator import BESIDE, DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
 from squall.runs.folder import Kind, RunFolder
 from squall.runs.trained import open_run
 
@@ -56,13 +56,15 @@ def export_run(
     emulator = trained.emulator.cpu().eval()
     contents, weights = Contents.of(emulator, to_dict(trained.config), trained.normalization)
     files, refusal = {WEIGHTS: weights}, None
+    if emulator.condition_channels or emulator.mask is not None:
+        files |= {name: (trained.folder.path / name).read_bytes() for name in BESIDE}
     try:
         files[PROGRAM] = _program(emulator)
     except _NotExportable as error:
         refusal = str(error)
     origin = {"squall": squall.__version__, "torch": torch.__version__, "checkpoint": {"kind": kind, "step": step}}
     about = describe_export(contents, files, **origin)
-    card = _card(out.resolve().name, contents, files, refusal, trained.folder, kind, step)
+    card = _card(out.resolve().name, emulator, contents, files, refusal, trained.folder, kind, step)
     _write(out, files | {DESCRIPTION: about.encode(), "README.md": card.encode()})
     return Exported(out, refusal)
 
@@ -94,14 +96,20 @@ def _program(emulator: Emulator) -> bytes:
     parameter = next(emulator.parameters())
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(3, *emulator.state_shape, generator=generator, dtype=dtype)
+    shapes = [emulator.initial_shape]
+    if emulator.condition_channels:
+        shapes.append((emulator.condition_channels, *emulator.state_shape[1:]))
+    given = [torch.randn(3, *shape, generator=generator, dtype=dtype) for shape in shapes]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about the model's own code
         try:
-            program = torch.export.export(emulator, (states[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            batch = torch.export.Dim("batch")
+            dynamic = {name: {0: batch} for name, _ in zip(("u", "conditions"), given, strict=False)}
+            program = torch.export.export(emulator, tuple(x[:2] for x in given), dynamic_shapes=dynamic)
             content = _program_bytes(program)
-            for batch in (states, states[:1]):
-                _compare(program.module()(batch), emulator(batch))
+            for count in (3, 1):
+                some = [x[:count] for x in given]
+                _compare(program.module()(*some), emulator(*some))
         except _NotExportable:
             raise
         except Exception as error:  # of the tracer, the exporter, or the module's own code
@@ -132,6 +140,7 @@ def _compare(given: torch.Tensor, expected: torch.Tensor) -> None:
 
 def _card(
     name: str,
+    emulator: Emulator,
     contents: Contents,
     files: Mapping[str, bytes],
     refusal: str | None,
@@ -146,7 +155,7 @@ def _card(
         "Metrics": _metrics(folder, kind, step),
         "Intended use": _intended_use(contents.data),
         "Limits": _limits(contents.data, folder.has("evaluation.json")),
-        "Use": _use(contents, files, refusal),
+        "Use": _use(emulator, contents, files, refusal),
     }
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
     return f"---\nlibrary_name: squall\ntags: [emulator, physics, pde]\n---\n\n# {_plain(name)}\n\n{text}\n"
@@ -229,19 +238,31 @@ def _limits(data: Mapping[str, Any], evaluated: bool) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _use(contents: Contents, files: Mapping[str, bytes], refusal: str | None) -> str:
-    batch = "initial: (batch, channel, " + ", ".join(map(str, contents.data["axes"])) + ")"
+def _use(emulator: Emulator, contents: Contents, files: Mapping[str, bytes], refusal: str | None) -> str:
+    history, names = emulator.inputs.history, emulator.inputs.conditions
+    axes = ", ".join(map(str, contents.data["axes"]))
+    batch = f"initial: (batch, {f'history {history}, ' if history > 1 else ''}channel, {axes})"
+    more = ", conditions" if names else ""
     text = (
         f'```python\nimport squall\n\nemulator = squall.load("FOLDER")\n'
-        f"trajectories = emulator.rollout(initial, steps=100)  # {batch}\n```\n\n"
-        f"This reads {DESCRIPTION} and {WEIGHTS}, which hold no code. "
+        f"trajectories = emulator.rollout(initial, 100{more})  # {batch}\n```\n\n"
+        f"This reads {', '.join((DESCRIPTION, *(name for name in files if name != PROGRAM)))}, which hold no code. "
     )
+    if names:
+        text += (
+            f"Conditions: (batch, steps or 1, {emulator.condition_channels}, {axes}), at the time of the last initial "
+            f"state and on; their channels are {', '.join(map(_plain, names))}. "
+        )
+    if emulator.mask is not None:
+        text += "Masked points keep their value. "
     sums = "\n".join(f"- {name}: {checksum(content)}" for name, content in files.items())
     if refusal:
         return f"{text}There is no {PROGRAM}: {_plain(refusal)}.\n\nChecksums (sha256):\n\n{sums}"
+    given = "states" if history > 1 else "u"
+    call = f"u = step({given}{more})" + "  # conditions: (batch, ...) at the time of the state" * bool(names)
     return text + (
         f"Without squall:\n\n```python\nimport torch\n\n"
-        f'step = torch.export.load("{PROGRAM}").module()\nu = step(u)\n```\n\n'
+        f'step = torch.export.load("{PROGRAM}").module()\n{call}\n```\n\n'
         f"Open a {PROGRAM} only from a source you trust: PyTorch's reader can run code that the file contains."
         f"\n\nChecksums (sha256):\n\n{sums}"
     )

@@ -33,7 +33,7 @@ from safetensors.torch import load, load_file, save
 from torch import nn
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text, special_file
-from squall._process.files import DAMAGED_ARRAYS, LEFTOVER, sync, temporary_name, write_beside
+from squall._process.files import DAMAGED_ARRAYS, LEFTOVER, write_beside, write_folder_beside
 from squall.data import Normalization
 from squall.runs.config import difference, flat
 from squall.runs.record import is_edited, recorded
@@ -41,6 +41,7 @@ from squall.training.loop import Checkpoint
 from squall.training.state import split_state
 
 __all__ = [
+    "CHECKPOINTS",
     "SAMPLING",
     "CheckpointError",
     "DamagedCheckpointWarning",
@@ -60,6 +61,8 @@ WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK = 256, 2**20
 
 SAMPLING = "sampling.npz"
+
+CHECKPOINTS = "checkpoints"
 
 KEPT = 2
 """Checkpoints of each kind that are kept: the newest, and the one before in case it is damaged."""
@@ -303,22 +306,11 @@ class RunFolder:
 
     def save(self, kind: Kind, checkpoint: Checkpoint) -> None:
         """Write a checkpoint beside, rename it into place, and drop those that are older than the one before."""
-        target = self._checkpoint_path(kind, checkpoint.step)
-        temporary = temporary_name(target)
-        temporary.mkdir(parents=True)
         # Turned into bytes first: a full disk is then an OSError, which torch.save and safetensors hide.
         contents = {WEIGHTS: save(checkpoint.weights), STATE: _state_bytes(checkpoint.state)}
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         contents[CHECKSUMS] = json.dumps(checksums).encode()
-        try:
-            for name, content in contents.items():
-                (temporary / name).write_bytes(content)
-                sync(temporary / name)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)
-            sync(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_folder_beside(self._checkpoint_path(kind, checkpoint.step), contents)
         self._drop_older(kind)
 
     def _drop_older(self, kind: Kind) -> None:
@@ -327,7 +319,7 @@ class RunFolder:
 
     def checkpoint_steps(self, kind: Kind) -> list[int]:
         """The steps of the checkpoints of a kind, the newest first."""
-        names = (path.name.removeprefix(f"{kind}-") for path in (self.path / "checkpoints").glob(f"{kind}-*"))
+        names = (path.name.removeprefix(f"{kind}-") for path in (self.path / CHECKPOINTS).glob(f"{kind}-*"))
         return sorted((int(step) for step in names if step.isdecimal()), reverse=True)
 
     def load(self, kind: Kind, fits: Callable[[Checkpoint], None] = lambda checkpoint: None) -> Checkpoint | None:
@@ -367,7 +359,7 @@ class RunFolder:
         return _sha256(self._checkpoint_path(kind, step) / WEIGHTS)
 
     def _checkpoint_path(self, kind: Kind, step: int) -> Path:
-        return self.path / "checkpoints" / f"{kind}-{step:08d}"
+        return self.path / CHECKPOINTS / f"{kind}-{step:08d}"
 
 
 class _Recorded(dict[str, Any]):

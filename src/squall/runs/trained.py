@@ -19,7 +19,7 @@ from squall.models.placement import evaluating, like_model
 from squall.runs.build import Experiment, build, open_data
 from squall.runs.config import ConfigError, RunConfig, from_dict
 from squall.runs.description import constants, read_description
-from squall.runs.emulator import Emulator, ExportError
+from squall.runs.emulator import Emulator
 from squall.runs.folder import (
     CheckpointError,
     DamagedCheckpointWarning,
@@ -124,22 +124,8 @@ class TrainedRun:
 
     @property
     def emulator(self) -> Emulator:
-        """The model with its integrator and its grid, with the weights that were loaded last.
-
-        Raises:
-            ExportError: if the model needs more than one state: a history, conditions or a mask.
-        """
-        parts = {
-            "a history of states (data.history)": self.inputs.history > 1,
-            f"the conditions {', '.join(self.inputs.conditions)} (data.inputs)": bool(self.inputs.conditions),
-            "a mask of its grid": self.source.mask is not None,
-        }
-        if needed := [name for name, there in parts.items() if there]:
-            raise ExportError(
-                f"{self.folder.path} cannot be exported: its model needs {' and '.join(needed)}, and an exported model "
-                "takes one state and returns the next. Use squall.open_run(...).predict"
-            )
-        return Emulator(self._built.model, self._built.integrator, self.description)
+        """The model with its integrator and its grid, with the weights that were loaded last."""
+        return Emulator.of(self._built)
 
     def predict(self, u0: Tensor, steps: int, forcings: Mapping[str, Any] | None = None) -> Trajectories:
         """Roll out from given states, in the units of the data.

@@ -9,6 +9,7 @@ results.npz
 """
 
 import dataclasses
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -78,9 +79,10 @@ class StudyFolder:
         self._refuse_other_runs(study)
 
     def _refuse_other_runs(self, study: Study) -> None:
+        begun = self.begun()
         for trial in study.trials:
             folder, packed = self.run(trial), self.packed.get(trial.name)
-            if folder.has("config.yaml") or packed:
+            if (trial.name in begun and folder.has("config.yaml")) or packed:
                 there = folder.read_config() if folder.has("config.yaml") or not packed else {**packed.config}
                 asked = to_dict(trial.config)
                 there["data"]["path"] = (
@@ -136,6 +138,12 @@ class StudyFolder:
         if self.only_packed(trial) or (state == "missing" and trial.name in self.packed):
             return self.packed[trial.name]
         return read_outcome(self.run(trial), trial.seed, state, to_dict(trial.config))
+
+    def begun(self) -> set[str]:
+        """The names of all runs that have a folder: of 10 000 runs one listing asks a shared disk for less than many
+        questions do."""
+        runs = self.path / "runs"
+        return set(os.listdir(runs)) if runs.is_dir() else set()
 
     def state(self, trial: Trial) -> str:
         """`done`, `failed` (the training diverged), `started` or `missing`."""

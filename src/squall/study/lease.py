@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from squall._process.documents import DocumentError, read_json
-from squall._process.files import sync
 from squall._process.names import file_name
 
 __all__ = ["EXPIRY", "HEARTBEAT", "Lease", "Leases"]
@@ -200,8 +199,8 @@ def _create(folder: Path, number: int) -> bool:
     content = json.dumps({"token": secrets.token_hex(8), "host": socket.gethostname(), **_process(os.getpid())})
     part, target = folder / f".{secrets.token_hex(8)}.part", folder / str(number)
     try:
+        # Not synced: a lease that a crash of the machine leaves empty is dead like its holder.
         part.write_text(content, encoding="utf-8")
-        sync(part)
         try:
             os.link(part, target)
         except OSError as error:

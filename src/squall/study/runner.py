@@ -1,42 +1,30 @@
 """A study from its YAML to its folder: what is not there yet is simulated, trained and evaluated, several at a time."""
 
-import _thread
 import contextlib
 import dataclasses
 import multiprocessing
 import os
 import secrets
-import shutil
-import signal
-import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import connection
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
-
-from squall._process.signals import STOPPING, Stopped, held
-from squall._process.threads import keep_freed_memory
-from squall.evaluation.rollouts import Keep
+from squall._process.signals import held
 from squall.runs.config import ConfigError, RunConfig, can_run_together
-from squall.runs.evaluate import evaluate_runs
-from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
+from squall.runs.folder import RunFolder, RunFolderError
 from squall.runs.ranks import started
 from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to_file
-from squall.runs.train import run_together
-from squall.study.definition import SHOWN_FROM_FIELDS, SIZES, OtherIntegrator, Study, Trial, data_path
-from squall.study.folder import FAILED, FINISHED, LEASES, TRIAL, StudyFolder
+from squall.study.definition import SIZES, Study, Trial, data_path
+from squall.study.folder import FINISHED, LEASES, StudyFolder
 from squall.study.lease import Leases
-from squall.study.outcome import FIELDS
+from squall.study.worker import Task, Workers, forget, run_batch, start_worker
 from squall.systems import ShallowWater
-from squall.training.loop import Recorder, TrainingDiverged
 
 __all__ = ["Progress", "part_of", "run_study"]
 
@@ -44,12 +32,6 @@ PROGRESS_SECONDS = 2.0
 """How often progress is reported: often enough to watch, rarely enough that reading the folders costs little."""
 LOOKS = 8
 """Batches held by others that are looked at before the next pause, so that waiting costs a shared disk little."""
-
-LOCK_SECONDS = 30
-"""How long to wait for a worker of a study that was killed: it ends on its own within seconds."""
-
-FRAMES_KEPT = 101
-"""Times at which the fields and curves of a rollout are kept."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished training steps and their total."""
@@ -64,6 +46,7 @@ def run_study(
     part: tuple[int, int] = (1, 1),
     grids: Sequence[str] | None = None,
     progress: Progress | None = None,
+    on: Callable[[int | None], AbstractContextManager[Workers]] | None = None,
 ) -> list[Trial]:
     """Run every trial that its folder does not hold yet.
 
@@ -81,6 +64,7 @@ def run_study(
         part: (i, n): only the i-th of n parts of the trials, for n machines whose folders are then copied together.
         grids: only the trials of these; of all grids if left out.
         progress: called with the number of finished steps and their total.
+        on: opens that many workers elsewhere, such as `on_ray.ray_workers`; processes of this machine if left out.
 
     Returns:
         the trials whose training diverged.
@@ -91,9 +75,8 @@ def run_study(
         ValueError: for a part or a number of workers that cannot be.
         squall._process.signals.Stopped: if a worker was asked to stop.
     """
-    workers = (os.cpu_count() or 1) if workers is None else workers
     for name, value in (("workers", workers), ("together", together)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1")
     if started():
         raise ConfigError(
@@ -103,15 +86,16 @@ def run_study(
     trials = part_of(study.trials if grids is None else study.trials_of(grids), part)
     folder = StudyFolder(path)
     folder.refuse_other(study)
-    RunFolder(folder.path).create()
-    leases = Leases(folder.path / LEASES)
-    with leases.waiting("study"):
-        folder.create(study)
-    to_run = [trial for trial in trials if not folder.only_packed(trial)]
-    _simulate(leases, folder, study, to_run)
-    pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
-    count = _Count(folder, trials, progress or (lambda done, total: None))
-    _run_all(leases, _batches(pending, together), workers, count)
+    with (on or _processes)(workers) as pool:
+        RunFolder(folder.path).create()
+        leases = Leases(folder.path / LEASES)
+        with leases.waiting("study"):
+            folder.create(study)
+        to_run = [trial for trial in trials if not folder.only_packed(trial)]
+        _simulate(leases, folder, study, to_run)
+        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
+        count = _Count(folder, trials, progress or (lambda done, total: None))
+        _run_all(leases, _batches(pending, together), pool, count)
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
 
@@ -130,18 +114,18 @@ def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
     return list(trials[i - 1 :: n])
 
 
-def _pending(tasks: Sequence["_Task"], folder: StudyFolder) -> list["_Task"]:
+def _pending(tasks: Sequence["Task"], folder: StudyFolder) -> list["Task"]:
     """What is not there yet: trainings, and evaluations that a grown study asks for where the weights were kept."""
-    pending, lacking = [], []
+    pending, lacking, begun = [], [], folder.begun() | folder.packed.keys()
     for task in tasks:
-        state = folder.state(task.trial)
+        state = folder.state(task.trial) if task.trial.name in begun else "missing"
         if state not in ("done", "failed"):
             pending.append(task)
         elif state == "done" and not all(RunFolder(task.path).has(name) for name in task.wanted):
             kept = RunFolder(task.path).checkpoint_steps("last")
             (pending if kept else lacking).append(task)
         else:
-            _forget(task)  # a kill may have come before
+            forget(task)  # a kill may have come before
     if lacking:
         names = ", ".join(task.trial.name for task in lacking)
         warnings.warn(
@@ -173,55 +157,16 @@ def _simulate(leases: Leases, folder: StudyFolder, study: Study, trials: Sequenc
                 simulate_to_file(made, path, **sizes)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What a worker does: one trial, and what is kept of it."""
-
-    trial: Trial
-    config: RunConfig
-    path: Path
-    evaluations: tuple[OtherIntegrator, ...]
-    shown: frozenset[str]
-    keep_weights: bool
-
-    @property
-    def wanted(self) -> list[str]:
-        """The files that the report needs of it."""
-        names = [f"{name}.json" for name in ("evaluation", *self.others)]
-        if self.shown & SHOWN_FROM_FIELDS:
-            names.append(FIELDS)
-        if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
-            names.append(SAMPLING)
-        return names
-
-    @property
-    def is_done(self) -> bool:
-        """Listed, not asked for by name: NFS remembers for a minute that a file was not there."""
-        names = set(os.listdir(self.path)) if self.path.is_dir() else set()
-        return names.issuperset((TRIAL, *self.wanted)) or (FAILED in names and TRIAL not in names)
-
-    @property
-    def keep(self) -> Keep:
-        """What its evaluation keeps for the figures of the report."""
-        fields = ("truth", "prediction") + (("step_error", "regime") if "one-step" in self.shown else ())
-        return Keep(times=FRAMES_KEPT, fields=fields if self.shown & SHOWN_FROM_FIELDS else (), dtype="f2")
-
-    @property
-    def others(self) -> list[str]:
-        """The names of the evaluations by other integrators, without their ending."""
-        return [f"evaluation{other.suffix}" for other in self.evaluations]
-
-
-def _task(study: Study, folder: StudyFolder, trial: Trial) -> _Task:
+def _task(study: Study, folder: StudyFolder, trial: Trial) -> Task:
     shown = frozenset(study.shown(trial))
     evaluations = tuple(study.evaluations.values()) if "integrators" in shown else ()
     config = _on_one_thread(folder.config(trial))
-    return _Task(trial, config, folder.run(trial).path, evaluations, shown, study.keep_weights)
+    return Task(trial, config, folder.run(trial).path, evaluations, shown, study.keep_weights)
 
 
-def _batches(tasks: Sequence[_Task], together: int) -> list[list[_Task]]:
+def _batches(tasks: Sequence[Task], together: int) -> list[list[Task]]:
     """Tasks that are trained as one, at most so many at once, in the order of their first."""
-    alike: list[list[_Task]] = []
+    alike: list[list[Task]] = []
     for task in tasks:
         for group in alike:
             if len(group) < together and can_run_together(group[0].config, task.config):
@@ -244,8 +189,8 @@ class _Count:
         begin = time.monotonic()
         if begin < self.next and not now:
             return
-        going = 0
-        for trial in list(self.trials):
+        going, begun = 0, self.folder.begun() | self.folder.packed.keys()
+        for trial in [trial for trial in self.trials if trial.name in begun]:
             if self.folder.state(trial) in FINISHED:
                 self.trials.remove(trial)
                 self.finished += trial.config.training.steps
@@ -256,31 +201,48 @@ class _Count:
         self.next = end + max(PROGRESS_SECONDS, 100 * (end - begin))
 
 
-def _run_all(leases: Leases, batches: Sequence[list[_Task]], workers: int, count: _Count) -> None:
-    context = multiprocessing.get_context("spawn")
+@contextlib.contextmanager
+def _processes(count: int | None) -> Iterator[Workers]:
+    """Workers on this machine, one process each."""
+    size, context = count or os.cpu_count() or 1, multiprocessing.get_context("spawn")
     with held():  # also from the process that tracks what is shared
         stop = context.Event()
-    left, running, failed = _rotated(batches), dict[Future[None], list[_Task]](), list[Future[None]]()
-    with (
-        leases.beating(),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool,
-    ):
+    with ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(stop,)) as pool:
+        yield _Processes(size, pool, stop.set)
+
+
+@dataclasses.dataclass
+class _Processes(Workers):
+    size: int
+    pool: ProcessPoolExecutor
+    tell: Callable[[], None]
+
+    def submit(self, batch: Sequence[Task]) -> Future[None]:
+        with held():  # the pool may start a worker here: until it can take signals
+            return self.pool.submit(run_batch, batch)
+
+    def stop(self) -> None:
+        self.tell()
+        self.pool.shutdown(cancel_futures=True)
+
+
+def _run_all(leases: Leases, batches: Sequence[list[Task]], pool: Workers, count: _Count) -> None:
+    left, running, failed = _rotated(batches), dict[Future[None], list[Task]](), list[Future[None]]()
+    with leases.beating():
         try:
             while (left or running) and not failed:
-                while len(running) < workers and (batch := _next(leases, left)):
-                    with held():  # the pool may start a worker here: until it can take signals
-                        running[pool.submit(_run_batch, batch)] = batch
+                while len(running) < pool.size and (batch := _next(leases, left)):
+                    running[pool.submit(batch)] = batch
                 count.tell()
+                if left and not running:
+                    time.sleep(PROGRESS_SECONDS)  # others hold what is left
                 done = wait(running, PROGRESS_SECONDS, FIRST_COMPLETED).done if running else set()
                 for job in done:
                     _release(leases, running.pop(job))
                 failed = [job for job in done if _failed(job)]
-                if left and not running:
-                    time.sleep(PROGRESS_SECONDS)  # others hold what is left
                 _refuse_lost(leases)
         finally:
-            stop.set()  # after an interrupt or an error: every worker saves and stops
-            pool.shutdown(cancel_futures=True)
+            pool.stop()  # after an interrupt or an error: every worker saves and stops
             for batch in running.values():
                 _release(leases, batch)
         try:
@@ -295,17 +257,17 @@ def _run_all(leases: Leases, batches: Sequence[list[_Task]], workers: int, count
     count.tell(now=True)
 
 
-def _rotated(batches: Sequence[list[_Task]]) -> deque[list[_Task]]:
+def _rotated(batches: Sequence[list[Task]]) -> deque[list[Task]]:
     """From a random one on, so that processes that begin together meet seldom. No result depends on the order."""
     queue = deque(batches)
     queue.rotate(-secrets.randbelow(max(1, len(queue))))
     return queue
 
 
-def _next(leases: Leases, left: deque[list[_Task]]) -> list[_Task]:
+def _next(leases: Leases, left: deque[list[Task]]) -> list[Task]:
     """The first batch of which this process gets a part; none if others hold what was looked at."""
     for _ in range(min(len(left), LOOKS)):
-        mine, held = list[_Task](), list[_Task]()
+        mine, held = list[Task](), list[Task]()
         while left and not (mine or held):
             for task in left.popleft():
                 if task.is_done:
@@ -323,7 +285,7 @@ def _next(leases: Leases, left: deque[list[_Task]]) -> list[_Task]:
     return []
 
 
-def _release(leases: Leases, batch: Sequence[_Task]) -> None:
+def _release(leases: Leases, batch: Sequence[Task]) -> None:
     for task in batch:
         leases.release(task.trial.name, done=task.is_done)
 
@@ -343,139 +305,3 @@ def _failed(job: Future[None]) -> bool:
 def _on_one_thread(config: RunConfig) -> RunConfig:
     device = dataclasses.replace(config.device, threads=1)
     return dataclasses.replace(config, device=device)
-
-
-# In a worker
-
-
-class _Worker(Recorder):
-    """What this worker does when it, or its study, is asked to stop: a training is saved at its step, and all else is
-    left at once, to be done again."""
-
-    def __init__(self) -> None:
-        self.received, self.busy, self.trains = 0, False, False
-
-    def stopping(self) -> bool:
-        return self.received > 0
-
-    def stepped(self, step: int) -> None:
-        self.trains = True
-
-    def notice(self, number: int, _: object = None) -> None:
-        """A signal."""
-        self.received = self.received or number
-        if self.busy and not self.trains:
-            self.busy = False  # once: what is half-done is cleared up
-            raise Stopped(self.received)
-
-    @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """For one job."""
-        self.busy, self.trains = True, False
-        try:
-            self.check()
-            yield
-        finally:
-            self.busy = False
-
-    def check(self) -> None:
-        """After a training: go on only if nobody asked to stop."""
-        self.trains = False
-        if self.received:
-            raise Stopped(self.received)
-
-
-_worker = _Worker()
-
-
-def _start_worker(event: Any) -> None:
-    keep_freed_memory()
-    for number in STOPPING:
-        signal.signal(number, _worker.notice)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    if connection.wait([parent.sentinel], timeout=0):  # it ended while this worker was still importing
-        os._exit(1)
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    threading.Thread(target=_stop_with, args=(event,), daemon=True).start()
-
-
-def _stop_with(event: Any) -> None:
-    """Notice in the main thread that the study stops."""
-    event.wait()
-    _thread.interrupt_main(signal.SIGTERM)
-
-
-def _end_with(parent: int) -> None:
-    """End this worker with the study's process, however that ended; what it was writing is written beside."""
-    connection.wait([parent])
-    os._exit(1)
-
-
-def _run_batch(tasks: Sequence[_Task]) -> None:
-    with _worker.working(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for task in tasks:
-            _wait_for(RunFolder(task.path))
-        # Named from the study's folder, which may be copied anywhere.
-        data_path = tasks[0].trial.config.data.path
-        results = run_together([(task.config, task.path) for task in tasks], _worker, data_path=data_path)
-        finished: dict[tuple[OtherIntegrator, ...], list[_Task]] = {}
-        for task, result in zip(tasks, results, strict=True):
-            if isinstance(result, TrainingDiverged):
-                _keep_failure(task, result)
-            elif result is None or result.finished:
-                finished.setdefault(task.evaluations, []).append(task)
-        _worker.check()
-        for group in finished.values():
-            _keep_results(group)
-
-
-def _device(config: RunConfig) -> str:
-    """Where a trial is evaluated: on a CUDA device if it was trained on one."""
-    return "cuda" if config.device.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-
-
-def _keep_failure(task: _Task, error: TrainingDiverged) -> None:
-    folder = RunFolder(task.path)
-    folder.write_json(FAILED, {"step": error.step, "message": str(error)})
-    _forget(task)
-
-
-def _keep_results(tasks: Sequence[_Task]) -> None:
-    """Of tasks that are trained and want the same evaluations."""
-    first, paths = tasks[0], [task.path for task in tasks]
-    # The study that the user runs names the model.
-    where: dict[str, Any] = {"data": first.config.data.path, "device": _device(first.config), "trust": True}
-    evaluate_runs(paths, fields_of="last", keep=[task.keep for task in tasks], **where)
-    for other in first.evaluations:
-        keep = Keep(times=FRAMES_KEPT, fields=())
-        evaluate_runs(paths, method=other.integrator, count=other.substeps, keep=keep, **where)
-    for task in tasks:
-        _keep_result(task)
-
-
-def _keep_result(task: _Task) -> None:
-    folder, trial = RunFolder(task.path), task.trial
-    folder.write_json(TRIAL, {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system})
-    _forget(task)
-
-
-def _wait_for(folder: RunFolder) -> None:
-    """Until a worker of a killed study has let go of a folder."""
-    for _ in range(LOCK_SECONDS if folder.path.exists() else 0):
-        try:
-            with folder.locked():
-                return
-        except RunFolderError:
-            time.sleep(1)
-
-
-def _forget(task: _Task) -> None:
-    """Remove what no part of the report needs."""
-    if not task.keep_weights:
-        shutil.rmtree(task.path / "checkpoints", ignore_errors=True)
-    if task.trial.seed != 0:  # the index is of the data alone
-        (task.path / SAMPLING).unlink(missing_ok=True)
