@@ -329,6 +329,9 @@ def _predict_parser() -> Parser:
         required=True,
         help="a .npy file (trajectory, channel, *space), or trajectories of any known format",
     )
+    parser.add_argument(
+        "--axes", type=str | None, default=None, help="a word per axis of that file, if it cannot say it: 'batch x y'"
+    )
     parser.add_argument("--start", type=int, default=0, help="time index in that file of the first state that is read")
     parser.add_argument("--forcings", type=Path | None, default=None, help="a file with the conditions, if another")
     parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
@@ -552,7 +555,14 @@ def _predict(arguments: Namespace, console: Console) -> int:
         raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
     trained = open_run(arguments.run, arguments.data, trust=arguments.trust)
     trained.load(arguments.checkpoint)
-    start = read_start(trained, arguments.initial, arguments.steps, start=arguments.start, forcings=arguments.forcings)
+    start = read_start(
+        trained,
+        arguments.initial,
+        arguments.steps,
+        start=arguments.start,
+        axes=arguments.axes,
+        forcings=arguments.forcings,
+    )
     with progress_bar(console) as progress:
         task = progress.add_task("predicting", total=arguments.steps, status="")
         predict_to_file(

@@ -225,7 +225,7 @@ def _lay_out_zarr(
 
 
 def _axes(about: Description, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str, Shaped[np.ndarray, " n"]]]:
-    times = about.start + about.dt * np.arange(shape[1])
+    times = _clock(about)[0] + about.dt * np.arange(shape[1])
     dims = ("trajectory", "time", *about.axes)
     coordinates = dict(zip(dims, (np.arange(shape[0]), times, *about.coordinates), strict=True))
     if taken := set(dims) & set(about.fields):
@@ -233,9 +233,21 @@ def _axes(about: Description, shape: tuple[int, ...]) -> tuple[tuple[str, ...], 
     return dims, coordinates
 
 
+def _clock(about: Description) -> tuple[float, dict[str, Any]]:
+    """The first time and the CF attributes of the time axis: dates where the initial states have them."""
+    first, _, date = str(about.provenance.get("first_time", "")).partition(" hours since ")
+    unit = about.units.get("time", "")
+    if date and unit == "hours":
+        calendar = {"calendar": str(about.provenance["calendar"])} if "calendar" in about.provenance else {}
+        return float(first) + about.start, {"units": f"hours since {date}", **calendar}
+    return about.start, {"units": unit} if unit and "since" not in unit else {}
+
+
 def _coordinate_attributes(about: Description, dim: str) -> dict[str, Any]:
+    if dim == "time":
+        return _clock(about)[1]
     units = {**DEGREES, **about.units}
-    return {"units": units[dim]} if dim in units and not (dim == "time" and "since" in units[dim]) else {}
+    return {"units": units[dim]} if dim in units else {}
 
 
 def _attributes(about: Description) -> dict[str, Any]:

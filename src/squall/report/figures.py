@@ -51,6 +51,9 @@ REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
 FRAMES = 4
 """Number of times at which a field over two space axes is shown."""
+NORTHWARD = ("lat", "rlat", "col", "y", "eta", "nj", "j", "south_north")
+"""How the names of axes begin that point up on a map."""
+
 MOVING_FRAMES = 60
 """Most times that an animation shows."""
 
@@ -164,7 +167,7 @@ class Field:
         units = {name: f"°{unit[8].upper()}" for name, unit in DEGREES.items()} | dict(about.get("units", {}))
         names = list(about.get("axes", ("x", "y", "z")[:count]))[:2]
         axes = [f"{name} [{units[name]}]" if name in units else name for name in names]
-        if len(names) == 2 and names[0][:3] in ("lat", "col", "y"):  # rows of a map
+        if len(names) == 2 and names[0].lower().startswith(NORTHWARD):  # rows of a map
             points, axes = [*points[1::-1], *points[2:]], axes[::-1]
             truth, prediction = truth.swapaxes(1, 2), prediction.swapaxes(1, 2)
         field = about.get("fields", ["u"] * (channel + 1))[channel]
