@@ -12,6 +12,7 @@ import squall
 import squall.data
 from squall.cli import main
 from squall.data import streaming
+from squall.report.figures import Field
 from squall.runs import predict as predicting
 from squall.runs.folder import RunFolderError
 
@@ -333,3 +334,46 @@ def test_a_prediction_keeps_the_dates_of_its_initial_states(tmp_path):
         with xarray.open_zarr(out) if suffix == "zarr" else xarray.open_dataset(out) as found:
             assert str(found.time.values[0]) == "2000-02-28 22:00:00"
             assert str(found.time.values[1]) == "2000-03-01 00:00:00"  # no 29 February in this calendar
+
+
+def test_predictions_are_drawn_as_animations(trained, initial, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    rest = ["--steps=2", "--out", str(tmp_path / "p.nc"), "--animate", "gif"]
+    assert main(["predict", str(trained), "--initial", str(initial), *rest]) == 0
+    names = [f"p_{field}_{i}.gif" for field in "uv" for i in (0, 1)]
+    assert sorted(path.name for path in tmp_path.glob("p*")) == sorted(["p.nc", *names])
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in ["p.nc", *names]]
+    with image.open(tmp_path / "p_v_1.gif") as picture:
+        assert picture.n_frames == 3
+    (tmp_path / "p.nc").unlink()
+    assert main([*words(trained, initial, tmp_path / "p.nc"), "--animate", "gif"]) == 2
+    assert "p_u_0.gif exists" in capsys.readouterr().err
+    assert not (tmp_path / "p.nc").exists()
+
+
+def test_an_animation_without_ffmpeg_is_refused_before_the_rollout(trained, initial, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*words(trained, initial, tmp_path / "p.nc"), "--animate", "mp4"]) == 2
+    assert "ffmpeg, which is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "p.nc").exists()
+
+
+def test_a_forecast_in_the_plane_is_drawn_as_a_map_with_grey_land(tmp_path):
+    states = np.random.default_rng(0).normal(size=(1, 3, 1, 4, 6))
+    states[..., :2, :2] = np.nan
+    about = {"fields": ["sst"], "coordinates": [np.arange(4), np.arange(6)], "boundary": "open"}
+    squall.data.write(tmp_path / "p.hdf5", states, dt=1.0, gaps=True, **about)
+    field = Field.forecast(squall.data.open(tmp_path / "p.hdf5"), 0, 0)
+    assert field.prediction.shape == (3, 4, 6)
+    assert np.isnan(field.prediction[:, :2, :2]).all()
+    assert np.array_equal(field.prediction[:, 2:], states[0, :, 0, 2:])
+    assert [name for name, *_ in field.rows()] == ["prediction"]
+
+
+@pytest.mark.parametrize(("names", "across"), [(("eta_rho", "xi_rho"), "xi_rho"), (("x", "y"), "x"), (("y", "x"), "x")])
+def test_the_axis_that_runs_north_is_drawn_upwards(names, across):
+    arrays = {"truth": np.zeros((1, 2, 1, 3, 5)), "prediction": np.zeros((1, 2, 1, 3, 5)), "time": np.arange(2)}
+    arrays |= {"axis_0": np.arange(3), "axis_1": np.arange(5)}
+    field = Field.of(arrays, 0, 0, {"axes": names, "fields": ["u"]})
+    assert field.axes[0] == across
+    assert len(field.points[0]) == field.prediction.shape[1] == (3 if names[0] == across else 5)

@@ -341,6 +341,9 @@ def _predict_parser() -> Parser:
         default=None,
         help="which weights; the best if there are",
     )
+    parser.add_argument(
+        "--animate", type=Literal["gif", "mp4"] | None, default=None, help="draw the rollouts as animations too"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the file: .hdf5, .nc or .zarr; refused if it exists")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
     parser.add_argument(
@@ -563,6 +566,12 @@ def _predict(arguments: Namespace, console: Console) -> int:
         axes=arguments.axes,
         forcings=arguments.forcings,
     )
+    kind, pictures = arguments.animate, []
+    if kind is not None:
+        from squall.report import check_animation, forecast_animations
+
+        check_animation(kind)
+        forecast_animations(arguments.out, kind, trained.source.fields, len(start.window))
     with progress_bar(console) as progress:
         task = progress.add_task("predicting", total=arguments.steps, status="")
         predict_to_file(
@@ -573,7 +582,13 @@ def _predict(arguments: Namespace, console: Console) -> int:
             about={"run": str(arguments.run)},
             progress=lambda done: progress.update(task, completed=done),
         )
-    print(arguments.out)
+    if kind is not None:
+        from squall.report import animate_forecast
+
+        with console.status("drawing"):
+            pictures = animate_forecast(arguments.out, kind)
+    for path in (arguments.out, *pictures):
+        print(path)
     return 0
 
 
