@@ -10,7 +10,6 @@ import bisect
 import contextlib
 import errno
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Shaped
 
 from squall._process.extras import explain_missing_extra
-from squall._process.files import sync, sync_descriptor
+from squall._process.files import sync, sync_descriptor, temporary_name, writing_into
 from squall._types import Trajectories
 from squall.data.conditions import Areas, Mask
 from squall.data.description import DEGREES, Description
@@ -315,7 +314,8 @@ def stream(
     else:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _make(part, shape, dtype, about, Beside(mask, None, measure))
+            with writing_into(path.parent):
+                _make(part, shape, dtype, about, Beside(mask, None, measure))
     with contextlib.closing(_opened(part, shape, dtype, about, mask)) as file:
         file.find_end()
         yield file
@@ -330,7 +330,7 @@ def stream(
 
 def _make(part: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description, beside: Beside) -> None:
     """Lay the file out under another name, so that a part that is there is whole."""
-    temporary = part.with_name(f".{part.name}.{os.getpid()}.part")
+    temporary = temporary_name(part)
     numbers = int(np.prod(shape, dtype=np.int64)) * torch.empty((), dtype=dtype).element_size()
     try:
         if part.suffix == ".zarr":

@@ -358,7 +358,7 @@ def _animate(field: Field, title: str, path: Path) -> None:
     check_animation(kind)
     writer = (PillowWriter if kind == "gif" else FFMpegWriter)(fps=10)
     with write_beside(path) as part:
-        moving = part.with_suffix(path.suffix)  # whose suffix tells the writers what to write
+        moving = part.with_name(part.name + path.suffix)  # which tells the writers what to write
         try:
             _film(field, title, writer, moving)
             moving.replace(part)

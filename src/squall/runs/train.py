@@ -22,7 +22,7 @@ from squall._process.extras import explain_missing_extra
 from squall._process.threads import threads
 from squall._types import Score, Validation
 from squall.data import Split
-from squall.runs.build import Experiment, build, model_source
+from squall.runs.build import Experiment, build, model_source, with_inputs_named
 from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, flat, to_dict, with_defaults
 from squall.runs.description import write_description
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
@@ -182,7 +182,7 @@ def _prepare(
     folder = RunFolder(path)
     if config.data.path:
         data = dataclasses.replace(config.data, path=os.path.realpath(config.data.path))
-        config = dataclasses.replace(config, data=data)
+        config = with_inputs_named(dataclasses.replace(config, data=data))
     _refuse_other(folder, config)
     start = Start.of(folder, init)
     experiment = build(config, start and start.normalization, split=split)
