@@ -1,7 +1,7 @@
 """How long does a random pair of neighbouring states take to read, in every format, and how long must it take?
 
     python benchmarks/reading.py                       # 500 MB a file
-    python benchmarks/reading.py --megabytes 2000
+    python benchmarks/reading.py --megabytes 2000 --formats npy "Zarr v3"
 
 The same trajectories (two fields, 32 x 32, float32) are written by other packages. Batches of 64 random pairs are read
 by squall, by slices of the package that owns the format, put into one array, and, for its own layout, by The Well's
@@ -130,6 +130,7 @@ FORMATS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -139,11 +140,13 @@ def main() -> None:
     print(f"{count} trajectories, {states.nbytes / 1e6:.0f} MB, microseconds for a pair")
     print(f"{'format':<18}{'squall':>9}{'raw':>9}{'raw/squall':>12}{'The Well':>10}{'ratio':>7}")
     results, loader = {}, None
-    for name, make in FORMATS.items():
+    for name in dict.fromkeys(["The Well", *arguments.formats]):  # whose loader the others are compared with
+        make = FORMATS[name]
         with tempfile.TemporaryDirectory() as folder:
             path, options, raw = make(Path(folder), states)
             if name == "The Well":
                 loader = the_well(path)
+            warm(path)
             transitions = Transitions(squall.data.open(path, **options))
             times: dict[str, list[float]] = {"squall": [], "raw": [], "The Well": []}
             for _ in range(BATCHES):
@@ -163,6 +166,15 @@ def main() -> None:
                 f"{name:<18}{ours:9.1f}{plain:9.1f}{plain / ours:12.2f}{theirs:10.0f}{theirs / ours:7.0f}", flush=True
             )
     print(json.dumps(results))
+
+
+def warm(path: Path) -> None:
+    """Read a file or folder once: the first to read from the disk would wait for it, and the second not."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as raw:
+                while raw.read(2**24):
+                    pass
 
 
 def timed(call: Callable[[], Any]) -> float:

@@ -100,6 +100,14 @@ def test_the_baselines_are_persistence_and_the_climatology():
     assert baselines["mean state"]["energy"] >= 0
 
 
+def test_a_baseline_has_the_scores_of_a_model_that_predicts_it():
+    source = truth()
+    found = evaluate(torch.zeros_like, source)
+    persistence = found.baselines["persistence"]
+    assert persistence["vrmse"] == found.rollout["vrmse"]
+    assert {name: persistence[name] for name in found.scores} == found.scores
+
+
 def test_chunks_do_not_change_the_result(monkeypatch):
     whole = evaluate(lambda u: -0.9 * u, truth(7), system=Quadratic()).to_dict()
     monkeypatch.setattr(squall.evaluation.rolling, "CHUNK_NUMBERS", 700)

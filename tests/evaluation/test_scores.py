@@ -165,6 +165,7 @@ def test_scores_leave_masked_points_out():
     assert masked["events"]["u0"] == pytest.approx(alone["events"]["u0"])
     assert masked["conserved"]["total"] == pytest.approx(alone["conserved"]["total"])
     assert masked["spectrum"] == {}  # no Fourier transform of a field with holes
+    assert "masked" in masked["no_spectrum"]
 
 
 def test_chunks_do_not_change_the_scores(monkeypatch):

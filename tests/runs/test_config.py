@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
 
+import squall.data
+from squall.runs.build import with_inputs_named
 from squall.runs.config import ConfigError, RunConfig, can_run_together, difference, from_dict, keys, to_dict
 
 
@@ -49,3 +52,21 @@ def test_runs_with_options_of_a_training_by_itself_are_not_trained_together():
     for group in ({"training": {"unroll": 2}}, {"data": {"history": 2}}, {"data": {"inputs": ["wind"]}}):
         config = from_dict(group)
         assert not can_run_together(config, config)
+
+
+def test_all_inputs_are_the_names_of_every_condition_of_the_file(tmp_path):
+    conditions = {"viscosity": np.arange(4.0), "depth": np.ones(8), "sun": np.ones((4, 5))}
+    squall.data.write(tmp_path / "a.hdf5", np.zeros((4, 5, 1, 8)), dt=0.1, conditions=conditions)
+    config = from_dict({"data": {"path": str(tmp_path / "a.hdf5"), "inputs": "all"}})
+    assert set(with_inputs_named(config).data.inputs) == {"viscosity", "depth", "sun"}
+    named = from_dict({"data": {"path": str(tmp_path / "a.hdf5"), "inputs": ["sun"]}})
+    assert with_inputs_named(named) is named
+    squall.data.write(tmp_path / "b.hdf5", np.zeros((4, 5, 1, 8)), dt=0.1)
+    config = from_dict({"data": {"path": str(tmp_path / "b.hdf5"), "inputs": "all"}})
+    with pytest.raises(ConfigError, match="has no parameters, static fields or forcings"):
+        with_inputs_named(config)
+
+
+def test_inputs_are_names_or_all():
+    with pytest.raises(ConfigError):
+        from_dict({"data": {"inputs": "viscosity"}})

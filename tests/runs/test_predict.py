@@ -12,6 +12,7 @@ import squall
 import squall.data
 from squall.cli import main
 from squall.data import streaming
+from squall.report.figures import Field
 from squall.runs import predict as predicting
 from squall.runs.folder import RunFolderError
 
@@ -248,3 +249,131 @@ def test_a_forcing_that_no_model_sees_is_refused(trained):
 def test_an_unknown_suffix_is_refused(trained, initial, tmp_path, capsys):
     assert main(words(trained, initial, tmp_path / "p.csv")) == 2
     assert "'.csv' is none of .hdf5, .h5, .nc, .zarr" in capsys.readouterr().err
+
+
+def one_time(path, states):
+    """The states at one time as a stranger would save them; the options that their axes need."""
+    channels = {"u": states[:, 0], "v": states[:, 1]}
+    if path.suffix == ".npz":
+        np.savez(path, **channels)
+    elif path.suffix == ".pt":
+        torch.save({name: torch.from_numpy(values) for name, values in channels.items()}, path)
+    elif path.suffix == ".mat":
+        with h5py.File(path, "w") as file:
+            for name, values in channels.items():
+                file[name] = values.T
+                file[name].attrs["MATLAB_class"] = np.bytes_("double")
+        return ["--axes", "x batch"]
+    else:
+        data = xarray.Dataset({name: (("sample", "x"), values) for name, values in channels.items()})
+        data = data.assign_coords(time=np.datetime64("2021-03-04T06:00", "ns"))
+        data.to_netcdf(path) if path.suffix == ".nc" else data.to_zarr(path)
+        return []
+    return ["--axes", "batch x"]
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("suffix", ["npz", "pt", "mat", "nc", "zarr"])
+def test_initial_states_come_from_files_of_one_time(trained, tmp_path, suffix):
+    path, out = tmp_path / f"one.{suffix}", tmp_path / "p.hdf5"
+    options = one_time(path, waves(3)[:, 0])
+    assert main([*words(trained, path, out), *options]) == 0
+    expected = squall.open_run(trained).predict(torch.from_numpy(waves(3)[:, 0]), 40)
+    assert torch.equal(squall.data.open(out).read(), expected)
+
+
+def test_a_file_of_one_time_has_no_step_to_train_on(tmp_path):
+    np.savez(tmp_path / "one.npz", u=np.zeros((3, 16)))
+    with pytest.raises(squall.data.DataError, match="time"):
+        squall.data.open(tmp_path / "one.npz", axes="batch x", dt=0.1)
+    assert squall.data.open(tmp_path / "one.npz", axes="batch x", initial=0.1).read().shape == (3, 1, 1, 16)
+
+
+def test_more_fields_than_those_of_the_run_are_passed_over(trained, tmp_path):
+    states = waves(3)[:, :1]
+    squall.data.write(
+        tmp_path / "more.hdf5",
+        np.concatenate([states, states[:, :, ::-1]], 2).repeat(2, 1),
+        dt=0.1,
+        fields=["w", "u2", "v", "u"],
+        lengths=2.0,
+    )
+    assert main(words(trained, tmp_path / "more.hdf5", tmp_path / "p.hdf5")) == 0
+    expected = squall.open_run(trained).predict(torch.from_numpy(states[:, 0].copy()), 40)
+    assert torch.equal(squall.data.open(tmp_path / "p.hdf5").read(), expected)
+
+
+def test_a_folder_in_place_of_an_array_is_refused(trained, tmp_path, capsys):
+    (tmp_path / "a.npy").mkdir()
+    assert main(words(trained, tmp_path / "a.npy", tmp_path / "p.hdf5")) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_initial_states_with_holes_where_the_run_has_none_are_refused(trained, tmp_path, capsys):
+    data = xarray.Dataset({name: (("sample", "time", "x"), waves(3)[:, :4, c]) for c, name in enumerate("uv")})
+    data = data.assign_coords(time=0.1 * np.arange(4)).where(data.x != 5)
+    data.to_netcdf(tmp_path / "holes.nc")
+    assert main(words(trained, tmp_path / "holes.nc", tmp_path / "p.hdf5")) == 2
+    assert "no value at 2 points" in capsys.readouterr().err
+
+
+def test_a_prediction_keeps_the_dates_of_its_initial_states(tmp_path):
+    netcdf4 = pytest.importorskip("netCDF4")
+    with netcdf4.Dataset(tmp_path / "dated.nc", "w") as file:
+        file.createDimension("time", 20)
+        file.createDimension("x", 16)
+        file.createVariable("time", "f8", ("time",))[:] = 86400.0 * 58 + 7200 * np.arange(20)
+        file["time"].units, file["time"].calendar = "seconds since 2000-01-01 00:00:00", "noleap"
+        file.createVariable("u", "f8", ("time", "x"))[:] = waves(1, 20)[0, :, 0]
+    data = ["--data.path", str(tmp_path / "dated.nc"), "--data.validation", "4", "--data.test", "4"]
+    small = ["--model.hidden", "6", "--training.batch", "4", "--training.steps", "2", "--device.threads", "1"]
+    assert main(["train", *data, *small, "--out", str(tmp_path / "run")]) == 0
+    for suffix in ("nc", "zarr"):
+        out = tmp_path / f"p.{suffix}"
+        assert main(words(tmp_path / "run", tmp_path / "dated.nc", out, "--start", "11")) == 0
+        with xarray.open_zarr(out) if suffix == "zarr" else xarray.open_dataset(out) as found:
+            assert str(found.time.values[0]) == "2000-02-28 22:00:00"
+            assert str(found.time.values[1]) == "2000-03-01 00:00:00"  # no 29 February in this calendar
+
+
+def test_predictions_are_drawn_as_animations(trained, initial, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    rest = ["--steps=2", "--out", str(tmp_path / "p.nc"), "--animate", "gif"]
+    assert main(["predict", str(trained), "--initial", str(initial), *rest]) == 0
+    names = [f"p_{field}_{i}.gif" for field in "uv" for i in (0, 1)]
+    assert sorted(path.name for path in tmp_path.glob("p*")) == sorted(["p.nc", *names])
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in ["p.nc", *names]]
+    with image.open(tmp_path / "p_v_1.gif") as picture:
+        assert picture.n_frames == 3
+    (tmp_path / "p.nc").unlink()
+    assert main([*words(trained, initial, tmp_path / "p.nc"), "--animate", "gif"]) == 2
+    assert "p_u_0.gif exists" in capsys.readouterr().err
+    assert not (tmp_path / "p.nc").exists()
+
+
+def test_an_animation_without_ffmpeg_is_refused_before_the_rollout(trained, initial, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*words(trained, initial, tmp_path / "p.nc"), "--animate", "mp4"]) == 2
+    assert "ffmpeg, which is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "p.nc").exists()
+
+
+def test_a_forecast_in_the_plane_is_drawn_as_a_map_with_grey_land(tmp_path):
+    states = np.random.default_rng(0).normal(size=(1, 3, 1, 4, 6))
+    states[..., :2, :2] = np.nan
+    about = {"fields": ["sst"], "coordinates": [np.arange(4), np.arange(6)], "boundary": "open"}
+    squall.data.write(tmp_path / "p.hdf5", states, dt=1.0, gaps=True, **about)
+    field = Field.forecast(squall.data.open(tmp_path / "p.hdf5"), 0, 0)
+    assert field.prediction.shape == (3, 4, 6)
+    assert np.isnan(field.prediction[:, :2, :2]).all()
+    assert np.array_equal(field.prediction[:, 2:], states[0, :, 0, 2:])
+    assert [name for name, *_ in field.rows()] == ["prediction"]
+
+
+@pytest.mark.parametrize(("names", "across"), [(("eta_rho", "xi_rho"), "xi_rho"), (("x", "y"), "x"), (("y", "x"), "x")])
+def test_the_axis_that_runs_north_is_drawn_upwards(names, across):
+    arrays = {"truth": np.zeros((1, 2, 1, 3, 5)), "prediction": np.zeros((1, 2, 1, 3, 5)), "time": np.arange(2)}
+    arrays |= {"axis_0": np.arange(3), "axis_1": np.arange(5)}
+    field = Field.of(arrays, 0, 0, {"axes": names, "fields": ["u"]})
+    assert field.axes[0] == across
+    assert len(field.points[0]) == field.prediction.shape[1] == (3 if names[0] == across else 5)

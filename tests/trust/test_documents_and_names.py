@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -222,3 +224,44 @@ def test_a_field_name_from_a_stranger_leaves_no_figure_elsewhere(tmp_path):
     assert {path.parent for path in paths} == {folder.path / "figures"}
     assert {path.name for path in tmp_path.rglob("*.png")} == {path.name for path in paths}
     assert json.loads((folder.path / "evaluation.json").read_text())["fields"][0] == "../../../out"
+
+
+def leave_half(folder: Path) -> list[str]:
+    """What killed writers of this version leave: files, an animation, a folder."""
+    names = [".e.json.0123456789abcdef.part", ".p.gif.0123456789abcdef.part.gif", ".model.0123456789abcdef.part"]
+    for name in names[:2]:
+        (folder / name).write_text("half")
+    (folder / names[2]).mkdir()
+    (folder / names[2] / "README.md").write_text("half")
+    return names
+
+
+def test_the_next_writer_into_a_folder_removes_what_a_killed_one_left(tmp_path):
+    leave_half(tmp_path)
+    mine = [".mine.4711.part", "x.0123456789abcdef.part", ".0123456789abcdef.part", "forecast.part.nc"]
+    for name in mine:
+        (tmp_path / name).write_text("kept")
+    with write_beside(tmp_path / "x.json") as part:
+        part.write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "x.json"])
+
+
+def test_what_a_living_process_writes_is_not_removed(tmp_path):
+    program = (
+        "import sys, pathlib; from squall._process.files import write_beside\n"
+        "with write_beside(pathlib.Path(sys.argv[1])) as part:\n"
+        "    part.write_text('whole'); print('ready', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "theirs.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        left = leave_half(tmp_path)
+        with write_beside(tmp_path / "ours.json") as part:
+            part.write_text("{}")
+        other.communicate("")
+    assert (tmp_path / "theirs.json").read_text() == "whole"
+    assert all((tmp_path / name).exists() for name in left)  # they could be those of the other writer
+    with write_beside(tmp_path / "ours.json") as part:
+        part.write_text("[]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.json", "theirs.json"]

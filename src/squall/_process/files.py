@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import struct
+import time
 import tokenize
 import zipfile
 import zlib
@@ -22,16 +23,22 @@ __all__ = [
     "temporary_name",
     "write_beside",
     "write_folder_beside",
+    "writing_into",
 ]
 
 LEFTOVER = re.compile(r"\..*\.(?:[0-9a-f]{16}|\d+)\.part")
 """Names of what a killed process left half-written; those of earlier versions have the number of the process."""
+
+HALF_WRITTEN = re.compile(r"\..*\.[0-9a-f]{16}\.part(?:\.gif|\.mp4)?")
+"""Those of this version, animations among them."""
 
 DAMAGED_ARRAYS: tuple[type[Exception], ...] = (
     *(ValueError, TypeError, LookupError, AttributeError, SyntaxError, RuntimeError, EOFError),
     *(tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 """What NumPy, zipfile and their helpers raise for a damaged `.npy` or `.npz` file, besides OSError."""
+
+LOCK_TRIES = 100
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that cannot do what is asked of it."""
@@ -43,18 +50,51 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Hold a folder while a file is written beside its place; first remove what killed processes left there.
+
+    Writers share a lock of the folder, which goes with its process however that ends. Who gets it alone knows that
+    nobody else writes there. Where folders cannot be locked, nothing is removed.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            held = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, held)
+            with contextlib.suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _sweep(folder)
+            for _ in range(LOCK_TRIES):  # another process may be sweeping now
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.01)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        left = [entry for entry in entries if HALF_WRITTEN.fullmatch(entry.name)]
+    for entry in left:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+
+
+@contextlib.contextmanager
 def write_beside(path: Path) -> Iterator[Path]:
     """A new, empty file beside `path`, renamed to it if the block succeeds and removed if it does not."""
     temporary = temporary_name(path)
-    # Exclusive: never through a link, never into a file that is there. The mode is that of the user's umask.
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_into(path.parent):
+        # Exclusive: never through a link, never into a file that is there. The mode is that of the user's umask.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_folder_beside(path: Path, contents: Mapping[str, bytes]) -> None:

@@ -351,6 +351,9 @@ def _predict_parser() -> Parser:
         required=True,
         help="a .npy file (trajectory, channel, *space), or trajectories of any known format",
     )
+    parser.add_argument(
+        "--axes", type=str | None, default=None, help="a word per axis of that file, if it cannot say it: 'batch x y'"
+    )
     parser.add_argument("--start", type=int, default=0, help="time index in that file of the first state that is read")
     parser.add_argument("--forcings", type=Path | None, default=None, help="a file with the conditions, if another")
     parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
@@ -359,6 +362,9 @@ def _predict_parser() -> Parser:
         type=Literal["best", "last"] | None,
         default=None,
         help="which weights; the best if there are",
+    )
+    parser.add_argument(
+        "--animate", type=Literal["gif", "mp4"] | None, default=None, help="draw the rollouts as animations too"
     )
     parser.add_argument("--out", type=Path, required=True, help="the file: .hdf5, .nc or .zarr; refused if it exists")
     parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
@@ -578,7 +584,20 @@ def _predict(arguments: Namespace, console: Console) -> int:
         raise ValueError(f"--steps is {arguments.steps}, but must be at least 1")
     trained = open_run(arguments.run, arguments.data, trust=arguments.trust)
     trained.load(arguments.checkpoint)
-    start = read_start(trained, arguments.initial, arguments.steps, start=arguments.start, forcings=arguments.forcings)
+    start = read_start(
+        trained,
+        arguments.initial,
+        arguments.steps,
+        start=arguments.start,
+        axes=arguments.axes,
+        forcings=arguments.forcings,
+    )
+    kind, pictures = arguments.animate, []
+    if kind is not None:
+        from squall.report import check_animation, forecast_animations
+
+        check_animation(kind)
+        forecast_animations(arguments.out, kind, trained.source.fields, len(start.window))
     with progress_bar(console) as progress:
         task = progress.add_task("predicting", total=arguments.steps, status="")
         predict_to_file(
@@ -589,7 +608,13 @@ def _predict(arguments: Namespace, console: Console) -> int:
             about={"run": str(arguments.run)},
             progress=lambda done: progress.update(task, completed=done),
         )
-    print(arguments.out)
+    if kind is not None:
+        from squall.report import animate_forecast
+
+        with console.status("drawing"):
+            pictures = animate_forecast(arguments.out, kind)
+    for path in (arguments.out, *pictures):
+        print(path)
     return 0
 
 

@@ -97,9 +97,10 @@ class Variable:
             values = np.empty((0, *(lengths[axis] for axis in kept)), self.dtype)
         order = [i for name in ("time", "channel", *space) for i, axis in enumerate(kept, 1) if axis == name]
         shape = (length if self.by_time else 1, len(self.channels), *(n if a in kept else 1 for a, n in space.items()))
-        return self._decode(values.transpose(0, *order).reshape(len(rows), *shape))
+        return self.decode(values.transpose(0, *order).reshape(len(rows), *shape))
 
-    def _decode(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "*axes"]:
+    def decode(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "*axes"]:
+        """The values of stored numbers, NaN where one is missing."""
         values = stored.astype(self.number, copy=False)
         if self.scale != 1 or self.offset != 0:
             values = values * self.number.type(self.scale) + self.number.type(self.offset)

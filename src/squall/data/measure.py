@@ -1,4 +1,4 @@
-"""Relative areas of cells from the coordinates: widths on an axis, exact spherical cells on latitude and longitude."""
+"""Relative areas of cells: widths on an axis, exact spherical cells on latitude and longitude, curvilinear grids."""
 
 from collections.abc import Sequence
 
@@ -41,3 +41,30 @@ def areas(coordinates: Sequence[Shaped[np.ndarray, " _"]], roles: Sequence[str])
             ends = np.cos(np.clip(ends, 0, np.pi))
         total = total[..., None] * np.abs(np.diff(ends))
     return as_measure(torch.from_numpy(total), total.shape)
+
+
+def on_sphere(
+    latitude: Float[np.ndarray, "row column"], longitude: Float[np.ndarray, "row column"]
+) -> Float[np.ndarray, "3 row column"]:
+    """Unit vectors of points given in degrees."""
+    north, east = np.radians(latitude), np.radians(longitude)
+    return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)])
+
+
+def curvilinear_areas(points: Float[np.ndarray, "3 row column"]) -> Float[np.ndarray, "row column"]:
+    """Areas |∂r/∂i × ∂r/∂j| of cells around points r on the unit sphere, by central differences.
+
+    Example:
+        >>> latitude, longitude = np.meshgrid([-1.0, 0.0, 1.0], [0.0, 1.0, 2.0], indexing="ij")
+        >>> (curvilinear_areas(on_sphere(latitude, longitude)) / np.radians(1) ** 2).round(3)[1]
+        array([1., 1., 1.])
+    """
+    along, across = (np.gradient(points, axis=axis) for axis in (1, 2))
+    return np.linalg.norm(np.cross(along, across, axis=0), axis=0)
+
+
+def closes(points: Float[np.ndarray, "3 row column"], axis: int) -> bool:
+    """Whether the last points along an axis (0 or 1) are next to the first ones, as on a circle of longitude."""
+    lines = np.moveaxis(points, axis + 1, 0)
+    steps = np.median(np.linalg.norm(np.diff(lines, axis=0), axis=1))
+    return len(lines) > 2 and bool(np.median(np.linalg.norm(lines[-1] - lines[0], axis=0)) < 1.5 * steps)

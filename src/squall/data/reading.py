@@ -47,6 +47,7 @@ class TrajectoryFile(Source):
     Args:
         path: of the HDF5 file.
         fields: names of those that make the state; the others are then forcings.
+        initial: dt of a file that may have one time only.
 
     Raises:
         DataError: as `open`.
@@ -54,7 +55,9 @@ class TrajectoryFile(Source):
 
     format = "The Well, HDF5"
 
-    def __init__(self, path: str | os.PathLike[str], fields: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], fields: Sequence[str] | None = None, initial: float | None = None
+    ) -> None:
         self.path = Path(path)
         self._place = Path(os.path.abspath(path))  # a worker may have another working folder
         self._process = -1
@@ -65,7 +68,7 @@ class TrajectoryFile(Source):
         self._values = Handle(self._place, open_hdf5, self.path)
         try:
             with open_file(self.path, self._place) as file:
-                self._structure = read_structure(file, fields)
+                self._structure = read_structure(file, fields, initial)
         except DataError as error:
             prefix = f"{self.path}: "
             raise DataError(prefix + str(error).removeprefix(prefix)) from None

@@ -10,7 +10,6 @@ import bisect
 import contextlib
 import errno
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Shaped
 
 from squall._process.extras import explain_missing_extra
-from squall._process.files import sync, sync_descriptor
+from squall._process.files import sync, sync_descriptor, temporary_name, writing_into
 from squall._types import Trajectories
 from squall.data.conditions import Areas, Mask
 from squall.data.description import DEGREES, Description
@@ -225,7 +224,7 @@ def _lay_out_zarr(
 
 
 def _axes(about: Description, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str, Shaped[np.ndarray, " n"]]]:
-    times = about.start + about.dt * np.arange(shape[1])
+    times = _clock(about)[0] + about.dt * np.arange(shape[1])
     dims = ("trajectory", "time", *about.axes)
     coordinates = dict(zip(dims, (np.arange(shape[0]), times, *about.coordinates), strict=True))
     if taken := set(dims) & set(about.fields):
@@ -233,9 +232,21 @@ def _axes(about: Description, shape: tuple[int, ...]) -> tuple[tuple[str, ...], 
     return dims, coordinates
 
 
+def _clock(about: Description) -> tuple[float, dict[str, Any]]:
+    """The first time and the CF attributes of the time axis: dates where the initial states have them."""
+    first, _, date = str(about.provenance.get("first_time", "")).partition(" hours since ")
+    unit = about.units.get("time", "")
+    if date and unit == "hours":
+        calendar = {"calendar": str(about.provenance["calendar"])} if "calendar" in about.provenance else {}
+        return float(first) + about.start, {"units": f"hours since {date}", **calendar}
+    return about.start, {"units": unit} if unit and "since" not in unit else {}
+
+
 def _coordinate_attributes(about: Description, dim: str) -> dict[str, Any]:
+    if dim == "time":
+        return _clock(about)[1]
     units = {**DEGREES, **about.units}
-    return {"units": units[dim]} if dim in units and not (dim == "time" and "since" in units[dim]) else {}
+    return {"units": units[dim]} if dim in units else {}
 
 
 def _attributes(about: Description) -> dict[str, Any]:
@@ -303,7 +314,8 @@ def stream(
     else:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _make(part, shape, dtype, about, Beside(mask, None, measure))
+            with writing_into(path.parent):
+                _make(part, shape, dtype, about, Beside(mask, None, measure))
     with contextlib.closing(_opened(part, shape, dtype, about, mask)) as file:
         file.find_end()
         yield file
@@ -318,7 +330,7 @@ def stream(
 
 def _make(part: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Description, beside: Beside) -> None:
     """Lay the file out under another name, so that a part that is there is whole."""
-    temporary = part.with_name(f".{part.name}.{os.getpid()}.part")
+    temporary = temporary_name(part)
     numbers = int(np.prod(shape, dtype=np.int64)) * torch.empty((), dtype=dtype).element_size()
     try:
         if part.suffix == ".zarr":

@@ -72,8 +72,11 @@ class Structure:
     cache_bytes: int
 
 
-def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
+def read_structure(file: Any, chosen: Sequence[str] | None = None, initial: float | None = None) -> Structure:
     """Read and check an open `h5py.File`, without its states; `chosen` fields make the state, the others forcings.
+
+    Args:
+        initial: dt of a file that may have one time only.
 
     Raises:
         DataError: a group missing, no field, one time only, times unequally spaced, shapes that do not fit.
@@ -84,7 +87,8 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
     clock, *lines = (dataset_of(dimensions, name, f"dimensions/{name}") for name in ("time", *axes))
     space = tuple(int(line.shape[-1]) for line in lines)
     times = np.atleast_2d(small_values(clock, "dimensions/time"))
-    if times.shape[1] < 2:
+    alone = initial if times.shape[1] < 2 else None
+    if times.shape[1] < 2 and alone is None:
         raise DataError("it has one time; at least two are needed to learn a step from")
     stored, constant = _fields(file, axes)
     batch = _trajectories(stored, file.attrs)
@@ -96,7 +100,7 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None) -> Structure:
     names = [n for n, field in varying.items() if not _role(file[field.key])] if chosen is None else list(chosen)
     stored = tuple(varying[name] for name in names)
     forcings = tuple(field for name, field in varying.items() if name not in names)
-    start, dt = _clock(times, clock.attrs)
+    start, dt = _clock(times, clock.attrs) if alone is None else (float(times[0, 0]), alone)
     lattice = [_axis(line) for line in lines]
     fields = tuple(itertools.chain.from_iterable(field.channels for field in stored))
     number = np.result_type(np.float32, *(field.dtype for field in stored))

@@ -30,7 +30,8 @@ def summary(source: Source) -> str:
         f"points, {str(source.dtype).removeprefix('torch.')}, {source.nbytes / 2**20:.4g} MiB",
         "fields": ", ".join(f"{name} [{units[name]}]" if name in units else name for name in source.fields),
         "time step": f"{source.dt:g} {units.get('time', '')}".rstrip()
-        + (f", first {about.provenance['first_time']}" if "first_time" in about.provenance else ""),
+        + (f", first {about.provenance['first_time']}" if "first_time" in about.provenance else "")
+        + (f", calendar {about.provenance['calendar']}" if "calendar" in about.provenance else ""),
         "axes": "; ".join(map(_axis, about.axes, source.coordinates, source.spacing)),
         "boundary": ", ".join(f"{axis} {end}" for axis, end in zip(about.axes, source.boundary, strict=True)),
         "areas": _areas(source.measure),

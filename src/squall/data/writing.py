@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name
+from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name, writing_into
 from squall._types import Trajectories
 from squall.data.conditions import (
     Areas,
@@ -308,26 +308,27 @@ def _writer(
     temporary = temporary_name(path)
     numbers = [shape, *(condition.shape for condition in beside.conditions)]
     data_bytes = sum(int(np.prod(size, dtype=np.int64)) for size in numbers) * dtype.itemsize
-    try:
-        # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
-        # give its room back, once the disk was full.
-        with explained(path):
-            with temporary.open("xb", buffering=0) as file:
-                write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
-                file.truncate(data_bytes + STRUCTURE_BYTES)
-                reserve(file, data_bytes + STRUCTURE_BYTES)
-            offsets, slots = lay_out(temporary, shape, dtype, about, beside)
-        with temporary.open("r+b", buffering=0) as raw:
+    with writing_into(path.parent):
+        try:
+            # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
+            # give its room back, once the disk was full.
             with explained(path):
-                reserve(raw, temporary.stat().st_size)
-            writer = Writer(raw, path, shape, dtype, about, beside.valid, offsets, slots)
-            yield writer
-            writer._finish()
-        with explained(path):
-            publish(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+                with temporary.open("xb", buffering=0) as file:
+                    write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
+                    file.truncate(data_bytes + STRUCTURE_BYTES)
+                    reserve(file, data_bytes + STRUCTURE_BYTES)
+                offsets, slots = lay_out(temporary, shape, dtype, about, beside)
+            with temporary.open("r+b", buffering=0) as raw:
+                with explained(path):
+                    reserve(raw, temporary.stat().st_size)
+                writer = Writer(raw, path, shape, dtype, about, beside.valid, offsets, slots)
+                yield writer
+                writer._finish()
+            with explained(path):
+                publish(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def lay_out(

@@ -50,10 +50,10 @@ class Evaluation:
         regimes: for each regime of the truth, the generic ones and those of the system, the `share` of points, the
             one-step `error` and the share of the summed error that falls on it.
         scores: by field: `nrmse` (mean over trajectories) and `nrmse_p99` (the 99th percentile of them), `valid_time`
-            (median over trajectories), `spectrum` by band, `events`; and `conserved` quantities. See
-            `squall.evaluation.scores`.
+            (median over trajectories), `spectrum` by band (else `no_spectrum` says why not), `events`; and `conserved`
+            quantities. See `squall.evaluation.scores`.
         growth: `median` and `max` over states of the growth factor of the learned step.
-        baselines: the rollout errors of persistence and of the climatology (`mean state`).
+        baselines: the rollout errors and scores of persistence and of the climatology (`mean state`).
         curves: errors, scores and energies over lead time.
         rollouts: some of the predictions, for figures.
         description: names, units and axes of the fields.
@@ -193,8 +193,8 @@ def _evaluate(
         growths = growth(models, task, GROWTH_STATES)
         climatology = _mean_state(truth)
         baselines = {
-            "persistence": _baseline(truth, system, persistence),
-            "mean state": _baseline(truth, system, climatology.expand_as),
+            "persistence": _baseline(truth, system, persistence, ScoreTally(truth, scoring, some)),
+            "mean state": _baseline(truth, system, climatology.expand_as, ScoreTally(truth, scoring, some)),
         }
     return [
         Evaluation(
@@ -283,9 +283,12 @@ def _mean_state(source: Source) -> Float[Tensor, "channel *space"]:
     return total / (source.trajectories * (source.steps + 1))
 
 
-def _baseline(source: Source, system: Physics | None, predict: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    tally = RolloutTally(source, system, None)
+def _baseline(
+    source: Source, system: Physics | None, predict: Callable[[Tensor], Tensor], scores: ScoreTally
+) -> dict[str, Any]:
+    """The errors and scores of a rollout, of which each is a number or numbers by field."""
+    tally = RolloutTally(source, system, None, scores=scores)
     for indices, truth in chunks(source):
-        tally.add(indices, truth, predict(truth))
+        tally.add(indices, truth, predict(truth).to(truth))
     errors = tally.errors()
-    return {name: errors[name] for name in ("states", "energy", "mass") if name in errors}
+    return {name: errors[name] for name in ("states", "energy", "mass", "vrmse") if name in errors} | scores.scores()

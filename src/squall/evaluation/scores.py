@@ -232,9 +232,8 @@ class ScoreTally:
             self.thresholds = torch.tensor([scoring.events.get(name, math.inf) for name in source.fields]).double()
         else:
             self.thresholds = quantiles(flat[:, 0], [scoring.events], weights).flatten()
-        spacing = [h for h in source.spacing if h is not None]
-        regular = len(spacing) == len(source.space) and max(source.space) > 2
-        self.spacing = spacing if regular and weights is None else None
+        self.no_spectrum = _no_spectrum(source)
+        self.spacing = None if self.no_spectrum else [h for h in source.spacing if h is not None]
         self.quantities = {name: quantity(source, chosen) for name, chosen in scoring.conserved.items()}
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -305,6 +304,8 @@ class ScoreTally:
                 name: {band: _coherence(*bands[:, i, j]) for j, band in enumerate(BANDS)}
                 for i, name in enumerate(self.source.fields)
             }
+        else:
+            scores["no_spectrum"] = self.no_spectrum
         for name in self.quantities:
             truth, prediction = self._all(f"{name} truth"), self._all(f"{name} prediction")
             scores["conserved"][name] = {
@@ -339,6 +340,17 @@ class ScoreTally:
 
     def _by_field(self, values: Float[Tensor, " channel"]) -> dict[str, float | None]:
         return dict(zip(self.source.fields, map(_number, values), strict=True))
+
+
+def _no_spectrum(source: Source) -> str:
+    """Why there are no spectra of the source; "" where there are."""
+    if source.mask is not None:
+        return "points are masked: whatever fills them would add waves of its own at every coast"
+    if source.measure is not None:
+        return "cells differ in area; squall.evaluation.weather.spectra has those of a whole sphere"
+    if None in source.spacing:
+        return "points are not equally spaced"
+    return "" if max(source.space) > 2 else "an axis needs more than two points"
 
 
 def _drift(values: Float[Tensor, "trajectory time"]) -> Float[Tensor, " time"]:

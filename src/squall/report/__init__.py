@@ -6,10 +6,13 @@ with explain_missing_extra():
     from squall.report import diagnosis
     from squall.report.comparison import Comparison, compare, comparison_note, comparison_table
     from squall.report.figures import (
+        animate_forecast,
+        check_animation,
         comparison_figure,
         energy_figure,
         error_figure,
         field_figure,
+        forecast_animations,
         write_animations,
         write_figures,
     )
@@ -19,6 +22,8 @@ with explain_missing_extra():
 __all__ = [
     "Comparison",
     "Table",
+    "animate_forecast",
+    "check_animation",
     "compare",
     "comparison_figure",
     "comparison_note",
@@ -28,6 +33,7 @@ __all__ = [
     "error_figure",
     "evaluation_table",
     "field_figure",
+    "forecast_animations",
     "markdown",
     "terminal",
     "write_animations",

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+import squall.data
 from squall._process.names import file_name
+from squall.data import Source
 from squall.data.description import DEGREES
 from squall.report.comparison import Comparison
 from squall.runs.folder import Kind, RunFolder, write_beside
@@ -29,12 +32,15 @@ from squall.systems import CahnHilliard
 __all__ = [
     "COLOURS",
     "REGIME_COLOURS",
+    "animate_forecast",
+    "check_animation",
     "comparison_figure",
     "energy_figure",
     "error_figure",
     "field_comparison",
     "field_figure",
     "fixed_temperature",
+    "forecast_animations",
     "regime_figure",
     "sampling_figure",
     "save",
@@ -51,8 +57,14 @@ REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
 FRAMES = 4
 """Number of times at which a field over two space axes is shown."""
+NORTHWARD = ("lat", "rlat", "col", "y", "eta", "nj", "j", "south_north")
+"""How the names of axes begin that point up on a map."""
+
 MOVING_FRAMES = 60
 """Most times that an animation shows."""
+
+SHOWN_FORECASTS = 2
+"""Most trajectories of a forecast that are drawn."""
 
 FEW_SEEDS = 4
 """Up to this many seeds, each has its own line; more are drawn as median and quartiles."""
@@ -138,16 +150,17 @@ class Field:
         time: lead times.
         points: of each axis; the middle slice is shown of a field over three.
         axes: names of the axes, with units.
-        truth, prediction, error: over time and space; NaN where masked, the prediction also where it diverged.
+        truth, prediction, error: over time and space; NaN where masked, the prediction also where it diverged. A
+            forecast has no truth and no error.
     """
 
     name: str
     time: np.ndarray
     points: Sequence[np.ndarray]
     axes: Sequence[str]
-    truth: np.ndarray
+    truth: np.ndarray | None
     prediction: np.ndarray
-    error: np.ndarray
+    error: np.ndarray | None
 
     @classmethod
     def of(
@@ -155,30 +168,55 @@ class Field:
     ) -> "Field":
         """From the arrays that an evaluation keeps, and what it says about names and units."""
         truth, prediction = (rollouts[key][trajectory, :, channel].astype(float) for key in ("truth", "prediction"))
-        count = truth.ndim - 1
-        points = [rollouts[f"axis_{i}"] for i in range(count)]
-        while truth.ndim > 3:  # the middle slice of a field over three space axes
-            middle = truth.shape[-1] // 2
-            truth, prediction = truth[..., middle], prediction[..., middle]
         about = about or {}
-        units = {name: f"°{unit[8].upper()}" for name, unit in DEGREES.items()} | dict(about.get("units", {}))
-        names = list(about.get("axes", ("x", "y", "z")[:count]))[:2]
-        axes = [f"{name} [{units[name]}]" if name in units else name for name in names]
-        if len(names) == 2 and names[0][:3] in ("lat", "col", "y"):  # rows of a map
-            points, axes = [*points[1::-1], *points[2:]], axes[::-1]
-            truth, prediction = truth.swapaxes(1, 2), prediction.swapaxes(1, 2)
-        field = about.get("fields", ["u"] * (channel + 1))[channel]
+        points = [rollouts[f"axis_{i}"] for i in range(truth.ndim - 1)]
+        names = list(about.get("axes", ("x", "y", "z")[: len(points)]))
+        fields = about.get("fields", ["u"] * (channel + 1))
+        shown = _Axes(points, names, about.get("units", {}))
+        truth, prediction = shown.turned(truth), shown.turned(prediction)
         error = np.where(np.isfinite(prediction), prediction - truth, np.nan)
-        label = f"{field} [{units[field]}]" if field in units else field
-        return cls(label, rollouts["time"], points[:2], axes, truth, prediction, error)
+        return cls(shown.label(fields[channel]), rollouts["time"], shown.points, shown.labels, truth, prediction, error)
+
+    @classmethod
+    def forecast(cls, source: Source, trajectory: int, channel: int) -> "Field":
+        """From a file of predictions, read at the times that an animation shows."""
+        shown = _Axes(source.coordinates, source.description.axes, source.description.units)
+        frames = _frame_numbers(source.shape[1])
+        states = (source.read([trajectory], i, i + 1)[0, 0, channel].double().numpy() for i in frames.tolist())
+        mask = None if source.mask is None else source.mask[channel].numpy()
+        values = np.stack([state if mask is None else np.where(mask, state, np.nan) for state in states])
+        times, label = source.times[frames], shown.label(source.fields[channel])
+        return cls(label, times, shown.points, shown.labels, None, shown.turned(values), None)
 
     def rows(self) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
         """Truth and prediction in the same colours, and the error."""
+        if self.truth is None or self.error is None:
+            return [("prediction", self.prediction, _scale(self.prediction))]
         shared = _scale(self.truth)
         largest = np.max(np.abs(self.error), initial=0.0, where=np.isfinite(self.error)) or 1.0
         limit = min(float(largest), shared["vmax"] - shared["vmin"])
         error = {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}
         return [("truth", self.truth, shared), ("prediction", self.prediction, shared), ("error", self.error, error)]
+
+
+class _Axes:
+    """One or two axes of a picture, the horizontal one first, from the space axes of a state."""
+
+    def __init__(self, points: Sequence[np.ndarray], names: Sequence[str], units: Mapping[str, str]) -> None:
+        self.units = {name: f"°{unit[8].upper()}" for name, unit in DEGREES.items()} | dict(units)
+        self.is_map = len(names) > 1 and names[0].lower().startswith(NORTHWARD)  # its rows lie above each other
+        turn = slice(1, None, -1) if self.is_map else slice(2)
+        self.points, self.labels = list(points[turn]), [self.label(name) for name in names[turn]]
+
+    def label(self, name: str) -> str:
+        """A name with its unit."""
+        return f"{name} [{self.units[name]}]" if name in self.units else name
+
+    def turned(self, values: Shaped[np.ndarray, "time *space"]) -> Shaped[np.ndarray, "time *axes"]:
+        """Values over the axes of the picture; the middle slice of a field over three."""
+        while values.ndim > 3:
+            values = values[..., values.shape[-1] // 2]
+        return values.swapaxes(1, 2) if self.is_map else values
 
 
 def field_figure(
@@ -254,11 +292,6 @@ def write_animations(path: Path | str, suffix: str = "", kind: str = "gif") -> l
     Raises:
         ValueError: if ffmpeg is wanted and missing.
     """
-    from matplotlib.animation import FFMpegWriter, PillowWriter
-
-    if kind == "mp4" and not FFMpegWriter.isAvailable():
-        raise ValueError("an mp4 needs ffmpeg, which is not installed: install it, or draw a gif")
-    writer = PillowWriter if kind == "gif" else FFMpegWriter
     folder = RunFolder(path)
     found, rollouts = folder.read_json(f"evaluation{suffix}.json"), folder.read_arrays(f"rollouts{suffix}.npz")
     target = folder.path / "figures"
@@ -267,34 +300,92 @@ def write_animations(path: Path | str, suffix: str = "", kind: str = "gif") -> l
     for name, i, channel in _kept(found, rollouts):
         title = f"{found['fields'][channel]}, test trajectory {i}"
         files.append(target / f"{file_name(name + suffix)}.{kind}")
-        with write_beside(files[-1]) as part:
-            moving = part.with_suffix(f".{kind}")  # whose suffix tells the writers what to write
-            try:
-                _animate(Field.of(rollouts, i, channel, found), title, writer(fps=10), moving)
-                moving.replace(part)
-            finally:
-                moving.unlink(missing_ok=True)
+        _animate(Field.of(rollouts, i, channel, found), title, files[-1])
     return files
 
 
-def _animate(field: Field, title: str, writer: Any, path: Path) -> None:
-    frames = np.unique(np.linspace(0, len(field.time) - 1, MOVING_FRAMES).round().astype(int))
+def check_animation(kind: str) -> None:
+    """Raises:
+    ValueError: if ffmpeg is wanted and missing.
+    """
+    from matplotlib.animation import FFMpegWriter
+
+    if kind == "mp4" and not FFMpegWriter.isAvailable():
+        raise ValueError("an mp4 needs ffmpeg, which is not installed: install it, or draw a gif")
+
+
+def forecast_animations(path: Path, kind: str, fields: Sequence[str], trajectories: int) -> list[Path]:
+    """The files that `animate_forecast` writes: one for each field of at most two trajectories.
+
+    Raises:
+        FileExistsError: if one of them exists.
+    """
+    names = [f"_{file_name(field)}" * (len(fields) > 1) for field in fields]
+    counts = [f"_{i}" * (trajectories > 1) for i in range(min(trajectories, SHOWN_FORECASTS))]
+    files = [path.with_name(f"{path.stem}{name}{count}.{kind}") for name in names for count in counts]
+    for file in files:
+        if file.exists():
+            raise FileExistsError(f"{file} exists and is not overwritten: move it away, or choose another --out")
+    return files
+
+
+def animate_forecast(path: Path, kind: str) -> list[Path]:
+    """Draw a file of predictions as animations beside it.
+
+    Args:
+        path: what `squall predict` wrote.
+        kind: `gif`, or `mp4` where ffmpeg is installed.
+    """
+    source = squall.data.open(path)
+    files = forecast_animations(path, kind, source.fields, source.trajectories)
+    shown = min(source.trajectories, SHOWN_FORECASTS)
+    for file, (channel, i) in zip(files, itertools.product(range(source.channels), range(shown)), strict=True):
+        _animate(Field.forecast(source, i, channel), f"{source.fields[channel]}, trajectory {i}", file)
+    return files
+
+
+def _frame_numbers(times: int) -> np.ndarray:
+    return np.unique(np.linspace(0, times - 1, MOVING_FRAMES).round().astype(int))
+
+
+def _animate(field: Field, title: str, path: Path) -> None:
+    """Raises:
+    ValueError: if ffmpeg is wanted and missing.
+    """
+    from matplotlib.animation import FFMpegWriter, PillowWriter
+
+    kind = path.suffix.removeprefix(".")
+    check_animation(kind)
+    writer = (PillowWriter if kind == "gif" else FFMpegWriter)(fps=10)
+    with write_beside(path) as part:
+        moving = part.with_name(part.name + path.suffix)  # which tells the writers what to write
+        try:
+            _film(field, title, writer, moving)
+            moving.replace(part)
+        finally:
+            moving.unlink(missing_ok=True)
+
+
+def _film(field: Field, title: str, writer: Any, path: Path) -> None:
     extent = [float(np.ptp(points)) or 1.0 for points in field.points]
     tall = 0.8 if len(extent) == 1 else float(np.clip(extent[1] / extent[0], 0.2, 1.5))
-    figure = Figure(figsize=(11, 3.4 * tall + 1.6), layout="constrained")
-    panels = figure.subplots(1, 3)
     rows, images = field.rows(), []
+    figure = Figure(figsize=(11 if len(rows) > 1 else 5, 3.4 * tall + 1.6), layout="constrained")
+    panels = figure.subplots(1, len(rows), squeeze=False)[0]
     for panel, (name, values, colours) in zip(panels, rows, strict=True):
         if len(field.points) == 1:
             panel.set(title=name, xlabel=field.axes[0], ylim=_room(colours))
             images.append(panel.plot(field.points[0], values[0], color=COLOURS[0])[0])
         else:
             images.append(_mesh(panel, field.points[0], field.points[1], values[0], name, **colours))
-            panel.set(xlabel=field.axes[0], aspect="equal")
+            panel.set(xlabel=field.axes[0], aspect="equal" if 0.2 < extent[1] / extent[0] < 5 else "auto")
             figure.colorbar(images[-1], ax=panel, location="bottom", shrink=0.8, label=field.name)
     panels[0].set_ylabel(field.name if len(field.points) == 1 else field.axes[1])
+    figure.suptitle(title, fontsize=10)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the panels keep their places, and a frame takes half the time
     with writer.saving(figure, str(path), dpi=80):
-        for frame in frames:
+        for frame in _frame_numbers(len(field.time)):
             for image, (_, values, _) in zip(images, rows, strict=True):
                 if len(field.points) == 1:
                     image.set_ydata(values[frame])

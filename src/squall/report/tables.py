@@ -52,6 +52,9 @@ MEDIANS = (
 WEIGHED = {"MSE": math.inf, "T = 100": 100.0, "T = 0.1": 0.1}
 """Temperatures whose weights are shown by regime: the mean, and the two of the paper."""
 
+SCORED = ("rollout", "scores")
+"""Parts of an evaluation that predictions without a model have too."""
+
 ENERGY: Place = ("rollout", "energy")
 _SHOWN: dict[str, Place] = {
     "states": STATES,
@@ -160,7 +163,7 @@ def references(rows: Iterable[Row], columns: Sequence[Metric], before: int = 0, 
     lines = []
     for name, errors in next((item for item in found if item), {}).get("baselines", {}).items():
         numbers = [
-            value_at(errors, place[1:], None) if place[0] == "rollout" and tuple(rest) == columns[0][1:] else None
+            value_at(errors, place[1:], None) if place[0] in SCORED and tuple(rest) == columns[0][1:] else None
             for place, *rest in columns
         ]
         cells = [Cell() if x is None else Cell(number(x), order=f"{x:.6g}") for x in numbers]
@@ -315,7 +318,11 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
     first = next(iter(items.values()))
     places = metrics(found["fields"]) | scores(found["fields"], first.get("scores", {}))
     cells = {name: [value_at(item, place) for place in places.values()] for name, item in items.items()}
-    cells |= {name: [value_at(x, place[1:]) for place in places.values()] for name, x in first["baselines"].items()}
+    cells |= {
+        name: [value_at(x, place[1:]) if place[0] in SCORED else ABSENT for place in places.values()]
+        for name, x in first["baselines"].items()
+    }
+    missing = first.get("scores", {}).get("no_spectrum")
     lines = tuple(Line(name, tuple(map(_value, values, places.values()))) for name, values in cells.items())
     return terminal(
         Table(
@@ -324,7 +331,8 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
             tuple(places),
             lines,
         ).transposed(),
-        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better unless noted",
+        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better unless noted"
+        + (f". No spectra: {missing}" if missing else ""),
     )
 
 

@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -167,6 +167,20 @@ def open_data(run: RunConfig) -> Split:
     )
     _refuse_short_parts(run, split)
     return split
+
+
+def with_inputs_named(run: RunConfig) -> RunConfig:
+    """The configuration with the names that `data.inputs: all` stands for.
+
+    Raises:
+        squall.data.DataError: if the file cannot be used.
+    """
+    if run.data.inputs != "all" or not run.data.path:
+        return run
+    names = [condition.name for condition in squall.data.open(run.data.path).conditions]
+    if not names:
+        raise ConfigError(f"data.inputs is 'all', but {run.data.path} has no parameters, static fields or forcings")
+    return replace(run, data=replace(run.data, inputs=names))
 
 
 def inputs_of(config: DataConfig) -> Inputs:

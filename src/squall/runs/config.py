@@ -68,7 +68,8 @@ class DataConfig:
         split: by `trajectory`, by `time` (each trajectory is cut in time) or in the `parts` of the data; `auto` takes
             the parts where there are some, and cuts a single trajectory in time.
         gap: states that are left out between the parts in time; null for `training.unroll`.
-        inputs: names of the conditions that the model sees: parameters, static fields and forcings.
+        inputs: names of the conditions that the model sees: parameters, static fields and forcings; `all` for every
+            one of the file. A run folder records the names.
         history: K, number of past states that the model sees, the present one included.
         normalization: `standard` trains on fields of zero mean and unit variance (statistics of the training
             trajectories), `none` on the fields as they are; `auto` is `none` for the dimensionless systems
@@ -83,7 +84,7 @@ class DataConfig:
     memory_gib: float = 2.0
     split: Literal["auto", "trajectory", "time", "parts"] = "auto"
     gap: int | None = None
-    inputs: list[str] = field(default_factory=list)
+    inputs: list[str] | Literal["all"] = field(default_factory=list)
     history: int = 1
 
     def __post_init__(self) -> None:
@@ -91,7 +92,8 @@ class DataConfig:
             raise ValueError(f"data.history is {self.history}, but must be at least 1: the present state counts")
         if self.gap is not None and self.gap < 0:
             raise ValueError(f"data.gap is {self.gap}, but must be a number of states, at least 0")
-        if twice := [name for name in self.inputs if self.inputs.count(name) > 1]:
+        names = [] if self.inputs == "all" else self.inputs
+        if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"data.inputs names '{twice[0]}' twice: name every condition once")
         if not (math.isfinite(self.memory_gib) and self.memory_gib >= 0):
             raise ValueError(f"data.memory_gib is {self.memory_gib}, but must be a number that is not negative")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import squall
-from squall._process.files import sync, temporary_name
+from squall._process.files import sync, temporary_name, writing_into
 from squall.runs.config import to_dict
 from squall.runs.emulator import BESIDE, DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
 from squall.runs.folder import Kind, RunFolder
@@ -73,18 +73,19 @@ def _write(out: Path, files: Mapping[str, bytes]) -> None:
     """All files or none."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(out)
-    temporary.mkdir()
-    try:
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
-            sync(temporary / name)
+    with writing_into(out.parent):
+        temporary.mkdir()
         try:
-            os.rename(temporary, out)
-        except OSError as error:
-            raise FileExistsError(f"{out} exists now and is not overwritten: choose another folder") from error
-        sync(out.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+                sync(temporary / name)
+            try:
+                os.rename(temporary, out)
+            except OSError as error:
+                raise FileExistsError(f"{out} exists now and is not overwritten: choose another folder") from error
+            sync(out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _NotExportable(Exception):

@@ -37,52 +37,66 @@ class Start:
         conditions: gives the conditions of some steps.
         coordinates: the points of each axis.
         time: of the initial state.
+        dates: what the file says about the date of its time 0.
     """
 
     def __init__(
-        self, window: Window, conditions: ConditionsAt, coordinates: tuple[np.ndarray, ...], time: float
+        self,
+        window: Window,
+        conditions: ConditionsAt,
+        coordinates: tuple[np.ndarray, ...],
+        time: float,
+        dates: Mapping[str, Any],
     ) -> None:
         self.window, self.conditions, self.coordinates, self.time = window, conditions, coordinates, time
+        self.dates = dates
 
 
-def read_start(run: TrainedRun, path: Path, steps: int, *, start: int = 0, forcings: Path | None = None) -> Start:
+def read_start(
+    run: TrainedRun, path: Path, steps: int, *, start: int = 0, axes: str | None = None, forcings: Path | None = None
+) -> Start:
     """Initial states and conditions from files.
 
     Args:
         run: the trained run.
-        path: of the initial states: a `.npy` array (trajectory, channel, *space), with a history (trajectory, history,
-            channel, *space); or trajectories of any format that `squall.data.open` reads.
+        path: of the initial states, in any format that `squall.data.open` reads; one time suffices. Without `axes`, a
+            `.npy` file is an array (trajectory, channel, *space), or (trajectory, history, channel, *space).
         steps: of the rollout.
         start: time index in the file of the first state that is read; the rollout starts from the last of the history.
+        axes: one word for each axis of the stored fields, where the file cannot say it: "batch x y".
         forcings: a file of any format with the conditions; by default that of the initial states.
 
     Raises:
         ConfigError: if fields or grid do not match those of the run, or a condition is missing or ends too early.
         squall.data.DataError: if a file cannot be read.
     """
-    if special := special_file(path):
-        raise ConfigError(f"--initial {path} is {special}, not a file")
-    source = None if path.suffix == ".npy" else _matching(run, squall.data.open(path), path)
+    source, channels = (None, []) if path.suffix == ".npy" and axes is None else _matching(run, path, axes)
     history, about = run.inputs.history, run.description
     if source is None:
         window = run.window(_array(path, run))
         coordinates, time, first = _points(about, tuple(window.shape[3:])), 0.0, 0
+        dates: Mapping[str, Any] = {}
     else:
         if start + history > source.shape[1] or start < 0:
             raise ConfigError(
                 f"--start {start}: the model sees {history} state(s), but {path} has {source.shape[1]} times"
             )
-        window = run.window(source.read(None, start, start + history))
+        window = run.window(source.read(None, start, start + history)[:, :, channels])
+        _refuse_masked(run, source, channels, path)
         first = start + history - 1
         coordinates, time = source.coordinates, float(source.times[first])
+        said = source.description.provenance
+        dates = {name: said[name] for name in ("first_time", "calendar") if name in said}
     given, name = (source, path) if forcings is None else (squall.data.open(forcings), forcings)
     if forcings is not None:
         first = history - 1 if source is None else first
-    return Start(window, _conditions(run, given, name, window, first, steps), coordinates, time)
+    return Start(window, _conditions(run, given, name, window, first, steps), coordinates, time, dates)
 
 
 def _array(path: Path, run: TrainedRun) -> Tensor:
     """States from a .npy file; one channel may be left out."""
+    if special := special_file(path):
+        raise ConfigError(f"--initial {path} is {special}, not a file")
     try:
         states = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -95,25 +109,42 @@ def _array(path: Path, run: TrainedRun) -> Tensor:
         raise ConfigError(f"--initial {path} holds {states.dtype}, but must hold real numbers")
     if run.source.channels == 1 and run.inputs.history == 1 and states.ndim == len(run.source.space) + 1:
         states = states[:, None]
-    if not np.isfinite(states).all():
-        raise ConfigError(f"--initial {path} holds {(~np.isfinite(states)).sum()} numbers that are not finite")
-    return torch.from_numpy(np.asarray(states, dtype=np.float64))
+    values, mask = torch.from_numpy(np.asarray(states, dtype=np.float64)), run.source.mask
+    if mask is not None and values.shape[-mask.ndim :] == mask.shape:
+        means = torch.tensor(run.normalization.mean, dtype=values.dtype).reshape(-1, *(1,) * (mask.ndim - 1))
+        values = torch.where(torch.isfinite(values) | mask, values, means)
+    if missing := int((~torch.isfinite(values)).sum()):
+        raise ConfigError(f"--initial {path} holds {missing} numbers that are not finite")
+    return values
 
 
-def _matching(run: TrainedRun, source: Source, path: Path) -> Source:
-    """The source with the fields of the run as its state, in their order, and the time step of the run."""
-    fields = run.source.fields
-    if source.fields != fields:
+def _matching(run: TrainedRun, path: Path, axes: str | None) -> tuple[Source, list[int]]:
+    """The source at a path, and which of its channels are the fields of the run."""
+    fields, dt = run.source.fields, run.description.dt
+    source = squall.data.open(path, axes=axes, initial=dt)
+    if not set(fields) <= set(source.fields):
         there = (*source.fields, *(c.name for c in source.conditions))
         if missing := [name for name in fields if name not in there]:
             raise ConfigError(
                 f"{path} has no field '{missing[0]}': the run was trained on {', '.join(fields)}, and the file has "
                 f"{', '.join(there)}"
             )
-        source = squall.data.open(path, fields=list(fields))
-        if source.fields != fields:
+        source = squall.data.open(path, fields=list(fields), axes=axes, initial=dt)
+        if not set(fields) <= set(source.fields):
             raise ConfigError(f"{path} gives the fields {', '.join(source.fields)}; wanted are {', '.join(fields)}")
-    return source
+    return source, [source.fields.index(name) for name in fields]
+
+
+def _refuse_masked(run: TrainedRun, source: Source, channels: list[int], path: Path) -> None:
+    """Refuse initial states that lack values at points which the model was trained on."""
+    mask, known = source.mask, run.source.mask
+    if mask is None:
+        return
+    lacking = ~mask[channels] if known is None or known.shape != mask[channels].shape else ~mask[channels] & known
+    if count := int(lacking.sum()):
+        raise ConfigError(
+            f"{path} has no value at {count} points that the model was trained on: fill them, or train with this mask"
+        )
 
 
 def _points(about: Description, space: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -207,6 +238,7 @@ def predict_to_file(
     shown = None if out.suffix in WELL else mask
     provenance = {
         **(about or {}),
+        **start.dates,
         "checkpoint": run.checkpoint,
         "step": run.step,
         "steps": steps,

@@ -21,7 +21,7 @@ import torch
 from squall._process.threads import threads
 from squall._types import Score, Validation
 from squall.data import Split
-from squall.runs.build import Experiment, build, model_source
+from squall.runs.build import Experiment, build, model_source, with_inputs_named
 from squall.runs.config import RunConfig, can_run_together, difference, flat, to_dict, with_defaults
 from squall.runs.description import write_description
 from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, fingerprint, refuse_unsavable
@@ -194,15 +194,16 @@ def _prepare(
 
     def prepare() -> tuple[tuple[Experiment, Start | None], dict[str, Any]]:
         refuse_other_count(config.device)
-        _refuse_other(folder, config)
+        named = with_inputs_named(config)
+        _refuse_other(folder, named)
         start = Start.of(folder, init)
-        experiment = build(config, start and start.normalization, split=split)
+        experiment = build(named, start and start.normalization, split=split)
         if start is not None:
             start.give(experiment.model)
         refuse_unsavable(experiment.model)
         _ = experiment.sampler  # refuses too large a minibatch
         refuse_shared(config.training, experiment.loss, fabric.world_size)
-        return (experiment, start), _description(config, start) if fabric.world_size > 1 else {}
+        return (experiment, start), _description(named, start) if fabric.world_size > 1 else {}
 
     experiment, start = agreed(fabric, prepare)
     recorded = None if start is None else start.record

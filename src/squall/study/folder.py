@@ -85,6 +85,8 @@ class StudyFolder:
             if (trial.name in begun and folder.has("config.yaml")) or packed:
                 there = folder.read_config() if folder.has("config.yaml") or not packed else {**packed.config}
                 asked = to_dict(trial.config)
+                if asked["data"]["inputs"] == "all":  # a run folder has the names that it stands for
+                    asked["data"]["inputs"] = with_defaults(there)["data"]["inputs"]
                 there["data"]["path"] = (
                     f"data/{Path(there['data']['path']).name}"  # absolute in folders of earlier versions
                 )

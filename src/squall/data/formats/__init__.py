@@ -47,6 +47,7 @@ def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> Trajectory
         boundary: "periodic", "wall" or "open", for all axes or one per axis.
         fill: a number that means a missing value.
         gaps: whether NaN in a file of The Well's layout means a missing value.
+        initial: for initial states only: one time suffices, and dt is this where the file does not say it.
 
     Raises:
         MissingFileError: where there is no such file, with the names in the folder that come near.
@@ -122,12 +123,14 @@ def _open_file(shown: Path, place: Path, kind: str, options: Reading) -> Traject
     if unknown := told - Reading.__annotations__.keys():
         raise DataError(f"open: got {', '.join(sorted(unknown))}; allowed are {', '.join(Reading.__annotations__)}")
     if kind == "The Well":
-        if extra := told - {"fields", "gaps"}:
+        if extra := told - {"fields", "gaps", "initial"}:
             raise DataError(
                 f"{shown}: a file in The Well's layout describes itself: got {', '.join(sorted(extra))}; allowed are "
                 "fields and gaps"
             )
-        return (ScreenedTrajectoryFile if options.get("gaps") else TrajectoryFile)(shown, options.get("fields"))
+        return (ScreenedTrajectoryFile if options.get("gaps") else TrajectoryFile)(
+            shown, options.get("fields"), options.get("initial")
+        )
     try:
         layout = _layout(shown, place, kind, options)
     except DataError as error:

@@ -27,15 +27,16 @@ def looks_like(shape: Sequence[int]) -> str:
     return " ".join([*lead, *SPACE[: len(shape) - len(lead) - last], *["channel"] * last])
 
 
-def parse_axes(axes: str, shape: Sequence[int], name: str) -> tuple[str, ...]:
-    """The words of `axes`, one per stored axis.
+def parse_axes(axes: str, shape: Sequence[int], name: str, *, timed: bool = True) -> tuple[str, ...]:
+    """The words of `axes`, one per stored axis; initial states may lack the time.
 
     Raises:
         DataError: where their number does not fit, one comes twice, or time or space is missing.
     """
     words = tuple(re.findall(r"[A-Za-z_]\w*", axes))
     space = [word for word in words if word not in ("batch", "time", "channel")]
-    if len(words) != len(shape) or len(set(words)) != len(words) or "time" not in words or not 1 <= len(space) <= 3:
+    lacks_time = timed and "time" not in words
+    if len(words) != len(shape) or len(set(words)) != len(words) or lacks_time or not 1 <= len(space) <= 3:
         raise DataError(
             f"axes: got {axes!r} for '{name}' of shape {tuple(shape)}; expected {len(shape)} different words among "
             f"batch, time, channel and one to three names of space axes, such as {looks_like(shape)!r}"
@@ -43,9 +44,26 @@ def parse_axes(axes: str, shape: Sequence[int], name: str) -> tuple[str, ...]:
     return words
 
 
-def ask(name: str, shape: Sequence[int]) -> DataError:
+def around_time(shape: Sequence[int], times: int, backwards: bool) -> str:
+    """The axes that an array probably has of which one is as long as the list of times; "" where that cannot be told.
+
+    Example:
+        >>> around_time((21, 32, 32, 12), 21, backwards=True)
+        'time y x batch'
+    """
+    rest = [n for n in shape if n != times]
+    if not 1 <= len(rest) == len(shape) - 1 <= 4:
+        return ""
+    whole = len(rest) == 1 or (len(rest) == 2 and rest[0] == rest[1])  # one trajectory
+    words = [*(() if whole else ("batch",)), *SPACE[: len(rest) - (not whole)]]
+    words = words[::-1] if backwards else words
+    place = list(shape).index(times)
+    return " ".join([*words[:place], "time", *words[place:]])
+
+
+def ask(name: str, shape: Sequence[int], times: int = 0, *, backwards: bool = False) -> DataError:
     """The file cannot say what its axes are."""
-    guess = looks_like(shape)
+    guess = around_time(shape, times, backwards) or looks_like(shape)
     last = " (channels last)" if guess.endswith("channel") else ""
     return DataError(
         f"'{name}' has the shape {tuple(shape)} and the file does not say what its axes are. It looks like "
@@ -85,9 +103,10 @@ def read_bag(
         del usable["dt"]
     given = options.get("axes")
     if given is None and (axes is None or len(axes) != len(shape)):
-        raise DataError(f"{handle.shown}: this is {format}. {ask(states[0], shape)}")
-    words = parse_axes(given, shape, states[0]) if given is not None else axes or ()
-    lengths = dict(zip(words, shape, strict=True))
+        raise DataError(f"{handle.shown}: this is {format}. {_ask(states[0], shape, usable, format)}")
+    timed = options.get("initial") is None
+    words = parse_axes(given, shape, states[0], timed=timed) if given is not None else axes or ()
+    lengths = {"time": 1} | dict(zip(words, shape, strict=True))
     order = space or tuple(word for word in words if word not in ("batch", "time", "channel"))
     found = {axis: _points(axis, lengths, usable, coordinates) for axis in ("time", *order)}
     places = {axis: name for axis, name in found.items() if name is not None}
@@ -117,6 +136,11 @@ def read_bag(
         axes=order,
         **about,
     )
+
+
+def _ask(name: str, shape: tuple[int, ...], usable: Mapping[str, tuple[int, ...]], format: str) -> DataError:
+    times = next((int(np.prod(usable[clock])) for clock in TIMES if clock in usable), 0)
+    return ask(name, shape, times, backwards=format.startswith("MATLAB"))
 
 
 def _states(usable: Mapping[str, tuple[int, ...]], fields: Sequence[str] | None, handle: Handle) -> list[str]:

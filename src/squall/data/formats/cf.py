@@ -18,7 +18,7 @@ from squall.data.errors import DataError
 from squall.data.formats.bag import parse_axes, read_bag
 from squall.data.formats.layout import Layout, Reading, finish
 from squall.data.hdf5 import Datasets, dataset_of, members, open_file, open_hdf5
-from squall.data.measure import areas
+from squall.data.measure import areas, closes, curvilinear_areas, on_sphere
 
 NAMES = {
     "time": ("time", "t", "valid_time", "timestep", "time_step", "step", "date", "datetime", "time_counter"),
@@ -39,7 +39,9 @@ NAMES = {
     "longitude": ("lon", "longitude", "long", "nav_lon", "rlon"),
     "level": ("level", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "height", "deptht", "model_level"),
 }
-AREAS = ("cell_area", "area", "areacella", "areacello")
+AREAS = ("cell_area", "area", "areacella", "areacello", "tarea", "area_t")
+HOURS = {"day": 24.0, "hour": 1.0, "hr": 1.0, "h": 1.0, "minute": 1 / 60, "min": 1 / 60, "second": 1 / 3600}
+HOURS |= {"sec": 1 / 3600, "s": 1 / 3600}
 
 
 def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
@@ -85,7 +87,8 @@ def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
 def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> Layout:
     notes: list[str] = []
     roles = {dim: role_of(dim, data.variables.get(dim)) for dim in data.sizes}
-    series, fixed = _sorted_variables(path, place, kind, data, roles, notes)
+    timed = options.get("initial") is None
+    series, fixed = _sorted_variables(path, place, kind, data, roles, notes, timed=timed)
     chosen = list(options.get("fields") or _most_common(series, roles))
     missing = [name for name in chosen if name not in series]
     if missing:
@@ -95,7 +98,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     roles = {dim: "channel" if role == "level" else role for dim, role in roles.items()}
     if options.get("axes"):
         widest = max((series[name] for name in chosen), key=lambda v: len(v.dims))
-        words = parse_axes(str(options.get("axes")), widest.shape, chosen[0])
+        words = parse_axes(str(options.get("axes")), widest.shape, chosen[0], timed=options.get("initial") is None)
         known = ("time", "batch", "channel")
         roles |= {d: w if w in known else str(d) for d, w in zip(widest.dims, words, strict=True)}
     frame = _frame(path, {name: series[name] for name in chosen}, roles)
@@ -103,51 +106,51 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     if not 1 <= len(space) <= 3:
         raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
     states = tuple(_variable(name, series[name], roles, space, data, place) for name in chosen)
-    conditions, measure = [], None
+    conditions, cells = [], {}
+    declared = {str(series[n].attrs.get("cell_measures", "")).rpartition("area:")[2].strip() for n in chosen}
     for name, variable in {**fixed, **series}.items():
         if name in chosen:
             continue
-        if name in AREAS or variable.attrs.get("standard_name") == "cell_area":
-            measure = variable if variable.dims == space else measure
         others = [dim for dim in variable.dims if dim not in (*frame, *space) and roles[dim] != "channel"]
         if others:
             notes.append(f"left out '{name}': its axes {variable.dims} are not those of the fields {space}")
-        elif measure is not variable:
-            conditions.append(_variable(name, variable, roles, space, data, place))
+            continue
+        known = _variable(name, variable, roles, space, data, place)
+        cell = _cell_role(name, variable, declared) if variable.dims == space else ""
+        if cell:
+            cells[cell] = known.decode(np.asarray(variable.values)).astype(np.float64)
+        if cell != "area":
+            conditions.append(known)
     sizes = {roles[dim]: data.sizes[dim] for dim in frame}
     channels = sum(len(variable.channels) for variable in states)
-    times, start, unit = _times(next(dim for dim in frame if roles[dim] == "time"), data)
+    times, dates, unit = _times(next((dim for dim in frame if roles[dim] == "time"), _date(data)), data)
     points = [np.array(data.variables[dim].values) if dim in data.variables else None for dim in space]
     kinds = [role_of(dim, data.variables.get(dim)) for dim in space]
-    if measure is None:
-        areas_of_cells = _areas(points, kinds)
-    else:
-        areas_of_cells = as_measure(torch.from_numpy(measure.values.astype(np.float64)), measure.shape)
+    measure, boundary, points = _cells(points, kinds, cells, notes)
     units = {c: u for v in states if (u := data.variables[v.name].attrs.get("units")) for c in v.channels}
-    sphere = {"latitude", "longitude"} & set(kinds)
     return finish(
         _said(kind, place),
         Handle(place, OPENERS[kind], path),
         states,
         conditions,
-        (sizes.get("batch", 1), sizes["time"], channels, *(data.sizes[dim] for dim in space)),
+        (sizes.get("batch", 1), sizes.get("time", 1), channels, *(data.sizes[dim] for dim in space)),
         options,
         times=times,
         coordinates=points,
         notes=notes,
-        measure=areas_of_cells,
+        measure=measure,
         axes=space,
-        boundary=[_end(*pair) for pair in zip(points, kinds, strict=True)] if sphere else None,
+        boundary=boundary,
         name=str(data.attrs.get("title") or path.name),
         units=units | ({"time": unit} if unit else {}),
-        provenance={"first_time": start} if start else {},
+        provenance=dates,
     )
 
 
 def _sorted_variables(
-    path: Path, place: Path, kind: str, data: Any, roles: Mapping[Any, str], notes: list[str]
+    path: Path, place: Path, kind: str, data: Any, roles: Mapping[Any, str], notes: list[str], *, timed: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The variables in time and space, and the others.
+    """The variables in time and space, and the others; initial states may lack the time.
 
     Raises:
         DataError: where none has a time and a space axis.
@@ -163,8 +166,11 @@ def _sorted_variables(
             notes.append(f"left out '{name}': it holds {variable.dtype}, on {variable.dims}")
             continue
         space = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel")]
-        timed = any(roles[dim] == "time" for dim in variable.dims)
-        (series if timed and space else fixed)[str(name)] = variable
+        moves = any(roles[dim] == "time" for dim in variable.dims)
+        (series if moves and space else fixed)[str(name)] = variable
+    if not series and not timed:
+        series = {name: variable for name, variable in fixed.items() if variable.ndim}
+        fixed = {name: variable for name, variable in fixed.items() if name not in series}
     if not series:
         raise _no_series(path, place, kind, fixed)
     return series, fixed
@@ -190,8 +196,9 @@ def role_of(dim: Any, variable: Any) -> str:
     units, name = str(attributes.get("units", "")), str(dim).lower()
     if " since " in units or attributes.get("axis") == "T":
         return "time"
-    for role, unit in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
-        if attributes.get("standard_name") == role or units in (unit, unit.replace("degrees", "degree")):
+    for role, unit in (("latitude", "north"), ("longitude", "east")):
+        plain = units.lower().replace("_", "").replace("degrees", "degree")
+        if attributes.get("standard_name") == role or plain in (f"degree{unit}", f"degree{unit[0]}"):
             return role
     if attributes.get("axis") == "Z" or "positive" in attributes:
         return "level"
@@ -256,35 +263,73 @@ def _variable(
     )
 
 
-def _times(dim: str, data: Any) -> tuple[Shaped[np.ndarray, " time"] | None, str, str]:
-    """Times in the unit of the file or, for dates, in hours; the first date; the unit."""
+def _date(data: Any) -> str | None:
+    """The variable that holds the date of a single state."""
+    single = (n for n, v in data.variables.items() if v.ndim == 0 and " since " in str(v.attrs.get("units", "")))
+    return next(single, None)
+
+
+def _times(dim: str | None, data: Any) -> tuple[Shaped[np.ndarray, " time"] | None, dict[str, str], str]:
+    """Times in the unit of the file or, for dates, in hours; the first date and its calendar; the unit."""
     if dim not in data.variables:
-        return None, "", ""
+        return None, {}, ""
     variable = data.variables[dim]
     units = str(variable.attrs.get("units", ""))
     unit, _, first = units.partition(" since ")
-    values = np.asarray(variable.values)
+    values = np.atleast_1d(np.asarray(variable.values))
     if not first:
-        return (values if values.dtype.kind in "iuf" else None), "", units
-    hours = {
-        "day": 24.0,
-        "hour": 1.0,
-        "hr": 1.0,
-        "h": 1.0,
-        "minute": 1 / 60,
-        "min": 1 / 60,
-        "second": 1 / 3600,
-        "sec": 1 / 3600,
-    }
-    factor = hours.get(unit.strip().lower().removesuffix("s"), 1 / 3600 if unit.strip() == "s" else None)
+        return (values if values.dtype.kind in "iuf" else None), {}, units
+    unit = unit.strip().lower()
+    factor = HOURS.get(unit, HOURS.get(unit.removesuffix("s")))
     if factor is None:
-        return values, first, unit
-    return (values - values[0]) * factor, f"{values[0]:g} {units}", "hours"
+        return values, {"first_time": first}, unit
+    dates = {"first_time": f"{values[0] * factor:.15g} hours since {first.strip()}"}
+    if calendar := str(variable.attrs.get("calendar", "")):
+        dates["calendar"] = calendar
+    return (values - values[0]) * factor, dates, "hours"
 
 
-def _areas(points: list[Any], kinds: list[str]) -> Areas | None:
-    known = [p is not None and len(p) > 1 for p in points]
-    return areas(points, kinds) if all(known) else None
+def _cell_role(name: str, variable: Any, declared: set[str]) -> str:
+    """What a field that does not change says about the cells: "area", "latitude", "longitude", "pm" or "pn"; or ""."""
+    if name in AREAS or name in declared or variable.attrs.get("standard_name") == "cell_area":
+        return "area"
+    if name in ("pm", "pn"):  # ROMS: 1 / width of a cell along each axis
+        return name
+    role = role_of(name, variable)
+    return role if role in ("latitude", "longitude") else ""
+
+
+def _cells(
+    points: list[Any], kinds: list[str], cells: Mapping[str, Shaped[np.ndarray, "..."]], notes: list[str]
+) -> tuple[Areas | None, list[str] | None, list[Any]]:
+    """Areas of the cells, the ends of the axes where they are known, and the points of the axes.
+
+    Args:
+        points, kinds: of the axes.
+        cells: what fields of the file say, by `_cell_role`.
+        notes: what is assumed is added.
+    """
+    space, boundary, total = [0 if p is None else len(p) for p in points], None, cells.get("area")
+    if total is None and {"pm", "pn"} <= cells.keys():
+        total = 1 / (cells["pm"] * cells["pn"])
+        notes.append("areas: 1 / (pm · pn)")
+    if {"latitude", "longitude"} & set(kinds):
+        boundary = [_end(*pair) for pair in zip(points, kinds, strict=True)]
+    elif {"latitude", "longitude"} <= cells.keys() and len(points) == 2:
+        vectors = on_sphere(cells["latitude"], cells["longitude"])
+        if np.isfinite(vectors).all():
+            boundary = ["periodic" if closes(vectors, axis) else "open" for axis in (0, 1)]
+            total = curvilinear_areas(vectors) if total is None else total
+        else:
+            boundary = ["open", "open"]
+            notes.append("areas: taken as equal, because latitudes or longitudes are missing at some points")
+        notes.append("curvilinear: latitude and longitude vary along both axes, which are counted in points")
+        counted = [np.arange(n, dtype=np.float64) for n in vectors.shape[1:]]
+        points = [n if p is None else p for n, p in zip(counted, points, strict=True)]
+    if total is not None:
+        total = np.where(np.isfinite(total), total, np.nanmean(total))  # areas are often missing on land
+        return as_measure(torch.from_numpy(total), total.shape), boundary, points
+    return (areas(points, kinds) if min(space) > 1 else None), boundary, points
 
 
 def _end(points: Shaped[np.ndarray, " points"] | None, kind: str) -> str:

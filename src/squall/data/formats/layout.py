@@ -31,6 +31,7 @@ class Reading(TypedDict, total=False):
     boundary: str | Sequence[str] | None
     fill: float | None
     gaps: bool
+    initial: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +186,12 @@ def finish(
     Raises:
         DataError: where the time step is not known, or times are not equally spaced.
     """
-    path = handle.shown
-    if shape[1] < 2:
+    path, initial = handle.shown, options.get("initial")
+    if shape[1] < 2 and initial is None:
         raise DataError(f"{path}: it has one time; at least two are needed to learn a step from")
     about.setdefault("name", path.stem)
-    dt = options.get("dt") or time_step(path, times)
+    alone = initial is not None and (times is None or len(times) < 2)
+    dt = options.get("dt") or (initial if alone else time_step(path, times))
     boundary = options.get("boundary") or about.pop("boundary", None)
     about.pop("boundary", None)
     if boundary is None:
@@ -204,7 +206,10 @@ def finish(
             "coordinates: the file has none; the domain is taken as 1 long (lengths= or coordinates= say otherwise)"
         )
     names = [channel for variable in states for channel in variable.channels]
-    description = describe(shape, dt=dt, fields=names, lengths=lengths, coordinates=points, boundary=boundary, **about)
+    described = (shape[0], max(2, shape[1]), *shape[2:])
+    description = describe(
+        described, dt=dt or 0.0, fields=names, lengths=lengths, coordinates=points, boundary=boundary, **about
+    )
     return Layout(
         format,
         handle,
