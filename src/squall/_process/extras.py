@@ -19,6 +19,7 @@ EXTRAS = MappingProxyType(
         "wandb": ("wandb",),
         "trackio": ("trackio",),
         "anemoi": ("anemoi",),
+        "apebench": ("apebench", "jax"),
     }
 )
 """What each extra of `pyproject.toml` lets squall import."""

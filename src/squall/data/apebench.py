@@ -1,9 +1,11 @@
 """The data of APEBench's scenarios, made again by the package itself from its own seeds."""
 
+import difflib
 import hashlib
+import importlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -13,9 +15,10 @@ from squall.data.errors import DataError
 from squall.data.reading import TrajectoryFile
 from squall.data.writing import write
 
-__all__ = ["Part", "load_scenario", "write_scenario"]
+__all__ = ["PARTS", "load_scenario", "write_scenario"]
 
-Part = Literal["train", "test"]
+PARTS = ("train", "test")
+"""Of the data of a scenario; it has no trajectories for validation."""
 
 
 def load_scenario(name: str, **options: Any) -> Any:
@@ -30,16 +33,18 @@ def load_scenario(name: str, **options: Any) -> Any:
         DataError: for an unknown scenario or option.
     """
     with explain_missing_extra():
-        from apebench.scenarios import scenario_dict
+        scenario_dict = importlib.import_module("apebench.scenarios").scenario_dict
     if name not in scenario_dict:
-        raise DataError(f"scenario is '{name}', but must be one of {', '.join(sorted(scenario_dict))}")
+        near = difflib.get_close_matches(name, scenario_dict, 1)
+        hint = f"did you mean '{near[0]}'? Known are" if near else "known are"
+        raise DataError(f"scenario is '{name}': {hint} {', '.join(sorted(scenario_dict))}")
     try:
         return scenario_dict[name](**options)
     except TypeError as error:
         raise DataError(f"scenario '{name}': {error}") from error
 
 
-def write_scenario(name: str, part: Part, path: Path | str, **options: Any) -> Path:
+def write_scenario(name: str, part: str, path: Path | str, **options: Any) -> Path:
     """Make the training or test trajectories of a scenario and write them in The Well's layout.
 
     A file that is there is kept if it holds these trajectories, by its provenance and the SHA-256 of its states.
@@ -63,8 +68,8 @@ def write_scenario(name: str, part: Part, path: Path | str, **options: Any) -> P
         Koehler et al., APEBench: A Benchmark for Autoregressive Neural Emulators of PDEs, NeurIPS 2024,
         https://arxiv.org/abs/2411.00180.
     """
-    if part not in get_args(Part):
-        raise DataError(f"part is '{part}', but must be one of {', '.join(get_args(Part))}")
+    if part not in PARTS:
+        raise DataError(f"part is '{part}', but must be one of {', '.join(PARTS)}")
     path, scenario = Path(path), load_scenario(name, **options)
     made = {
         "apebench": version("apebench"),
