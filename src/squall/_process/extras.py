@@ -21,6 +21,7 @@ EXTRAS = MappingProxyType(
         "anemoi": ("anemoi",),
         "ray": ("ray",),
         "slurm": ("submitit",),
+        "apebench": ("apebench", "jax"),
     }
 )
 """What each extra of `pyproject.toml` lets squall import."""

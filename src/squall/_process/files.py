@@ -39,6 +39,7 @@ DAMAGED_ARRAYS: tuple[type[Exception], ...] = (
 """What NumPy, zipfile and their helpers raise for a damaged `.npy` or `.npz` file, besides OSError."""
 
 LOCK_TRIES = 100
+"""One second in all, which a sweep of a folder does not take."""
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that cannot do what is asked of it."""
@@ -100,16 +101,18 @@ def write_beside(path: Path) -> Iterator[Path]:
 def write_folder_beside(path: Path, contents: Mapping[str, bytes]) -> None:
     """A folder of files, written beside and renamed into place; replaces one that is there."""
     temporary = temporary_name(path)
-    temporary.mkdir(parents=True)
-    try:
-        for name, content in contents.items():
-            (temporary / name).write_bytes(content)
-            sync(temporary / name)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_into(path.parent):
+        temporary.mkdir()
+        try:
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
+                sync(temporary / name)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -33,6 +33,7 @@ from squall._process.progress import ProgressLines, progress_bar, told
 from squall._process.signals import Stopped, handled, notices_raise
 from squall._process.threads import keep_freed_memory
 from squall.cli import COMMANDS, USER_MISTAKE
+from squall.data.apebench import write_scenario
 from squall.runs.config import GROUPS, ConfigError, RunConfig, explain, refuse_file_as_group, refuse_null, to_dict
 from squall.runs.emulator import PROGRAM
 from squall.runs.evaluate import conserved_quantities, evaluate_runs
@@ -199,7 +200,12 @@ def _simulate_parser() -> Parser:
     sphere.add_argument("--steps", type=int, default=40, help="steps of dt")
     sphere.add_argument("--seed", type=int, default=0, help="of the first states")
     systems.add_subcommand(ShallowWater.name, sphere, help=ShallowWater.equation)
-    return parser, list(known | dict.fromkeys(_options(sphere)))
+    benchmark = _new_parser(description="A scenario of APEBench, by the package itself, from its own seeds.")
+    benchmark.add_argument("--scenario", type=str, required=True, help="its name there, as diff_kdv")
+    benchmark.add_argument("--part", type=str, default="train", help="train or test: which trajectories")
+    benchmark.add_argument("--out", type=Path, required=True, help="the HDF5 file to write; kept if it holds the same")
+    systems.add_subcommand("apebench", benchmark, help="scenarios of the benchmark APEBench")
+    return parser, list(known | dict.fromkeys([*_options(sphere), *_options(benchmark)]))
 
 
 def _data_parser() -> Parser:
@@ -399,6 +405,9 @@ def _simulate(arguments: Namespace, console: Console) -> int:
     options = dict(vars(arguments[name]))
     if name == ShallowWater.name:
         return _simulate_sphere(options, console)
+    if name == "apebench":
+        print(write_scenario(options["scenario"], options["part"], options["out"]))
+        return 0
     out, steps = options.pop("out"), options.pop("steps")
     count, seed, initial = options.pop("trajectories"), options.pop("seed"), options.pop("initial")
     system = SYSTEMS[name](**options)
