@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import squall
 import squall.data
 from squall.cli import main
 from squall.runs.config import from_dict
@@ -80,8 +81,18 @@ def test_the_programs_and_the_configuration_of_the_sphere_page_run(tmp_path, mon
     exec(compile("".join(blocks(page, "python")), "page", "exec"), names)
     assert names["error"].shape == (9, 3)
     assert (tmp_path / "storms.gif").exists()
-    (configuration,) = blocks(page, "yaml")
-    assert from_dict(yaml.safe_load(configuration)).data.path == "vortices.nc"
+    unet, sfno = map(yaml.safe_load, blocks(page, "yaml"))
+    assert from_dict(unet).model.name == "unet"
+    size = ["--latitudes", "16", "--longitudes", "32", "--step", "900", "--trajectories", "7", "--steps", "4"]
+    assert main(["simulate", "shallow-water", "--start", "vortices", "--out", "vortices.nc", *size]) == 0
+    sfno["model"]["arguments"] |= {"img_size": [16, 32], "embed_dim": 4}
+    sfno["training"] |= {"steps": 2, "batch": 2}
+    Path("sfno.yaml").write_text(yaml.safe_dump(sfno))
+    assert main(["train", "--config", "sfno.yaml", "--out", "sfno", "--device.accelerator", "cpu"]) == 0
+    run = squall.open_run("sfno")
+    states = run.predict(run.experiment.split.test.read()[:, 0], 3)
+    assert states.shape == (4, 4, 3, 16, 32)
+    assert states.isfinite().all()
 
 
 def test_the_configuration_of_the_page_is_one():

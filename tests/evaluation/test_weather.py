@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import squall
 import squall.data
 from squall.evaluation.sphere import EARTH_RADIUS, SphereGrid, great_circle
 from squall.evaluation.storms import Storms, cyclonic, find_storms, match_storms, storm_scores
@@ -69,6 +70,22 @@ def test_a_rotated_field_has_the_same_error_to_quadrature_error(latitude):
         assert rmse(field(turned), field(0.9 * turned), grid.areas).item() == pytest.approx(error, rel=2e-3)
     plain = [rmse(field(y), field(0.9 * y), torch.ones(x.shape[1:])).item() for y in (x, x[[2, 0, 1]])]
     assert abs(plain[0] / plain[1] - 1) > 0.02  # without areas it does not
+
+
+def test_a_rotated_field_has_the_same_weighted_loss_to_quadrature_error():
+    grid = gaussian_grid()
+    x = directions(grid)
+
+    def field(vectors: torch.Tensor) -> torch.Tensor:
+        return (vectors[0] * vectors[1] + torch.exp(vectors[2] + vectors[0] / 2))[None, None]
+
+    def loss(vectors: torch.Tensor, measure: torch.Tensor) -> float:
+        return squall.imbalance_aware_loss(field(vectors), field(0.9 * vectors), measure=measure).item()
+
+    expected = loss(x, grid.areas)
+    for seed in range(3):
+        assert loss(torch.einsum("ij,jyx->iyx", rotation(seed), x), grid.areas) == pytest.approx(expected, rel=5e-3)
+    assert abs(loss(x[[2, 0, 1]], torch.ones_like(grid.areas)) / loss(x, torch.ones_like(grid.areas)) - 1) > 0.02
 
 
 def test_great_circles_are_known_distances():

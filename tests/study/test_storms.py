@@ -1,5 +1,6 @@
 """A study of storms on a sphere: simulated, trained, rolled out and scored."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from squall.study.runner import run_study
 STUDY = """
 name: sphere
 seeds: 2
+baseline: MSE
 keep_weights: true
 base:
   system: {name: shallow-water, start: vortices, latitudes: 16, longitudes: 32, step: 900.0, trajectories: 4, steps: 20}
@@ -48,19 +50,24 @@ def test_storms_are_simulated_into_the_study_and_trained_on(study):
     assert runs == ["kl-budget-1-seed-0", "kl-budget-1-seed-1", "mse-seed-0", "mse-seed-1"]
 
 
-def test_the_program_scores_the_storms_of_every_loss(study, capsys):
+def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     path = Path(__file__).parents[2] / "examples" / "score_storms.py"
     names: dict = {"__name__": "score_storms"}
     exec(compile(path.read_text(), path, "exec"), names)
-    names["main"]([str(study), "--baseline", "MSE"])
-    table = (study / "storms.md").read_text().splitlines()
-    assert table[0] == "| score | day | KL budget 1 | MSE | persistence | climatology |"
-    assert len(table) == 2 + 7 * 3
-    assert "…" in table[2].split("|")[3]  # paired with the baseline
-    assert "…" not in table[2].split("|")[4]
-    assert (study / "storms.png").stat().st_size > 10_000
+    names["main"]([str(study), "--out", str(tmp_path / "scores")])
+    lines = (tmp_path / "scores" / "storms.md").read_text().splitlines()
+    assert lines[2] == "| score | day | MSE | KL budget 1 | persistence | climatology |"
+    assert "…" in lines[4].split("|")[4]  # paired with the baseline
+    assert "…" not in lines[4].split("|")[3]
+    assert "Predictability horizon" in lines[-1]
+    rows = list(csv.DictReader((tmp_path / "scores" / "storms.csv").read_text().splitlines()))
+    assert {row["score"] for row in rows} >= {"storm CSI", "storm hit rate", "position error, km", "point SEDI"}
+    errors = [float(row["value"]) for row in rows if row["score"] == "position error, km" and row["value"]]
+    assert errors
+    assert 0 <= min(errors) <= max(errors) <= 1000
+    assert len(list((tmp_path / "scores").glob("storms_*.png"))) == 4
     with pytest.raises(SystemExit, match="not overwritten"):
-        names["main"]([str(study)])
+        names["main"]([str(study), "--out", str(tmp_path / "scores")])
     capsys.readouterr()
 
 

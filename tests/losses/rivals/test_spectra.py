@@ -187,3 +187,22 @@ def test_on_the_sphere_the_sibling_is_the_mean_square_over_the_area():
     sibling = by_shell(power(coefficients), shell, times).sum()
     mean = (error.square() * area).sum() / (32 * area.sum())
     torch.testing.assert_close(sibling, mean, rtol=1e-10, atol=0)
+
+
+def test_on_the_sphere_each_lead_time_has_a_spectrum_of_its_own():
+    pytest.importorskip("torch_harmonics", reason="pip install 'squall[sphere]'")
+    a, b = harmonic(2, 1, 16, 32), harmonic(3, 0, 16, 32)
+    loss = SphericalAMSE(grid="legendre-gauss")
+    one, two = loss(a, a + b), loss(b, 2 * a)
+    both = loss(torch.stack((a, b), 2), torch.stack((a + b, 2 * a), 2))
+    torch.testing.assert_close(both, (one + two) / 2)
+
+
+def test_on_the_sphere_the_areas_of_the_data_are_taken_and_other_measures_refused():
+    pytest.importorskip("torch_harmonics", reason="pip install 'squall[sphere]'")
+    a, b = harmonic(2, 1, 16, 32), harmonic(3, 0, 16, 32)
+    areas = torch.from_numpy(np.polynomial.legendre.leggauss(16)[1]).reshape(16, 1).expand(16, 32)
+    loss = SphericalAMSE(grid="legendre-gauss")
+    assert loss(a, b, measure=areas) == loss(a, b)
+    with pytest.raises(ValueError, match="measure is not the areas of the cells of a grid 'legendre-gauss'"):
+        loss(a, b, measure=torch.ones(16, 32))

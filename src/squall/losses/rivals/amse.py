@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from squall._process.harmonics import import_harmonics
+from squall.losses.checks import combined_measure
 from squall.losses.rivals.base import Points, Rival, ratio, require, root
 from squall.losses.rivals.spectra import by_shell, power, shells, transform
 
@@ -71,6 +72,9 @@ class AMSE(Rival):
 class SphericalAMSE(AMSE):
     """`AMSE` by the degree k of spherical harmonics, of (batch, channel, latitude from the north, longitude).
 
+    Several lead times, (batch, channel, lead, latitude, longitude), have a spectrum each. The quadrature of the
+    harmonics counts points by area. A measure may be given, but must be these areas.
+
     Args:
         grid: the latitudes, a name of torch-harmonics: "equiangular" (with poles), "legendre-gauss", ...
         epsilon: as for `AMSE`.
@@ -79,16 +83,37 @@ class SphericalAMSE(AMSE):
         ModuleNotFoundError: without torch-harmonics.
     """
 
-    axes = (2, 2)
+    axes = (2, 3)
+    refuses = MappingProxyType({"mask": NO_SPECTRUM["mask"]})
 
     def __init__(self, *, grid: str = "equiangular", epsilon: float = 1e-6) -> None:
         super().__init__(epsilon=epsilon)
-        self.grid, self._new, self._made = grid, import_harmonics().RealSHT, {}
+        self.grid, self._harmonics, self._made = grid, import_harmonics(), {}
+
+    def forward(
+        self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, measure: Tensor | None = None
+    ) -> Tensor:
+        """The loss, a scalar; arguments and errors as for `ImbalanceAwareLoss`."""
+        if measure is not None:
+            self._check_areas(measure, prediction)
+        return super().forward(prediction, target, mask=mask)
 
     def spectra(self, batch: Points) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
-        key = (*batch.error.shape[2:], batch.error.device, batch.error.dtype)
+        key = (*batch.error.shape[-2:], batch.error.device, batch.error.dtype)
         if key not in self._made:
-            self._made[key] = self._new(*batch.error.shape[2:], grid=self.grid).to(batch.error)
+            self._made[key] = self._harmonics.RealSHT(*key[:2], grid=self.grid).to(batch.error)
         error, target = (self._made[key](u) / math.sqrt(4 * math.pi) for u in (batch.error, batch.target))
-        degree, order = np.indices(error.shape[2:])
-        return error.flatten(2), target.flatten(2), degree.ravel(), np.where(order == 0, 1.0, 2.0).ravel()
+        degree, order = np.indices(error.shape[-2:])
+        return error.flatten(-2), target.flatten(-2), degree.ravel(), np.where(order == 0, 1.0, 2.0).ravel()
+
+    def _check_areas(self, measure: Tensor, like: Tensor) -> None:
+        """Refuse a measure that is not the areas, but for a hundredth of the largest cell."""
+        given = combined_measure(None, measure, like)
+        assert given is not None
+        areas = self._harmonics.quadrature.precompute_latitudes(like.shape[-2], grid=self.grid)[1].to(given)
+        expected, share = areas[:, None] / areas.max(), given / given.amax((-2, -1), keepdim=True)
+        require(
+            bool((share - expected).abs().max() <= 0.01),
+            f"SphericalAMSE: measure is not the areas of the cells of a grid {self.grid!r}; name the grid of the data "
+            "or leave out measure",
+        )

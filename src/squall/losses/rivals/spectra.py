@@ -33,10 +33,10 @@ def transform(u: Tensor) -> Tensor:
 
 
 def by_shell(values: Tensor, shell: np.ndarray, times: np.ndarray) -> Tensor:
-    """Sums of real values (batch, channel, coefficient) over shells."""
+    """Sums of real values (..., coefficient) over shells."""
     weighed = values * torch.from_numpy(times).to(values)
-    sums = weighed.new_zeros(*values.shape[:2], int(shell.max()) + 1)
-    return sums.index_add(2, torch.from_numpy(shell).to(values.device), weighed)
+    sums = weighed.new_zeros(*values.shape[:-1], int(shell.max()) + 1)
+    return sums.index_add(-1, torch.from_numpy(shell).to(values.device), weighed)
 
 
 def power(coefficients: Tensor) -> Tensor:
