@@ -108,11 +108,6 @@ def encoded(encoding: str) -> Poor:
     return Poor({"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
 
 
-def gone(folder: Path) -> Path:
-    """The working folder is removed before the start; see `run`."""
-    return folder
-
-
 def linked(folder: Path) -> Path:
     (folder / "real").mkdir()
     (folder / "link").symlink_to("real")
@@ -173,13 +168,14 @@ ENVIRONMENTS: dict[str, Poor] = {
     "very long path": Poor(place=long),
     "names beyond ASCII": Poor(place=lambda folder: folder / "Bö é 日本 ∂u∕∂t"),
     "names with blanks and quotes": Poor(place=lambda folder: folder / 'it\'s a "folder" [x]; $HOME'),
-    "working folder gone": Poor(place=gone),
     "64 open files": Poor(limit=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))),
     "small files only": Poor(limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)), refused=True),
     "no core dumps, small stack": Poor(limit=lambda: resource.setrlimit(resource.RLIMIT_STACK, (2**20, 2**20))),
     "little address space": Poor(limit=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)), refused=True),
     "no /dev/shm": Poor(prefix=mounted("-t tmpfs -o size=4k none /dev/shm")),
-    "full disk": Poor(prefix=mounted('-t tmpfs -o size=48k none "$SMALL"'), refused=True),
+    "full disk": Poor(
+        place=lambda folder: folder / "small", prefix=mounted('-t tmpfs -o size=48k none "$SMALL"'), refused=True
+    ),
     "installation not to be written": Poor(prefix=mounted('--bind -o ro "$SOURCE" "$SOURCE"')),
     "data not to be written": Poor(variables={"DATA_MODE": "0444"}),
 }
@@ -212,10 +208,9 @@ def run(name: str, poor: Poor, root: Path, limit: float, with_study: bool) -> tu
     source = str(Path(squall.__file__).parents[1])
     variables = {**os.environ, "SMALL": str(place), "SOURCE": source, **poor.variables}
     environment = {key: value for key, value in variables.items() if value is not None}
-    before = poor.before + ("\nimport os; os.rmdir(os.getcwd())" if poor.place is gone else "")
     codes = base / "codes"
     chosen = commands(place, data, study)[: 3 + with_study]
-    text = PROGRAM.format(source=source, before=before, commands=chosen, run=poor.run, codes=str(codes))
+    text = PROGRAM.format(source=source, before=poor.before, commands=chosen, run=poor.run, codes=str(codes))
     words = [*poor.prefix, sys.executable, "-c", text]
     options = {"cwd": working, "env": environment, "preexec_fn": poor.limit}
     if poor.streams == "closed":
