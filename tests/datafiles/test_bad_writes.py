@@ -223,6 +223,34 @@ def test_full_disk(tmp_path, limit, reserve):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+@pytest.mark.parametrize("name", ["a.nc", "a.hdf5"])
+def test_a_stream_on_a_disk_with_room_for_its_numbers_only(tmp_path, name):
+    """HDF5 must not meet the limit: it ends the process when it cannot close its file."""
+    result = python(
+        """
+        import resource, sys
+        from pathlib import Path
+        import torch
+        from squall.data import describe
+        from squall.data.streaming import stream
+        sys.dont_write_bytecode = True  # Python would cut it off
+        shape = 2, 40, 2, 32, 32
+        limit = 4 * 2 * 40 * 2 * 32 * 32 + 500
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            with stream(Path(sys.argv[1]), shape, torch.float32, describe(shape, dt=1.0)):
+                print("made")
+        except OSError as error:
+            print(error)
+        """,
+        tmp_path / name,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "cannot write" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("moment", ["publish", "_put"])
 def test_killed_before_the_end_leaves_no_data_file(tmp_path, moment):

@@ -27,7 +27,16 @@ from squall._types import Trajectories
 from squall.data.conditions import Areas, Mask
 from squall.data.description import DEGREES, Description
 from squall.data.errors import DataError
-from squall.data.writing import Beside, explained, lay_out, publish, refuse_existing, reserve, write_all
+from squall.data.writing import (
+    STRUCTURE_BYTES,
+    Beside,
+    explained,
+    lay_out,
+    publish,
+    refuse_existing,
+    reserve,
+    write_all,
+)
 
 __all__ = ["SUFFIXES", "Stream", "part_of", "stream"]
 
@@ -341,8 +350,10 @@ def _make(part: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descrip
         else:
             netcdf = part.suffix == ".nc"
             lay: Callable[..., Any] = _lay_out_netcdf if netcdf else lay_out
+            # What HDF5 will write is tried first: it cannot close a file once the disk was full.
             with temporary.open("xb", buffering=0) as file:
-                reserve(file, numbers)
+                write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
+                reserve(file, numbers + STRUCTURE_BYTES)
             lay(temporary, shape, dtype, about, beside)
             with contextlib.closing(_opened(temporary, shape, dtype, about, None)) as raw:
                 assert isinstance(raw, _Raw)
