@@ -235,8 +235,8 @@ def test_a_stream_on_a_disk_with_room_for_its_numbers_only(tmp_path, name):
         from squall.data import describe
         from squall.data.streaming import stream
         sys.dont_write_bytecode = True  # Python would cut it off
-        shape = 2, 40, 2, 32, 32
-        limit = 4 * 2 * 40 * 2 * 32 * 32 + 500
+        shape = 1, 5, 1, 32
+        limit = 2_000  # 640 bytes of numbers
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
             with stream(Path(sys.argv[1]), shape, torch.float32, describe(shape, dt=1.0)):
