@@ -262,7 +262,9 @@ def table(rows: list[dict[str, str]]) -> str:
             runs = losses[loss]
             scores = [float(row["gmean100"]) for row in runs.values()]
             spread = f"{statistics.median(scores):.3g} ({min(scores):.3g} to {max(scores):.3g})"
-            published = f"{PUBLISHED.get((scenario, config), float('nan')):.3g}" if loss == "MSE" else ""
+            published = (
+                f"{PUBLISHED.get((scenario, config), float('nan')):.3g}" if (loss, steps) == ("MSE", "10000") else ""
+            )
             shared = sorted(runs.keys() & losses["MSE"].keys()) if loss != "MSE" else []
             ratios = [
                 f"{np.exp(np.mean([np.log(float(runs[s][key]) / float(losses['MSE'][s][key])) for s in shared])):.2f}"
