@@ -352,7 +352,7 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     for path, draw in zip(paths[2:], figures, strict=True):
         save(draw(), path)
-        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)  # a third of the size
+        Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
     print("\n".join([*lines, "", *map(str, paths)]))
 
 
