@@ -28,6 +28,7 @@ import yaml
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 import squall
@@ -133,8 +134,13 @@ class Judge:
         """Power ratio and coherence of the vorticity on the middle day."""
         day, vorticity = self.days[1], self.fields.index("vorticity")
         at = slice(day, day + 1)
-        found = spectra(forecast[:, at].double(), self.truth[:, at], self.grid)
-        return {name: found[name][0, vorticity].numpy() for name in ("power_ratio", "coherence")}
+        found = {
+            name: x[0, vorticity, 1:].numpy()
+            for name, x in spectra(forecast[:, at].double(), self.truth[:, at], self.grid).items()
+        }
+        power = found["power_of_truth"]
+        count = int((power > 1e-4 * power.max()).cumprod().sum())  # the solver damps and cuts the smallest scales
+        return {name: found[name][:count] for name in ("power_ratio", "coherence")}
 
 
 def runs_of(study: Path, order: Sequence[str]) -> dict[tuple[str, str], dict[int, Path]]:
@@ -230,7 +236,7 @@ def lead_time_figure(groups: Groups, references: Mapping[str, BySeed], dt: float
         for style, (label, by_seed) in zip(("--", ":"), references.items(), strict=False):
             values = [np.nan if x is None else x for x in by_seed[0]["storm CSI"]]
             panel.plot(lead, values, style, color="0.5", label=label, lw=1.2)
-        panel.set(title=group, xlabel="lead time, days", ylim=(0, 1))
+        panel.set(title=group, xlabel="lead time, days", ylim=(0, 0.9))
     axes[0, 0].set_ylabel("storm CSI (1 is best)")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     return figure
@@ -269,33 +275,37 @@ def spectra_figure(groups: Mapping[str, Mapping[str, Sequence[Mapping[str, np.nd
     for column, (group, losses) in zip(axes.T, groups.items(), strict=True):
         for colour, (label, found) in zip(COLOURS, losses.items(), strict=False):
             for panel, name in zip(column, ("power_ratio", "coherence"), strict=True):
-                courses = [spectrum[name][1:] for spectrum in found]
+                courses = [spectrum[name] for spectrum in found]
                 range_over_seeds(panel, np.arange(1, len(courses[0]) + 1), courses, label, colour)
         column[0].axhline(1, color="0.7", lw=0.8, zorder=0)
         column[0].set(title=f"{group}, day {DAYS[1]}", yscale="log")
         column[1].set_xlabel("total wavenumber")
+        column[1].set_xticks(range(0, 21, 5))
     axes[0, 0].set_ylabel("power of the vorticity / truth")
     axes[1, 0].set_ylabel("coherence with the truth")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     return figure
 
 
-def day_map(judge: Judge, shown: Mapping[str, Tensor]) -> Figure:
-    """Truth and forecasts of the first test trajectory, around its strongest storm."""
+def day_map(judge: Judge, shown: Mapping[str, Tensor], chosen: Sequence[str]) -> Figure:
+    """Truth and forecasts of the first test trajectory, around its strongest storm; of the first group and seed."""
     truth = judge.storms[0, judge.days[1]]
-    maps = {f"truth, day {DAYS[1]}": truth, **dict(list(shown.items())[:3])}
+    maps = {f"truth, day {DAYS[1]}": truth, **{name: shown[name] for name in chosen or list(shown)[:3]}}
     threshold = judge.thresholds[judge.days[1]]
     storms = {title: find_storms(field, judge.grid, threshold) for title, field in maps.items()}
     row, column = divmod(int(truth.argmax()), truth.shape[1])
     centre = float(judge.grid.latitude[row]), float(judge.grid.longitude[column])
     scaled = {title: 1e5 * field for title, field in maps.items()}
-    return map_figure(scaled, judge.grid, centre=centre, unit="cyclonic vorticity, 1e-5/s", storms=storms)
+    figure = map_figure(scaled, judge.grid, centre=centre, unit="cyclonic vorticity, 1e-5/s", storms=storms)
+    figure.set_size_inches(2.4 * len(maps) + 0.9, 2.5)  # a small file
+    return figure
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="the folder of a study with weights, such as of storms-small")
     parser.add_argument("--out", type=Path, help="the folder of tables and pictures; the study if left out")
+    parser.add_argument("--shown", nargs="+", metavar="LOSS", help="losses on the map; the first three if left out")
     options = parser.parse_args(words)
     out = options.out or options.study
     names = ("storms.md", "storms.csv", *(f"storms_{x}.png" for x in ("map", "lead_time", "price", "spectra")))
@@ -318,7 +328,7 @@ def main(words: Sequence[str] | None = None) -> None:
             forecast = run.predict(judge.truth[:, 0], judge.steps)
             groups.setdefault(group, {}).setdefault(loss, {})[seed] = judge.scores(forecast)
             spectra_of.setdefault(group, {}).setdefault(loss, []).append(judge.spectra(forecast))
-            shown.setdefault(f"{loss}, {group}".strip(", "), judge.intensity(forecast)[0, judge.days[1]])
+            shown.setdefault(loss, judge.intensity(forecast)[0, judge.days[1]])
     assert judge is not None
     references: dict[str, BySeed] = {
         "persistence": {0: judge.scores(judge.truth[:, :1].expand_as(judge.truth))},
@@ -335,13 +345,14 @@ def main(words: Sequence[str] | None = None) -> None:
     with paths[1].open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(numbers(groups, references, days))
     figures: list[Callable[[], Figure]] = [
-        lambda: day_map(judge, shown),
+        lambda: day_map(judge, shown, options.shown),
         lambda: lead_time_figure(groups, references, judge.dt),
         lambda: price_figure(groups, baseline, days),
         lambda: spectra_figure(spectra_of),
     ]
     for path, draw in zip(paths[2:], figures, strict=True):
         save(draw(), path)
+        Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
     print("\n".join([*lines, "", *map(str, paths)]))
 
 
