@@ -47,6 +47,8 @@ MOST_STEPS = 200
 """Where the bracket is halved each time, a hundred bisections reach the spacing of floats."""
 UNRESOLVED = 1e-3
 """Share of a budget that the width of the bins may be off before the points are looked at one by one."""
+BELOW = 2.0 ** (-WINDOW // OCTAVE)
+"""Where the window ends, in units of the largest error: what is below counts as 0, and is off by as much."""
 SETTLED = 2e-7
 """Relative error of Σw at which a cap has settled: a few roundings of float32."""
 MOST_PASSES = 8
@@ -247,19 +249,22 @@ def _solve(y, p, top, demand, e, sums):
 def _resolved(y, p, total, tiny, counts, b, y_ref, lam, demand):
     """Whether the width of the bins changes the divergence by less than UNRESOLVED of the budget: w b² v/2 each, with
     the variance v = width²/12, and the width 1/64 to 1/128 of the error (its square half of 1/64² on average), or of
-    the smallest normal number."""
+    the smallest normal number. Where all errors of a bin are at the cap, where they are in it does not matter."""
     if demand[0] < KL or y.size == 1:
         return True
     if b >= SHARPEST:  # with a cap, bins cannot tell T → 0 from a small T, unless the number decides it
         return demand[2] == np.inf or demand[1] >= math.log(demand[2])
-    weight, width = 0.0, 0.0
+    weight, width, offset, above = 0.0, 0.0, 0.0, False
     for i in range(y.size - 1):  # the last has none
-        e = p[i] * _exp2(min(b * (y[i] - y_ref) - lam, 0.0) * PER_LN2)
+        z = b * (y[i] - y_ref) - lam
+        e = p[i] * _exp2(min(z, 0.0) * PER_LN2)
         weight += e
-        single = counts and p[i] * total <= 1.5
-        width += 0.0 if single else e * max(1 + y[i], tiny) ** 2
+        exact = above or (counts and p[i] * total <= 1.5)  # a bin above another one at the cap is whole at the cap
+        width += 0.0 if exact else e * max(1 + y[i], tiny) ** 2
+        offset += e if y[i] == -1 and not exact else 0.0
+        above = z > 0
     weight += p[y.size - 1] * math.exp(min(-b * y_ref - lam, 0.0))
-    return b * b * width <= UNRESOLVED * demand[1] * weight * 48 * OCTAVE * OCTAVE
+    return b * b * width / (48 * OCTAVE * OCTAVE) + b * offset * BELOW <= UNRESOLVED * demand[1] * weight
 
 
 @compiled

@@ -445,16 +445,21 @@ def _resolved(
 ) -> Bool[Tensor, "group"]:  # fmt: skip
     """Whether the width of the bins changes the divergence by less than UNRESOLVED of the budget: w b² v/2 each, with
     the variance v = width²/12, and the width 1/64 to 1/128 of the error (its square half of 1/64² on average), or
-    of the smallest normal number."""
+    of the smallest normal number. Where all errors of a bin are at the cap, where they are in it does not matter."""
     if demand.kind < KL:
         return torch.ones_like(b, dtype=torch.bool)
     ratio = l / _positive(top).unsqueeze(1)
     least = torch.finfo(dtype).tiny / _positive(top).unsqueeze(1)
-    e = mass * (b.unsqueeze(1) * (ratio - 1 - y_ref.unsqueeze(1)) - lam.unsqueeze(1)).clamp(max=0).exp()
-    single = (mass <= 1.5) if counts else torch.zeros_like(mass, dtype=torch.bool)
-    single[:, -1] = True  # the ties
-    width = torch.where(single, 0, e * torch.maximum(ratio, least).square()).sum(1)
-    fine = b * b * width <= UNRESOLVED * demand.number * e.sum(1) * 48 * 64**2
+    z = b.unsqueeze(1) * (ratio - 1 - y_ref.unsqueeze(1)) - lam.unsqueeze(1)
+    e = mass * z.clamp(max=0).exp()
+    exact = (mass <= 1.5) if counts else torch.zeros_like(mass, dtype=torch.bool)
+    exact[:, -1] = True  # the ties
+    # A bin above another one at the cap is whole at the cap.
+    exact[:, 1:] |= torch.where(mass > 0, z, -math.inf).cummax(1).values[:, :-1] > 0
+    e_free = torch.where(exact, 0, e)
+    width = (e_free * torch.maximum(ratio, least).square()).sum(1) / (48 * 64**2)
+    below = torch.where(ratio == 0, e_free, 0).sum(1) * 2.0 ** (-WINDOW // 64)  # counts as 0, and is off by as much
+    fine = b * b * width + b * below <= UNRESOLVED * demand.number * e.sum(1)
     # With a cap, bins cannot tell T → 0 from a small T, unless the number decides it.
     decided = demand.cap == math.inf or demand.number >= math.log(demand.cap)
     return torch.where(b >= SHARPEST, decided, fine)
