@@ -120,6 +120,15 @@ def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypat
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at what the process has loaded")
 def test_an_interrupt_while_pytorch_is_loaded_leaves_no_traceback():
+    for _ in range(5):  # on a busy machine the command may end before the signal
+        returned, error = _interrupted_while_loading()
+        if returned != 0:
+            break
+    assert (returned, error) == (130, "squall: interrupted\n")
+
+
+def _interrupted_while_loading() -> tuple[int, str]:
+    """Exit code and messages of a command that is interrupted when PyTorch begins to load."""
     source = str(Path(squall.__file__).parents[1])
     process = subprocess.Popen(
         [sys.executable, "-m", "squall.cli", "train", "--help"],
@@ -133,4 +142,4 @@ def test_an_interrupt_while_pytorch_is_loaded_leaves_no_traceback():
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=30)[1]
-    assert (process.returncode, error) == (130, "squall: interrupted\n")
+    return process.returncode, error
