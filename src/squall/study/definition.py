@@ -39,7 +39,7 @@ __all__ = [
     "slug",
 ]
 
-PRESETS = ("paper", "paper-small", "sweeps-small", "rivals-small", "storms-small", "smoke")
+PRESETS = ("paper", "paper-small", "sweeps-small", "rivals-small", "storms-small", "default-small", "smoke")
 """The studies that come with the package."""
 
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
