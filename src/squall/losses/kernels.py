@@ -21,8 +21,8 @@ from numba.extending import overload
 
 from squall._process import compiled as _compiled
 from squall._process.compiled import bits_of, real_of
-from squall.losses.rules import KL, RELATIVE, SHARPEST, TEMPERATURE
-from squall.losses.sketch import REST_BITS, SMALL, WINDOW
+from squall.losses.rules import KL, LARGEST_EXPONENT, RELATIVE, SHARPEST, TEMPERATURE
+from squall.losses.sketch import BELOW, REST_BITS, SMALL, WINDOW
 
 __all__ = ["COLUMNS", "between", "cut", "keep", "sketch", "solve", "weigh"]
 
@@ -47,15 +47,11 @@ MOST_STEPS = 200
 """Where the bracket is halved each time, a hundred bisections reach the spacing of floats."""
 UNRESOLVED = 1e-3
 """Share of a budget that the width of the bins may be off before the points are looked at one by one."""
-BELOW = 2.0 ** (-WINDOW // OCTAVE)
-"""Where the window ends, in units of the largest error: what is below counts as 0, and is off by as much."""
 SETTLED = 2e-7
 """Relative error of Σw at which a cap has settled: a few roundings of float32."""
 MOST_PASSES = 8
-"""Until a cap has settled, as two do from λ of the sketch. Where many points crowd at the cap, λ may step to and fro
-between two of float32; the weights are then off the cap by that rounding, and sum to 1 all the same."""
-LARGEST_EXPONENT = 700.0
-"""Of float64. Only atoms that are far above the cap have a larger one."""
+"""A bound: where many points crowd at the cap, λ may step to and fro between two of float32. The weights are then off
+the cap by that rounding, and sum to 1 all the same."""
 FAST = frozenset({"contract", "reassoc", "nsz"})
 """Sums may be reordered, which is what makes vectors of them. NaN and infinity keep their meaning."""
 
@@ -182,7 +178,7 @@ def _divergence(y, p, b, kind, cap, edge, e, sums):
 
 @part
 def _newton(b, divergence, slope, budget, low, high):
-    """The next b within the bracket, and by how much log b would have changed."""
+    """The next b within the bracket."""
     change = 1.0 if divergence < budget else -1.0
     if divergence > 0 and slope > 0:
         change = math.log(budget / divergence) * divergence / slope

@@ -22,8 +22,8 @@ from torch import Tensor
 from squall.losses._tracing import is_traced
 from squall.losses.checks import warn_unmet
 from squall.losses.distributed import ALONE, Reduce, Sharding
-from squall.losses.rules import KL, RELATIVE, RENYI, SHARPEST, TEMPERATURE, Demand
-from squall.losses.sketch import BIAS, KEY_SHIFT, REST_BITS, SMALL, WINDOW
+from squall.losses.rules import KL, LARGEST_EXPONENT, RELATIVE, RENYI, SHARPEST, TEMPERATURE, Demand
+from squall.losses.sketch import BELOW, BIAS, KEY_SHIFT, REST_BITS, SMALL, WINDOW
 
 if TYPE_CHECKING:
     from squall.losses.weights import Weighing
@@ -40,8 +40,6 @@ MET = 1e-6
 """Relative distance from the budget at which the next step is the last."""
 UNRESOLVED = 1e-3
 """Share of a budget that the width of the bins may be off before the points are looked at one by one."""
-LARGEST_EXPONENT = 700.0
-"""Of float64. Only atoms that are far above the cap have a larger one."""
 LATE = 1e-3
 """By how much a cap first sets in too late, more than the bins are off: the corrections only take points in."""
 CORRECTIONS = 3
@@ -458,7 +456,7 @@ def _resolved(
     exact[:, 1:] |= torch.where(mass > 0, z, -math.inf).cummax(1).values[:, :-1] > 0
     e_free = torch.where(exact, 0, e)
     width = (e_free * torch.maximum(ratio, least).square()).sum(1) / (48 * 64**2)
-    below = torch.where(ratio == 0, e_free, 0).sum(1) * 2.0 ** (-WINDOW // 64)  # counts as 0, and is off by as much
+    below = torch.where(ratio == 0, e_free, 0).sum(1) * BELOW
     fine = b * b * width + b * below <= UNRESOLVED * demand.number * e.sum(1)
     # With a cap, bins cannot tell T → 0 from a small T, unless the number decides it.
     decided = demand.cap == math.inf or demand.number >= math.log(demand.cap)

@@ -32,6 +32,8 @@ TEMPERATURE, RELATIVE, KL, RENYI = range(4)
 
 SHARPEST = 1e18
 """b = l_max/T of T = 0: it tells errors apart that differ by one rounding of float64."""
+LARGEST_EXPONENT = 700.0
+"""Of float64. Only atoms that are far above a cap have a larger one."""
 
 
 class Demand(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from squall.losses.checks import check_errors, check_finite, check_labels, combined_measure
 
-__all__ = ["BIAS", "KEY_SHIFT", "REST_BITS", "SMALL", "WINDOW", "ErrorSketch", "keys_and_rests"]
+__all__ = ["BELOW", "BIAS", "KEY_SHIFT", "REST_BITS", "SMALL", "WINDOW", "ErrorSketch", "keys_and_rests"]
 
 REST_BITS = 17
 """Bits below the key that say where in its bin an error is: all that float32 has."""
@@ -25,6 +25,8 @@ BIAS = {torch.float32: 127, torch.float64: 1023}
 """Of the exponent."""
 WINDOW = 2048
 """Bins that the loss looks at, 32 octaves below the largest error: what is below counts as 0."""
+BELOW = 2.0**-32
+"""Where the window ends, in units of the largest error: what is below is off by as much."""
 SMALL = 2048
 """Points up to which every point of a group is an atom of its own: no more than a window has bins."""
 DOUBLE_MANTISSA = 52

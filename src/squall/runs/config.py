@@ -68,7 +68,7 @@ class DataConfig:
         split: by `trajectory`, by `time` (each trajectory is cut in time) or in the `parts` of the data; `auto` takes
             the parts where there are some, and cuts a single trajectory in time.
         gap: states that are left out between the parts in time; null for `training.unroll`.
-        inputs: names of the conditions that the model sees: parameters, static fields and forcings; `all` for every
+        inputs: names of the conditions that the model sees: parameters, static fields and forcings; `all` for each
             one of the file. A run folder records the names.
         history: K, number of past states that the model sees, the present one included.
         normalization: `standard` trains on fields of zero mean and unit variance (statistics of the training

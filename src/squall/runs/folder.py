@@ -175,7 +175,7 @@ class RunFolder:
         """Remove what a killed process left: half-written files, and checkpoints that it had no time to drop."""
         for kind in get_args(Kind):
             self._drop_older(kind)
-        for part in self.path.glob("checkpoints/.*.part"):
+        for part in self.path.glob(f"{CHECKPOINTS}/.*.part"):
             shutil.rmtree(part, ignore_errors=True)
         for part in self.path.glob(".*.part"):
             if LEFTOVER.fullmatch(part.name):

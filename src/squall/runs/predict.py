@@ -15,6 +15,7 @@ from torch import Tensor
 import squall
 import squall.data
 from squall._process.documents import special_file
+from squall._process.files import DAMAGED_ARRAYS
 from squall.data import Description, Source
 from squall.data.description import equal_step
 from squall.data.streaming import stream
@@ -99,7 +100,7 @@ def _array(path: Path, run: TrainedRun) -> Tensor:
         raise ConfigError(f"--initial {path} is {special}, not a file")
     try:
         states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, *DAMAGED_ARRAYS) as error:
         raise ConfigError(
             f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
         ) from error

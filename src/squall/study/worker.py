@@ -24,7 +24,7 @@ from squall._process.threads import keep_freed_memory
 from squall.evaluation.rollouts import Keep
 from squall.runs.config import RunConfig
 from squall.runs.evaluate import evaluate_runs
-from squall.runs.folder import SAMPLING, RunFolder, RunFolderError
+from squall.runs.folder import CHECKPOINTS, SAMPLING, RunFolder, RunFolderError
 from squall.runs.train import run_together
 from squall.study.definition import SHOWN_FROM_FIELDS, OtherIntegrator, Trial
 from squall.study.folder import FAILED, TRIAL
@@ -231,6 +231,6 @@ def _wait_for(folder: RunFolder) -> None:
 def forget(task: Task) -> None:
     """Remove the files that no part of the report needs."""
     if not task.keep_weights:
-        shutil.rmtree(task.path / "checkpoints", ignore_errors=True)
+        shutil.rmtree(task.path / CHECKPOINTS, ignore_errors=True)
     if task.trial.seed != 0:  # the index is of the data alone
         (task.path / SAMPLING).unlink(missing_ok=True)
