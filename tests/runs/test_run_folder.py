@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from squall.runs.folder import CheckpointError, RunFolder, RunFolderError, fingerprint, write_beside
+from squall._process.files import write_beside
+from squall.runs.folder import CheckpointError, RunFolder, RunFolderError, fingerprint
 from squall.training.loop import Checkpoint
 
 

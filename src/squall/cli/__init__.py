@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise ValueError(_unknown(words[0]))
         with explain_missing_extra():
-            from squall.cli.commands import execute
+            from squall.cli.execute import execute
 
             return execute(words)
     except (MissingExtraError, ValueError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
-from squall._process.documents import special_file
+from squall._process.files import special_file
 from squall._process.limits import too_large
 from squall._types import Trajectories
 from squall.data.arrays import Handle

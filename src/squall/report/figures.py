@@ -19,11 +19,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 import squall.data
+from squall._process.files import refuse_existing, write_beside
 from squall._process.names import file_name
 from squall.data import Source
 from squall.data.description import DEGREES
 from squall.report.comparison import Comparison
-from squall.runs.folder import Kind, RunFolder, write_beside
+from squall.runs.folder import Kind, RunFolder
 from squall.study.outcome import STATES, Outcome
 from squall.study.results import GridResults, Row
 from squall.study.statistics import Summary
@@ -324,8 +325,7 @@ def forecast_animations(path: Path, kind: str, fields: Sequence[str], trajectori
     counts = [f"_{i}" * (trajectories > 1) for i in range(min(trajectories, SHOWN_FORECASTS))]
     files = [path.with_name(f"{path.stem}{name}{count}.{kind}") for name in names for count in counts]
     for file in files:
-        if file.exists():
-            raise FileExistsError(f"{file} exists and is not overwritten: move it away, or choose another --out")
+        refuse_existing(file, "another --out")
     return files
 
 

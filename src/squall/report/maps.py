@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
+from squall._process.files import refuse_existing, write_beside
 from squall.evaluation.sphere import SphereGrid
 from squall.evaluation.storms import Storms
-from squall.runs.folder import write_beside
 
 __all__ = ["animate", "map_figure", "project", "sample", "unproject"]
 
@@ -143,8 +143,7 @@ def animate(
         ValueError: the number of captions is not that of the times.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or move it away")
+    refuse_existing(path)
     counts = {title: len(field) for title, field in fields.items()}
     if set(counts.values()) != {len(times)}:
         raise ValueError(f"the fields have {counts} times, and there are {len(times)} captions; give one for each")

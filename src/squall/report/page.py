@@ -16,9 +16,10 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from squall._process.files import write_beside
 from squall.report.figures import COLOURS, REGIME_COLOURS, fixed_temperature
 from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table, state_counts
-from squall.runs.folder import Kind, write_beside
+from squall.runs.folder import Kind
 from squall.study.outcome import STATES, Outcome, Place
 from squall.study.results import GridResults, Results, Row
 from squall.systems import CahnHilliard

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from squall._process.files import write_beside
 from squall._process.names import file_name
 from squall.report import figures
 from squall.report.tables import KINDS, grid_tables, markdown, ratio_tables, regime_table, status_table
-from squall.runs.folder import write_beside
 from squall.study.definition import slug
 from squall.study.pack import csv_table
 from squall.study.results import Results, read_results

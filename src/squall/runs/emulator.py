@@ -27,7 +27,8 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
-from squall._process.documents import DocumentError, read_json, read_text, special_file
+from squall._process.documents import DocumentError, read_json, read_text
+from squall._process.files import special_file
 from squall._types import State, Trajectories
 from squall.data import DataError, Description, InMemory, Normalization, Split, describe
 from squall.integrators import IntegratorLike

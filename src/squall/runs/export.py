@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import squall
-from squall._process.files import sync, temporary_name, writing_into
+from squall._process.files import refuse_existing, sync, temporary_name, writing_into
 from squall.runs.config import to_dict
 from squall.runs.emulator import BESIDE, DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
 from squall.runs.folder import Kind, RunFolder
@@ -49,8 +49,7 @@ def export_run(
         ExportError: if the state of the model cannot be written.
     """
     out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise FileExistsError(f"{out} exists and is not overwritten: choose another folder, or move it away")
+    refuse_existing(out, "another folder")
     trained = open_run(path, data, trust=trust)
     kind, step = trained.load(checkpoint)
     emulator = trained.emulator.cpu().eval()

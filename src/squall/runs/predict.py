@@ -14,8 +14,7 @@ from torch import Tensor
 
 import squall
 import squall.data
-from squall._process.documents import special_file
-from squall._process.files import DAMAGED_ARRAYS
+from squall._process.files import read_array
 from squall.data import Description, Source
 from squall.data.description import equal_step
 from squall.data.streaming import stream
@@ -96,21 +95,10 @@ def read_start(
 
 def _array(path: Path, run: TrainedRun) -> Tensor:
     """States from a .npy file; one channel may be left out."""
-    if special := special_file(path):
-        raise ConfigError(f"--initial {path} is {special}, not a file")
-    try:
-        states = np.load(path, allow_pickle=False)
-    except (OSError, *DAMAGED_ARRAYS) as error:
-        raise ConfigError(
-            f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
-        ) from error
-    if not isinstance(states, np.ndarray):
-        raise ConfigError(f"--initial {path} holds several arrays: save the one of the states with `numpy.save`")
-    if not (np.issubdtype(states.dtype, np.floating) or np.issubdtype(states.dtype, np.integer)):
-        raise ConfigError(f"--initial {path} holds {states.dtype}, but must hold real numbers")
+    states = read_array(path, "--initial")
     if run.source.channels == 1 and run.inputs.history == 1 and states.ndim == len(run.source.space) + 1:
         states = states[:, None]
-    values, mask = torch.from_numpy(np.asarray(states, dtype=np.float64)), run.source.mask
+    values, mask = torch.from_numpy(states), run.source.mask
     if mask is not None and values.shape[-mask.ndim :] == mask.shape:
         means = torch.tensor(run.normalization.mean, dtype=values.dtype).reshape(-1, *(1,) * (mask.ndim - 1))
         values = torch.where(torch.isfinite(values) | mask, values, means)
