@@ -132,13 +132,14 @@ def test_a_folder_has_one_writer(folder):
         pass
 
 
-def test_what_a_kill_left_half_written_is_swept(folder):
+def test_a_training_that_goes_on_removes_what_a_kill_left_half_written(folder):
     folder.save("last", checkpoint(1))
-    (folder.path / "checkpoints" / ".last-00000002.part").mkdir()
-    (folder.path / ".config.yaml.123.part").write_text("half")
-    with folder.locked():
-        assert not list(folder.path.rglob("*.part"))
-    assert folder.load("last").step == 1
+    (folder.path / "checkpoints" / ".last-00000002.0123456789abcdef.part").mkdir()
+    (folder.path / ".metrics.jsonl.0123456789abcdef.part").write_text("half")
+    folder.rewind_metrics(1)
+    folder.save("last", checkpoint(2))
+    assert not list(folder.path.rglob("*.part"))
+    assert folder.load("last").step == 2
 
 
 def test_numbers_that_json_does_not_have_become_null(folder):

@@ -19,7 +19,7 @@ import numpy as np
 
 __all__ = [
     "DAMAGED_ARRAYS",
-    "LEFTOVER",
+    "HALF_WRITTEN",
     "UNSUPPORTED",
     "read_array",
     "refuse_existing",
@@ -32,11 +32,8 @@ __all__ = [
     "writing_into",
 ]
 
-LEFTOVER = re.compile(r"\..*\.(?:[0-9a-f]{16}|\d+)\.part")
-"""Names of what a killed process left half-written; those of earlier versions have the number of the process."""
-
 HALF_WRITTEN = re.compile(r"\..*\.[0-9a-f]{16}\.part(?:\.gif|\.mp4)?")
-"""Those of this version, animations among them."""
+"""Names of what a killed process left half-written, animations among them."""
 
 DAMAGED_ARRAYS: tuple[type[Exception], ...] = (
     *(ValueError, TypeError, LookupError, AttributeError, SyntaxError, RuntimeError, EOFError),
@@ -140,8 +137,12 @@ def write_beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_folder_beside(path: Path, contents: Mapping[str, bytes]) -> None:
-    """A folder of files, written beside and renamed into place; replaces one that is there."""
+def write_folder_beside(path: Path, contents: Mapping[str, bytes], *, replace: bool = True) -> None:
+    """A folder of files, written beside and renamed into place.
+
+    Raises:
+        OSError: if a folder with files is there, which is not to be replaced.
+    """
     temporary = temporary_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing_into(path.parent):
@@ -150,7 +151,8 @@ def write_folder_beside(path: Path, contents: Mapping[str, bytes]) -> None:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
                 sync(temporary / name)
-            shutil.rmtree(path, ignore_errors=True)
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
             os.replace(temporary, path)
             sync(path.parent)
         finally:

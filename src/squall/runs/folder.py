@@ -25,7 +25,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from safetensors.torch import load, load_file, save
 from torch import nn
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text
-from squall._process.files import DAMAGED_ARRAYS, LEFTOVER, special_file, write_beside, write_folder_beside
+from squall._process.files import DAMAGED_ARRAYS, special_file, write_beside, write_folder_beside
 from squall._process.limits import first_line
 from squall.data import Normalization
 from squall.runs.config import difference, flat
@@ -168,18 +168,7 @@ class RunFolder:
                     f"the file system of {self.path} has no locks ({error.strerror}): nothing else may write there now",
                     stacklevel=3,
                 )
-            self._sweep()
             yield
-
-    def _sweep(self) -> None:
-        """Remove what a killed process left: half-written files, and checkpoints that it had no time to drop."""
-        for kind in get_args(Kind):
-            self._drop_older(kind)
-        for part in self.path.glob(f"{CHECKPOINTS}/.*.part"):
-            shutil.rmtree(part, ignore_errors=True)
-        for part in self.path.glob(".*.part"):
-            if LEFTOVER.fullmatch(part.name):
-                part.unlink()
 
     # Text files
 
@@ -311,9 +300,6 @@ class RunFolder:
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         contents[CHECKSUMS] = json.dumps(checksums).encode()
         write_folder_beside(self._checkpoint_path(kind, checkpoint.step), contents)
-        self._drop_older(kind)
-
-    def _drop_older(self, kind: Kind) -> None:
         for step in self.checkpoint_steps(kind)[KEPT:]:
             shutil.rmtree(self._checkpoint_path(kind, step), ignore_errors=True)
 
