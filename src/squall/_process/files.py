@@ -63,7 +63,7 @@ def special_file(path: Path) -> str | None:
 
 def refuse_existing(path: Path, another: str = "another name") -> None:
     """Raise FileExistsError if there is anything at the path, even a link to nothing."""
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         raise FileExistsError(f"{path} exists and is not overwritten: choose {another}, or move it away")
 
 

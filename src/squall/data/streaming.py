@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Shaped
 
 from squall._process.extras import explain_missing_extra
-from squall._process.files import sync, sync_descriptor, temporary_name, writing_into
+from squall._process.files import refuse_existing, sync, sync_descriptor, temporary_name, writing_into
 from squall._types import Trajectories
 from squall.data.conditions import Areas, Mask
 from squall.data.description import DEGREES, Description
@@ -33,7 +33,6 @@ from squall.data.writing import (
     explained,
     lay_out,
     publish,
-    refuse_existing,
     reserve,
     write_all,
 )

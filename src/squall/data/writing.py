@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name, writing_into
+from squall._process.files import UNSUPPORTED, refuse_existing, sync, sync_descriptor, temporary_name, writing_into
 from squall._types import Trajectories
 from squall.data.conditions import (
     Areas,
@@ -493,20 +493,13 @@ def publish(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def refuse_existing(path: Path) -> None:
-    if os.path.lexists(path):
-        raise FileExistsError(
-            errno.EEXIST, "it exists and is never overwritten; choose another name, or move it away", str(path)
-        )
-
-
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Errors of the system name the file that was wanted, and say that nothing is left of it."""
     try:
         yield
     except FileExistsError as error:
-        if error.filename == str(path):
+        if error.errno is None:  # of `refuse_existing`
             raise
         refuse_existing(path)
         raise _not_written(path, error) from error

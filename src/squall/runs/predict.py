@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 import squall
@@ -18,14 +17,14 @@ from squall._process.files import read_array
 from squall.data import Description, Source
 from squall.data.description import equal_step
 from squall.data.streaming import stream
-from squall.models.inputs import read_conditions
+from squall.models.inputs import Conditions, Window, read_conditions
 from squall.models.placement import like_model
 from squall.runs.config import ConfigError
-from squall.runs.trained import TrainedRun, Window
+from squall.runs.trained import TrainedRun
 
 __all__ = ["Start", "predict_to_file", "read_start"]
 
-ConditionsAt = Callable[[int, int], Float[Tensor, "batch _time condition *space"] | None]
+ConditionsAt = Callable[[int, int], Conditions | None]
 """Conditions of some steps: of the first of them, and how many."""
 
 
@@ -177,7 +176,7 @@ def _conditions(
                 )
     rows = torch.zeros(batch, dtype=torch.int64) if source is None or source.trajectories == 1 else torch.arange(batch)
 
-    def at(step: int, count: int) -> Float[Tensor, "batch _time condition *space"] | None:
+    def at(step: int, count: int) -> Conditions | None:
         if not names:
             return None
         values = []
@@ -237,6 +236,7 @@ def predict_to_file(
     }
     description = _description(run.description, start, provenance)
     measure = run.source.measure if same_grid else None
+    emulator = run.emulator
     with stream(out, shape, window.dtype, description, mask, measure) as file:
         done = file.written // file.block * file.block
         states = _last(file, window, done)
@@ -245,7 +245,7 @@ def predict_to_file(
             count = min(file.block, steps + 1 - done)
             computed = count if done else count - 1
             conditions = start.conditions(max(done - 1, 0), max(computed, 1))
-            block = run.advance(states, conditions, computed)[:, 1 if done else 0 :]
+            block = emulator.roll(states, conditions, computed)[:, 1 if done else 0 :]
             states = torch.cat([states, block if done else block[:, 1:]], 1)[:, -history:]
             finite = finite and bool(torch.isfinite(block).all())
             file.write(done, block if shown is None else block.masked_fill(~shown.to(block.device), torch.nan))
