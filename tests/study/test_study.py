@@ -22,7 +22,7 @@ from scipy import stats
 from squall._process.progress import told
 from squall.cli import main
 from squall.report import write_report
-from squall.report.figures import training_figure
+from squall.report.curves import training_figure
 from squall.report.tables import number
 from squall.runs.config import ConfigError, to_dict
 from squall.runs.evaluate import evaluate_runs

@@ -201,7 +201,7 @@ def test_the_lock_of_a_strangers_folder_empties_no_file_of_mine(tmp_path):
 def test_a_field_name_from_a_stranger_leaves_no_figure_elsewhere(tmp_path):
     import numpy as np
 
-    from squall.report.figures import write_figures
+    from squall.report import write_figures
 
     rollouts = {"truth": np.ones((1, 3, 2, 4)), "prediction": np.ones((1, 3, 2, 4))}
     folder = RunFolder(tmp_path / "a" / "b" / "run")
