@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from jaxtyping import Float, Shaped
 from numpy.random import RandomState
 from torch import Tensor
 
+from squall._process.names import suggestion
 from squall._types import PerState, State, Trajectories
 from squall.grid import Grid
 
@@ -150,9 +150,7 @@ class System(abc.ABC):
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name in sorted(parameters.keys() - known):
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{cls.name} has no parameter {name}; it has {', '.join(sorted(known))}.{hint}")
+            raise ValueError(f"{cls.name} has no parameter {name}: {suggestion(name, sorted(known))}.")
         if missing := sorted(known - parameters.keys()):
             raise ValueError(f"parameters of {cls.name} lack {', '.join(missing)}; give all of them.")
         values = dict(parameters)
