@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 __all__ = [
     "DAMAGED_ARRAYS",
@@ -67,7 +68,7 @@ def refuse_existing(path: Path, another: str = "another name") -> None:
         raise FileExistsError(f"{path} exists and is not overwritten: choose {another}, or move it away")
 
 
-def read_array(path: Path, option: str) -> np.ndarray:
+def read_array(path: Path, option: str) -> Float64[np.ndarray, "..."]:
     """The real numbers of a `.npy` file in float64; ValueError, with the option that named it, if there are none."""
     if special := special_file(path):
         raise ValueError(f"{option} {path} is {special}, not a file")

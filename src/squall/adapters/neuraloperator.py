@@ -2,6 +2,7 @@
 
 from typing import Any, final
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 __all__ = ["neuraloperator"]
@@ -15,7 +16,7 @@ class _OverSamples(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, out: Tensor, y: Tensor, **sample: Any) -> Tensor:
+    def forward(self, out: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"], **sample: Any) -> Float[Tensor, ""]:
         return self.loss(out, y) * len(out)
 
 

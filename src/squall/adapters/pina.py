@@ -2,6 +2,7 @@
 
 from typing import final
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
@@ -14,8 +15,9 @@ class _Unlabelled(_Loss):
         super().__init__(reduction="mean")
         self.loss = loss
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        # A LabelTensor loses its labels in arithmetic and then fails.
+    def forward(
+        self, input: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]
+    ) -> Float[Tensor, ""]:  # A LabelTensor loses its labels in arithmetic and then fails.
         return self.loss(input.as_subclass(Tensor), target.as_subclass(Tensor))
 
 

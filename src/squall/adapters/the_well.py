@@ -17,7 +17,7 @@ class SquallLoss(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, prediction: States, target: States, metadata: Any = None) -> Tensor:
+    def forward(self, prediction: States, target: States, metadata: Any = None) -> Float[Tensor, "..."]:
         if torch.is_grad_enabled():
             return self.loss(prediction.movedim(-1, 1), target.movedim(-1, 1))
         space = tuple(range(2, prediction.dim() - 1))

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from torch import Tensor
 
 from squall._process.files import read_array
 from squall._process.progress import progress_bar
+from squall._types import State
 from squall.cli.options import command_parser, new_parser
 from squall.data.apebench import write_scenario
 from squall.runs.simulate import simulate_sphere_to_file, simulate_to_file
@@ -98,7 +98,7 @@ def _simulate_sphere(options: dict[str, Any], console: Console) -> int:
     return 0
 
 
-def _initial_states(path: Path, expected: tuple[int, ...]) -> Tensor:
+def _initial_states(path: Path, expected: tuple[int, ...]) -> State:
     """States from a .npy file; one channel may be left out."""
     states = read_array(path, "--initial")
     if expected[0] == 1 and states.ndim == len(expected):

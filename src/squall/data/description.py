@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Required, TypedDict
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 from squall.data.errors import DataError
 
@@ -204,7 +204,7 @@ def _per_axis(value: Any, axes: int, argument: str) -> tuple[Any, ...]:
 
 def _lattice(
     space: tuple[int, ...], lengths: tuple[float, ...], ends: tuple[str, ...]
-) -> tuple[tuple[np.ndarray, ...], tuple[float | None, ...]]:
+) -> tuple[tuple[Float[np.ndarray, " _points"], ...], tuple[float | None, ...]]:
     if not all(math.isfinite(length) and length > 0 for length in lengths):
         raise DataError(f"lengths: got {lengths}; each has to be a positive number")
     gaps = [points if end == "periodic" else max(points - 1, 1) for points, end in zip(space, ends, strict=True)]
@@ -214,7 +214,7 @@ def _lattice(
 
 def _given(
     space: tuple[int, ...], coordinates: Sequence[Any] | Shaped[np.ndarray, "..."]
-) -> tuple[tuple[np.ndarray, ...], tuple[float | None, ...]]:
+) -> tuple[tuple[Float[np.ndarray, " _points"], ...], tuple[float | None, ...]]:
     if isinstance(coordinates, np.ndarray) and coordinates.ndim == 1 and len(space) == 1:
         coordinates = [coordinates]
     points = tuple(np.asarray(axis, dtype=np.float64) for axis in coordinates)

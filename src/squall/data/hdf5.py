@@ -13,6 +13,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Shaped
 
 from squall.data.errors import DataError
 
@@ -133,7 +134,7 @@ def dataset_of(group: Any, name: str, key: str) -> Any:
     return dataset
 
 
-def small_values(dataset: Any, key: str) -> np.ndarray:
+def small_values(dataset: Any, key: str) -> Shaped[np.ndarray, "..."]:
     """All numbers of an axis or a mask.
 
     Raises:

@@ -148,7 +148,7 @@ class Source(abc.ABC):
                 )
         return states
 
-    def _checked(self, trajectories: Indices, starts: Indices, length: int) -> tuple[Tensor, Tensor]:
+    def _checked(self, trajectories: Indices, starts: Indices, length: int) -> tuple[Numbers, Numbers]:
         chosen, begin = as_indices(trajectories, "trajectories"), as_indices(starts, "starts")
         if chosen.shape != begin.shape:
             raise IndexError(f"starts: {len(begin)} given for {len(chosen)} trajectories; give one for each")
@@ -285,7 +285,7 @@ class InMemory(Source):
 
     @classmethod
     def described(
-        cls, states: Tensor, description: Description, like: Source | None = None, **beside: Any
+        cls, states: AnyFloats, description: Description, like: Source | None = None, **beside: Any
     ) -> "InMemory":
         """States with the description of those that they were read or computed from, and what stands beside them.
 

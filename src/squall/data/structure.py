@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from squall._process.documents import DocumentError, read_json
 from squall.data.arrays import Variable
@@ -258,7 +258,7 @@ def _valid(file: Any) -> Bool[np.ndarray, "trajectory time"] | None:
 
 
 def _measure(
-    file: Any, constant: tuple[str, ...], axes: tuple[str, ...], coordinates: list[np.ndarray]
+    file: Any, constant: tuple[str, ...], axes: tuple[str, ...], coordinates: list[Float[np.ndarray, " _points"]]
 ) -> Areas | None:
     key = next((key for key in constant if _role(file[key]) == "measure"), None)
     if key is not None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float
 
-from squall.data.conditions import Condition
+from squall.data.conditions import Areas, Condition, Mask
 from squall.data.errors import DataError
 from squall.data.missing import Screened
 from squall.data.periods import whole_windows
@@ -53,12 +53,12 @@ def next_command(path: Path, source: Source, options: str) -> str:
     return f"squall train --data.path {path}{held} --out runs/{path.stem}"
 
 
-def _axis(name: str, points: np.ndarray, spacing: float | None) -> str:
+def _axis(name: str, points: Float[np.ndarray, " points"], spacing: float | None) -> str:
     step = f"spacing {spacing:g}" if spacing is not None else "unequally spaced"
     return f"{name} {points[0]:g} ... {points[-1]:g} ({len(points)} points, {step})"
 
 
-def _areas(measure: Tensor | None) -> str:
+def _areas(measure: Areas | None) -> str:
     return (
         "equal" if measure is None else f"from {float(measure.min()):.3g} to {float(measure.max()):.3g} of their mean"
     )
@@ -92,7 +92,7 @@ def _missing(source: Source) -> dict[str, str]:
     return {"mask": _points(source, mask), "gaps": gaps}
 
 
-def _points(source: Source, mask: Tensor | None) -> str:
+def _points(source: Source, mask: Mask | None) -> str:
     if mask is None:
         return "none"
     total = math.prod(source.space)

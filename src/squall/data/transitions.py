@@ -102,7 +102,7 @@ class Transitions(Dataset[tuple[Tensor, Tensor]]):
         future = future[:, 0] if self.unroll == 1 else future
         return past.contiguous(), future.contiguous()
 
-    def __getitem__(self, index: int | Indices) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int | Indices) -> tuple[AnyFloats, AnyFloats]:
         if isinstance(index, int):
             before, after = self.fetch([index])
             return before[0], after[0]

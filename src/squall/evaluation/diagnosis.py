@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from squall._types import Rate, State, Trajectories
@@ -264,7 +264,12 @@ class _Tally:
         if self.most:
             self._keep_worst(squares, rows, times)
 
-    def _keep_worst(self, squares: Tensor, rows: Tensor, times: Tensor) -> None:
+    def _keep_worst(
+        self,
+        squares: Float[Tensor, "window step channel *space"],
+        rows: Int[Tensor, "window step"],
+        times: Int[Tensor, "window step"],
+    ) -> None:
         flat = squares.flatten()
         for value, place in zip(*(x.tolist() for x in flat.topk(min(self.most, len(flat)))), strict=True):
             n, step, channel, *point = (int(i) for i in np.unravel_index(place, squares.shape))

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from squall._process.extras import explain_missing_extra
 from squall.data.description import DEGREES
@@ -65,5 +66,5 @@ def to_xarray(evaluation: "Evaluation") -> "xarray.Dataset":
     return xarray.Dataset(variables, coordinates | ({"band": bands} if bands else {}), attributes)
 
 
-def _numbers(curve: list[float | None]) -> np.ndarray:
+def _numbers(curve: list[float | None]) -> Float[np.ndarray, " time"]:
     return np.array([np.nan if x is None else x for x in curve])

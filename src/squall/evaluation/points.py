@@ -51,7 +51,7 @@ class Points:
         weights = self.weights.to(values)
         return torch.where(weights > 0, values * weights, 0.0)
 
-    def total(self, like: Tensor) -> Tensor:
+    def total(self, like: Float[Tensor, "..."]) -> Float[Tensor, " channel"]:
         """Σ μ m of every field (channel,)."""
         assert self.weights is not None
         return self.weights.to(like).sum(-1)
@@ -84,7 +84,7 @@ class Points:
             return values.var(-1, correction=0)
         return self.by_field((values - self.by_field(values)[..., None]).square())
 
-    def hidden(self, states: Float[Tensor, "batch step channel *space"]) -> Tensor:
+    def hidden(self, states: Float[Tensor, "batch step channel *space"]) -> Float[Tensor, "batch step channel *space"]:
         """States with NaN at masked points, for figures."""
         if self.weights is None or not (self.weights == 0).any():
             return states

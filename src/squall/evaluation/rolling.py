@@ -12,6 +12,7 @@ from torch import Tensor
 
 from squall._types import Rate, State, Trajectories
 from squall.data import Source, Transitions
+from squall.data.source import Numbers
 from squall.evaluation.growth import DENSE_LIMIT, growth_factor, growth_factors
 from squall.evaluation.pieces import without_history
 from squall.evaluation.tallies import RolloutTally
@@ -67,7 +68,7 @@ class Task:
         return self.inputs == Inputs() and self.source.mask is None
 
     def conditions(
-        self, rows: Sequence[int] | Tensor, starts: Sequence[int] | Tensor | None = None
+        self, rows: Sequence[int] | Numbers, starts: Sequence[int] | Numbers | None = None
     ) -> Conditions | None:
         """Conditions of some trajectories at every step, or at one step of each."""
         trajectories = torch.as_tensor(rows)
@@ -116,12 +117,14 @@ def chunks(source: Source, models: Models | None = None) -> Iterator[tuple[list[
         yield indices, source.read(indices).to(device, torch.float64)
 
 
-def _batches(states: Float[Tensor, "batch *shape"], models: Models) -> Sequence[Tensor]:
+def _batches(states: Float[Tensor, "batch *shape"], models: Models) -> Sequence[Float[Tensor, "_batch *shape"]]:
     """The states, as many at a time as fit the memory of the hidden layers."""
     return states.split(max(1, BATCH_NUMBERS // (states[0].numel() * len(models))))
 
 
-def _alike(conditions: Float[Tensor, "batch *shape"] | None, batches: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _alike(
+    conditions: Float[Tensor, "batch *shape"] | None, batches: Sequence[Float[Tensor, "_batch *_shape"]]
+) -> Sequence[Float[Tensor, "_part *shape"] | None]:
     """The conditions of every batch."""
     return [None] * len(batches) if conditions is None else conditions.split(len(batches[0]))
 

@@ -269,7 +269,7 @@ class ScoreTally:
         table = [(x & y).to(truth) for x, y in ((here, there), (here, ~there), (~here, there), (~here, ~there))]
         return torch.stack([self.points.by_field(x) for x in (*table, *anomalies)], -1)
 
-    def _all(self, name: str) -> Tensor:
+    def _all(self, name: str) -> Float[Tensor, "..."]:
         return torch.cat(self.parts[name], 1 if name == "spectrum" else 0)
 
     def scores(self) -> dict[str, Any]:
@@ -358,13 +358,15 @@ def _drift(values: Float[Tensor, "trajectory time"]) -> Float[Tensor, " time"]:
     return (values - values[:, :1]).square().mean(0).sqrt()
 
 
-def _number(value: Tensor) -> float | None:
+def _number(value: Float[Tensor, ""]) -> float | None:
     return value.item() if math.isfinite(value) else None
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float | None:
+def _ratio(part: Float[Tensor, ""], whole: Float[Tensor, ""]) -> float | None:
     return _number(part / whole)
 
 
-def _coherence(predicted: Tensor, true: Tensor, cross: Tensor) -> dict[str, float | None]:
+def _coherence(
+    predicted: Float[Tensor, ""], true: Float[Tensor, ""], cross: Float[Tensor, ""]
+) -> dict[str, float | None]:
     return {"power_ratio": _ratio(predicted, true), "coherence": _ratio(cross, (predicted * true).sqrt())}

@@ -118,7 +118,7 @@ class SphereGrid:
 
 def great_circle(
     latitude: Degrees, longitude: Degrees, other_latitude: Degrees, other_longitude: Degrees
-) -> np.ndarray:
+) -> Float[np.ndarray, "..."]:
     """Distances on the Earth in km, by the haversine formula; the arguments are degrees and broadcast.
 
     Example:

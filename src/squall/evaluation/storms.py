@@ -47,7 +47,9 @@ class Match:
     false_alarms: int
 
 
-def cyclonic(vorticity: Float[Tensor, "*batch latitude longitude"], grid: SphereGrid) -> Tensor:
+def cyclonic(
+    vorticity: Float[Tensor, "*batch latitude longitude"], grid: SphereGrid
+) -> Float[Tensor, "*batch latitude longitude"]:
     """The vorticity with the sign of the hemisphere: positive in a cyclone of either."""
     return vorticity * torch.from_numpy(np.sign(grid.latitude)).to(vorticity)[:, None]
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from squall._types import PerState, State, Trajectories
@@ -103,7 +103,7 @@ class Rollouts:
     step_error: np.ndarray | None
     regime: np.ndarray | None
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """What is kept, by name."""
         return {name: array for name, array in vars(self).items() if array is not None}
 
@@ -154,7 +154,7 @@ class RolloutTally:
         assert self.system is not None
         return self.system.energy(u.flatten(0, 1)).reshape(u.shape[:2])
 
-    def _all(self, name: str) -> Tensor:
+    def _all(self, name: str) -> Shaped[Tensor, "trajectory *rest"]:
         return torch.cat(self.parts[name])
 
     def _energy_error(self) -> PerStep:
@@ -190,7 +190,13 @@ class RolloutTally:
                 curves[name] = [curve(_finite(row)) for row in self._all(name)[: self.keep.trajectories]]
         return curves if self.scores is None else curves | self.scores.curves(curve)
 
-    def fields(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    def fields(
+        self,
+    ) -> tuple[
+        Float[np.ndarray, " time"],
+        Float[np.ndarray, "trajectory time channel *space"] | None,
+        Float[np.ndarray, "trajectory time channel *space"] | None,
+    ]:
         """Times, truth and prediction of what is kept."""
         time = np.arange(self.source.steps + 1)[self.keep.frames(self.source)] * self.source.dt
         truth, prediction = (
@@ -300,7 +306,12 @@ class StepTally:
                 regimes[name] = dict(zip(("share", "error", "share_of_error"), numbers, strict=True))
         return regimes
 
-    def fields(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def fields(
+        self,
+    ) -> tuple[
+        Float[np.ndarray, "trajectory step channel *space"] | None,
+        Int[np.ndarray, "trajectory step channel *space"] | None,
+    ]:
         """The squared errors and the system's regimes of what is kept."""
         error, regime = (
             torch.cat(parts).to(dtype).numpy() if parts else None

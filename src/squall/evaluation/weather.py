@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from squall._types import Trajectories
@@ -163,7 +163,9 @@ def spectra(
     twice = torch.full((a.shape[-1],), 2.0, dtype=torch.float64)  # orders −m and m
     twice[0] = 1
 
-    def power(x: Tensor, y: Tensor) -> Float[Tensor, "time channel degree"]:
+    def power(
+        x: Complex[Tensor, "batch time channel degree order"], y: Complex[Tensor, "batch time channel degree order"]
+    ) -> Float[Tensor, "time channel degree"]:
         return ((x * y.conj()).real * twice).sum(-1).sum(0)
 
     predicted, true, cross = power(a, a), power(b, b), power(a, b)

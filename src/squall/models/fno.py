@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from squall._process.extras import explain_missing_extra
 from squall._types import State
 from squall.models.grid_network import GridNetwork, Output
+from squall.models.inputs import Held
 
 
 @final
@@ -98,7 +99,7 @@ class FNO(GridNetwork):
             )
         self.register_state_dict_post_hook(_tensors_only)
 
-    def forward(self, u: State, conditions: Tensor | None = None) -> Output:
+    def forward(self, u: State, conditions: Held | None = None) -> Output:
         return self.network(self._input(u, conditions))
 
 
@@ -148,6 +149,7 @@ def _neuraloperator() -> Any:
     return network
 
 
-def _tensors_only(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    # neuraloperator adds the arguments of its constructor, which no file of tensors can hold.
+def _tensors_only(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+) -> None:  # neuraloperator adds the arguments of its constructor, which no file of tensors can hold.
     state.pop("_metadata", None)

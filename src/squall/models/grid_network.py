@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from squall._types import State
 from squall.models.base import check_precision, check_sizes
+from squall.models.inputs import Held, Joined
 from squall.models.padding import boundary_per_axis
 
 Output = Float[Tensor, "batch out *space"]
@@ -75,7 +76,7 @@ class GridNetwork(nn.Module, abc.ABC):
                 torch.set_default_dtype(dtype)
         self.to(device, dtype)
 
-    def _input(self, u: State, conditions: Tensor | None) -> Tensor:
+    def _input(self, u: State, conditions: Held | None) -> Joined:
         """States and conditions, checked, as channels of one tensor; `u` may hold both."""
         name, batch = type(self).__name__, u.shape[:1]
         joined = conditions is None and self.conditions > 0 and u.shape[1:2] == (self.in_channels,)
@@ -92,7 +93,7 @@ class GridNetwork(nn.Module, abc.ABC):
         check_precision(self, u)
         return u if conditions is None else torch.cat((u, conditions.to(u.dtype)), 1)
 
-    def _check(self, given: Tensor | None, name: str, count: int, shape: tuple[int, ...]) -> None:
+    def _check(self, given: Float[Tensor, "..."] | None, name: str, count: int, shape: tuple[int, ...]) -> None:
         """An input that is missing, not expected or of another shape is an error."""
         model = f"{type(self).__name__}: {name}"
         if given is None and count:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from squall import integrators
@@ -58,11 +58,17 @@ class HasConditions(Protocol):
     @property
     def space(self) -> tuple[int, ...]: ...
 
-    def condition(self, name: str, trajectories: Tensor, starts: Tensor, length: int) -> Tensor: ...
+    def condition(
+        self, name: str, trajectories: Int[Tensor, " batch"], starts: Int[Tensor, " batch"], length: int
+    ) -> Float[Tensor, "_batch _time part *_space"]: ...
 
 
 def read_conditions(
-    source: HasConditions, names: Sequence[str], trajectories: Tensor, starts: Tensor, length: int
+    source: HasConditions,
+    names: Sequence[str],
+    trajectories: Int[Tensor, " batch"],
+    starts: Int[Tensor, " batch"],
+    length: int,
 ) -> Conditions | None:
     """Conditions of a batch of windows as one tensor; `None` without names.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from squall._types import State
@@ -76,7 +76,7 @@ class Normalized(nn.Module):
         channels = len(self.mean)
         return x[:, (self.history - 1) * channels : self.history * channels] + change
 
-    def _normal(self, x: Joined, mean: Tensor, std: Tensor) -> Joined:
+    def _normal(self, x: Joined, mean: Float[Tensor, "channel *ones"], std: Float[Tensor, "channel *ones"]) -> Joined:
         if self.history > 1 or self.conditions:
             means, stds = [mean] * self.history, [std] * self.history
             if self.conditions:

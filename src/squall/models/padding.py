@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 BOUNDARIES = ("periodic", "wall", "open", "pole")
@@ -65,7 +66,7 @@ class _Padding(nn.Module):
         super().__init__()
         self.boundary = tuple(boundary)
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, u: Float[Tensor, "batch channel *space"]) -> Float[Tensor, "batch channel *_padded"]:
         if "pole" in self.boundary:  # before longitude gets its margins
             across = u.roll(u.shape[-1] // 2, -1)
             u = torch.cat((across.narrow(-2, 0, 1), u, across.narrow(-2, u.shape[-2] - 1, 1)), -2)

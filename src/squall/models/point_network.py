@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall.models.fast.point_network import fast_point_network
+from squall.models.formulas import Bias, First, Last, Second
 
 
 @final
@@ -33,7 +34,7 @@ class PointNetwork(nn.Module):
         self.last = _linear(hidden, outputs, bias=bias, generator=generator)
 
     @property
-    def weights(self) -> tuple[Tensor, ...]:
+    def weights(self) -> tuple[First, Bias, Second, Bias, Last]:
         """W₁, b₁, W₂, b₂, W₃."""
         return self.first.weight, self.first.bias, self.second.weight, self.second.bias, self.last.weight
 

@@ -6,10 +6,12 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall._types import State
 from squall.models.grid_network import GridNetwork, Output
+from squall.models.inputs import Held
 from squall.models.padding import CONVOLUTIONS, convolution
 
 
@@ -86,7 +88,9 @@ class UNet(GridNetwork):
             self.up = nn.ModuleList(_Block(3 * w, w, edges, features) for w in reversed(widths))
             self.last = convolution(width, self.out_channels, edges)
 
-    def forward(self, u: State, conditions: Tensor | None = None, scalars: Tensor | None = None) -> Output:
+    def forward(
+        self, u: State, conditions: Held | None = None, scalars: Float[Tensor, "batch scalar"] | None = None
+    ) -> Output:
         x, skips = self.first(self._input(u, conditions)), []
         self._check(scalars, "scalars", self.film, (u.shape[0], self.film))
         features = None if self.embedding is None else self.embedding(scalars)
@@ -109,7 +113,9 @@ class _Block(nn.Module):
         self.modulation = nn.Linear(features, 2 * outputs) if features else None
         self.shortcut = nn.Identity() if inputs == outputs else CONVOLUTIONS[len(boundary)](inputs, outputs, 1)
 
-    def forward(self, x: Tensor, features: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch _in *space"], features: Float[Tensor, "batch feature"] | None
+    ) -> Float[Tensor, "batch _out *space"]:
         y = self.norm2(self.first(F.gelu(self.norm1(x))))
         if self.modulation is not None:
             film = self.modulation(features)

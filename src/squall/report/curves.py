@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ FEW_SEEDS = 4
 """Up to this many seeds, each has its own line; more are drawn as median and quartiles."""
 
 
-def _curve(values: Iterable[float | None]) -> np.ndarray:
+def _curve(values: Iterable[float | None]) -> Float[np.ndarray, " n"]:
     """NaN, which is not drawn, where a number became NaN or infinite."""
     return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values])
 
@@ -108,7 +109,7 @@ def _regime_errors(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
     panel.legend(fontsize=8)
 
 
-def _with_intervals(summaries: Sequence[Summary | None]) -> tuple[np.ndarray, np.ndarray]:
+def _with_intervals(summaries: Sequence[Summary | None]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "2 n"]]:
     """Medians, NaN where they are not finite, and how far their intervals reach below and above, 0 where unbounded."""
     known = [(math.nan,) * 3 if s is None else (s.low, s.median, s.high) for s in summaries]
     low, middle, high = np.where(np.isfinite(known), known, np.nan).T

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -96,7 +97,12 @@ def diagnosis_figure(rows: Mapping[str, Unevenness], source: Source) -> Figure:
 
 
 def _places(
-    figure: Figure, panel: Axes, unevenness: Unevenness, shown: Sequence[int], axes: Sequence[np.ndarray], name: str
+    figure: Figure,
+    panel: Axes,
+    unevenness: Unevenness,
+    shown: Sequence[int],
+    axes: Sequence[Float[np.ndarray, " points"]],
+    name: str,
 ) -> None:
     if len(axes) == 1:
         for colour, i in zip(COLOURS, shown, strict=False):
@@ -111,6 +117,6 @@ def _places(
     figure.colorbar(image, ax=panel)
 
 
-def _relative(values: np.ndarray) -> np.ndarray:
+def _relative(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     mean = np.nanmean(values)
     return values / mean if mean > 0 else values

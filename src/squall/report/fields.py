@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -43,6 +43,10 @@ MOVING_FRAMES = 60
 """Most times that an animation shows."""
 
 
+Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
+"""What an evaluation keeps of its rollouts, by name."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of one kept rollout.
@@ -65,9 +69,7 @@ class Field:
     error: np.ndarray | None
 
     @classmethod
-    def of(
-        cls, rollouts: Mapping[str, np.ndarray], trajectory: int, channel: int, about: Mapping[str, Any] | None = None
-    ) -> "Field":
+    def of(cls, rollouts: Arrays, trajectory: int, channel: int, about: Mapping[str, Any] | None = None) -> "Field":
         """From the arrays that an evaluation keeps, and what it says about names and units."""
         truth, prediction = (rollouts[key][trajectory, :, channel].astype(float) for key in ("truth", "prediction"))
         about = about or {}
@@ -90,7 +92,7 @@ class Field:
         times, label = source.times[frames], shown.label(source.fields[channel])
         return cls(label, times, shown.points, shown.labels, None, shown.turned(values), None)
 
-    def rows(self) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
+    def rows(self) -> list[tuple[str, Float[np.ndarray, "time *axes"], dict[str, Any]]]:
         """Truth and prediction in the same colours, and the error."""
         if self.truth is None or self.error is None:
             return [("prediction", self.prediction, scale(*limits(self.prediction)))]
@@ -104,7 +106,9 @@ class Field:
 class _Axes:
     """One or two axes of a picture, the horizontal one first, from the space axes of a state."""
 
-    def __init__(self, points: Sequence[np.ndarray], names: Sequence[str], units: Mapping[str, str]) -> None:
+    def __init__(
+        self, points: Sequence[Float[np.ndarray, " _points"]], names: Sequence[str], units: Mapping[str, str]
+    ) -> None:
         self.units = {name: f"°{unit[8].upper()}" for name, unit in DEGREES.items()} | dict(units)
         self.is_map = len(names) > 1 and names[0].lower().startswith(NORTHWARD)  # its rows lie above each other
         turn = slice(1, None, -1) if self.is_map else slice(2)
@@ -121,11 +125,11 @@ class _Axes:
         return values.swapaxes(1, 2) if self.is_map else values
 
 
-def moving_frames(times: int) -> np.ndarray:
+def moving_frames(times: int) -> Int[np.ndarray, " frame"]:
     return np.unique(np.linspace(0, times - 1, MOVING_FRAMES).round().astype(int))
 
 
-def kept(found: Mapping[str, Any], rollouts: Mapping[str, np.ndarray]) -> Iterator[tuple[str, int, int]]:
+def kept(found: Mapping[str, Any], rollouts: Arrays) -> Iterator[tuple[str, int, int]]:
     """Every kept rollout and field: the name of its picture, its number and its channel."""
     for i in range(len(rollouts["truth"])):
         for channel, name in enumerate(found["fields"]):
@@ -134,11 +138,7 @@ def kept(found: Mapping[str, Any], rollouts: Mapping[str, np.ndarray]) -> Iterat
 
 
 def field_figure(
-    rollouts: Mapping[str, np.ndarray],
-    trajectory: int,
-    channel: int,
-    title: str,
-    about: Mapping[str, Any] | None = None,
+    rollouts: Arrays, trajectory: int, channel: int, title: str, about: Mapping[str, Any] | None = None
 ) -> Figure:
     """Truth, prediction and error of one field: over x and t, or over two space axes at a few times.
 

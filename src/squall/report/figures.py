@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,7 +30,13 @@ def save(figure: Figure, path: Path | str) -> Path:
 
 
 def mesh(
-    panel: Axes, time: np.ndarray, space: np.ndarray, values: np.ndarray, title: str, limit: float = 0.0, **options: Any
+    panel: Axes,
+    time: Shaped[np.ndarray, " time"],
+    space: Shaped[np.ndarray, " point"],
+    values: Shaped[np.ndarray, "time point"],
+    title: str,
+    limit: float = 0.0,
+    **options: Any,
 ) -> Any:
     """A map over time and space (or two space axes), diverging around 0 up to a limit; what is not finite is grey."""
     panel.set_title(title, fontsize=9)
@@ -44,7 +51,7 @@ def scale(low: float, high: float) -> dict[str, Any]:
     return {"vmin": low, "vmax": high, "cmap": "RdBu_r" if low < 0 < high else "viridis"}
 
 
-def limits(*fields: np.ndarray) -> tuple[float, float]:
+def limits(*fields: Shaped[np.ndarray, "..."]) -> tuple[float, float]:
     """The extremes of the finite numbers, symmetric about zero where there are both signs."""
     finite = np.concatenate([field[np.isfinite(field)] for field in fields])
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -32,7 +32,7 @@ Degrees = Shaped[np.ndarray, "..."] | float
 
 def project(
     latitude: Degrees, longitude: Degrees, centre: Centre
-) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "..."]]:
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."], Bool[np.ndarray, "..."]]:
     """Orthographic coordinates x (east) and y (north) in radii of the sphere, and whether a point is on the near side.
 
     Reference:
@@ -53,7 +53,7 @@ def project(
 
 def unproject(
     x: Shaped[np.ndarray, "..."], y: Shaped[np.ndarray, "..."], centre: Centre
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """Latitude and longitude (degrees) of orthographic coordinates; NaN outside the disc."""
     middle, depth = math.radians(centre[0]), 1 - x**2 - y**2
     depth = np.sqrt(np.where(depth >= 0, depth, np.nan))
@@ -64,7 +64,7 @@ def unproject(
 
 def sample(
     field: Float[np.ndarray, "latitude longitude"], grid: SphereGrid, latitude: Degrees, longitude: Degrees
-) -> np.ndarray:
+) -> Float[np.ndarray, "..."]:
     """The value of the nearest grid point; NaN beyond the edges of a grid that does not cover the sphere."""
     latitude, longitude = np.broadcast_arrays(latitude, longitude)
     row, off_row = _nearest(grid.latitude, latitude)
@@ -76,7 +76,9 @@ def sample(
     return np.where(outside, np.nan, field[row, column])
 
 
-def _nearest(points: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(
+    points: Float[np.ndarray, " points"], wanted: Shaped[np.ndarray, "*shape"]
+) -> tuple[Int[np.ndarray, "*shape"], Bool[np.ndarray, "*shape"]]:
     """The index of the nearest point, and whether the wanted one lies more than half a step beyond the ends."""
     middles = np.sort((points[1:] + points[:-1]) / 2)
     index = np.searchsorted(middles, np.nan_to_num(wanted))
@@ -167,7 +169,12 @@ def animate(
 
 
 def _orthographic(
-    panel: Axes, field: np.ndarray, grid: SphereGrid, centre: Centre, style: dict[str, Any], storms: Storms | None
+    panel: Axes,
+    field: Float[np.ndarray, "latitude longitude"],
+    grid: SphereGrid,
+    centre: Centre,
+    style: dict[str, Any],
+    storms: Storms | None,
 ) -> Any:
     disc = np.ma.masked_invalid(_disc(field, grid, centre))
     image = panel.imshow(disc, extent=(-1, 1, -1, 1), origin="lower", **style)
@@ -187,14 +194,21 @@ def _orthographic(
     return image
 
 
-def _disc(field: np.ndarray, grid: SphereGrid, centre: Centre) -> np.ndarray:
+def _disc(
+    field: Float[np.ndarray, "latitude longitude"], grid: SphereGrid, centre: Centre
+) -> Float[np.ndarray, "pixel pixel"]:
     """The sphere seen from far above the centre; row 0 is the southernmost."""
     line = (np.arange(PIXELS) + 0.5) / PIXELS * 2 - 1
     return sample(field, grid, *unproject(line[None, :], line[:, None], centre))
 
 
 def _plate_carree(
-    panel: Axes, field: np.ndarray, grid: SphereGrid, _: Centre, style: dict[str, Any], storms: Storms | None
+    panel: Axes,
+    field: Float[np.ndarray, "latitude longitude"],
+    grid: SphereGrid,
+    _: Centre,
+    style: dict[str, Any],
+    storms: Storms | None,
 ) -> Any:
     panel.set_facecolor("0.75")
     latitude = np.sort(grid.latitude)
@@ -207,6 +221,8 @@ def _plate_carree(
     return image
 
 
-def _upright(field: np.ndarray, grid: SphereGrid) -> np.ndarray:
+def _upright(
+    field: Float[np.ndarray, "latitude longitude"], grid: SphereGrid
+) -> Float[np.ndarray, "latitude longitude"]:
     """With latitude from the south, as `pcolormesh` draws it."""
     return field if grid.latitude[0] < grid.latitude[-1] else field[::-1]

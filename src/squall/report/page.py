@@ -8,17 +8,18 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from jaxtyping import Float, Shaped
 from plotly.offline import get_plotlyjs
 
 from squall._process.files import write_beside
 from squall.report.curves import fixed_temperature
-from squall.report.fields import REGIME_COLOURS
+from squall.report.fields import REGIME_COLOURS, Arrays
 from squall.report.figures import COLOURS
 from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table, state_counts
 from squall.runs.folder import Kind
@@ -200,7 +201,9 @@ class _Maps:
             self.errors[outcome.name] = [self._error(fields, *pair) for pair in pairs]
         return {**about, "trial": outcome.name}
 
-    def _error(self, fields: Mapping[str, np.ndarray], truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    def _error(
+        self, fields: Arrays, truth: Float[np.ndarray, "time point"], prediction: Float[np.ndarray, "time point"]
+    ) -> dict[str, Any]:
         """The error of one trajectory, and the key of its truth."""
         limit = float(np.nanmax(np.abs(truth))) or 1.0
         finite = (np.isfinite(prediction) | np.isnan(truth)).all(axis=1)  # masked points are NaN in both
@@ -214,7 +217,7 @@ class _Maps:
         return {"truth": key, "top": _finite(top), "diverged": diverged, "bytes": _bytes(roots)}
 
 
-def _planes(fields: np.ndarray) -> np.ndarray:
+def _planes(fields: Shaped[np.ndarray, "trajectory time channel *space"]) -> Float[np.ndarray, "trajectory time point"]:
     """The first channel over time and the first space axis, in the middle of the others: (trajectory, time, point)."""
     plane = fields[:, :, 0].astype(np.float64)
     while plane.ndim > 3:
@@ -222,7 +225,7 @@ def _planes(fields: np.ndarray) -> np.ndarray:
     return plane
 
 
-def _axes(fields: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[slice, ...]]:
+def _axes(fields: Arrays, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[slice, ...]]:
     """Time and space of a map, taken so coarsely that it has at most `CELLS` cells, and the slices that do it."""
     every = [1, 1]
     while (size := [-(-n // stride) for n, stride in zip(shape, every, strict=True)]) and size[0] * size[1] > CELLS:
@@ -232,11 +235,11 @@ def _axes(fields: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> tuple[dic
     return {"time": _numbers(time), "space": _numbers(space), "every": every}, coarse
 
 
-def _numbers(values: np.ndarray) -> list[float]:
+def _numbers(values: Shaped[np.ndarray, " n"]) -> list[float]:
     return [float(f"{x:.5g}") for x in values]
 
 
-def _bytes(values: np.ndarray) -> str:
+def _bytes(values: Shaped[np.ndarray, "time point"]) -> str:
     """Numbers in [-1, 1] as signed bytes in base64; what is not finite is a gap."""
     scaled = np.where(np.isfinite(values), np.round(127 * np.nan_to_num(values)), GAP)
     return base64.b64encode(scaled.astype(np.int8).tobytes()).decode()

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from squall.data import Description, InMemory, Source, Split
 from squall.runs.folder import RunFolder, RunFolderError
@@ -82,7 +84,7 @@ def read_description(folder: RunFolder, checksums: Mapping[str, str], states: in
         raise RunFolderError(f"{folder.path / DESCRIPTION} is damaged: {error}") from error
 
 
-def _source(values: dict[str, Any], arrays: dict[str, np.ndarray], times: int) -> tuple[Split, set[str]]:
+def _source(values: dict[str, Any], arrays: dict[str, Shaped[np.ndarray, "..."]], times: int) -> tuple[Split, set[str]]:
     texts: dict[str, Any] = {name: values[name] for name in TEXTS}
     texts |= {name: tuple(texts[name]) for name in ("fields", "spacing", "boundary", "axes")}
     coordinates = tuple(arrays[f"axis_{i}"] for i in range(len(texts["axes"])))
@@ -103,7 +105,9 @@ def _source(values: dict[str, Any], arrays: dict[str, np.ndarray], times: int) -
     return Split(source, source, source), fixed
 
 
-def _condition(shape: list[int], values: np.ndarray | None, times: int) -> torch.Tensor:
+def _condition(
+    shape: list[int], values: Shaped[np.ndarray, "_batch _time part *_space"] | None, times: int
+) -> Shaped[Tensor, "_batch _time part *_space"]:
     if values is not None:
         return torch.from_numpy(values)
     return torch.zeros(1, times if shape[1] > 1 else 1, *shape[2:])

@@ -22,7 +22,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Emulator(nn.Module):
         description: Description,
         inputs: Inputs = INPUTS,
         condition_channels: int = 0,
-        mask: Tensor | None = None,
+        mask: Bool[Tensor, "channel *space"] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.integrator, self.description = model, integrator, description
@@ -220,7 +220,9 @@ class Contents:
         config = {**config, "data": {**config["data"], "path": name}}
         return cls(config, normalization.to_dict(), about, state), tensor_bytes(weights)
 
-    def emulator(self, weights: dict[str, Tensor], path: Path, beside: Mapping[str, str], *, trust: bool) -> Emulator:
+    def emulator(
+        self, weights: dict[str, Shaped[Tensor, "..."]], path: Path, beside: Mapping[str, str], *, trust: bool
+    ) -> Emulator:
         """The model with its weights, built as for the training, on a grid without data.
 
         Args:
@@ -287,7 +289,7 @@ def describe_export(contents: Contents, files: Mapping[str, bytes], **more: Any)
     return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
 
-def _read_weights(path: Path, recorded: str) -> dict[str, Tensor]:
+def _read_weights(path: Path, recorded: str) -> dict[str, Shaped[Tensor, "..."]]:
     if special := special_file(path):
         raise ExportError(f"{path} is {special}, not a file")
     content = path.read_bytes()

@@ -13,6 +13,7 @@ import torch
 
 import squall
 from squall._process.files import refuse_existing, write_folder_beside
+from squall._types import State
 from squall.runs.config import to_dict
 from squall.runs.emulator import BESIDE, DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
 from squall.runs.folder import Kind, RunFolder
@@ -111,7 +112,7 @@ def _program_bytes(program: torch.export.ExportedProgram) -> bytes:
     return buffer.getvalue()
 
 
-def _compare(given: torch.Tensor, expected: torch.Tensor) -> None:
+def _compare(given: State, expected: State) -> None:
     error = (given - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
     if not error <= AGREEMENT:
         raise _NotExportable(

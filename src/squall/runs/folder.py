@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from safetensors.torch import load, load_file, save
 from torch import nn
 
@@ -251,11 +252,11 @@ class RunFolder:
         except DocumentError as error:
             raise RunFolderError(f"{path} is damaged: {error}") from error
 
-    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+    def write_arrays(self, name: str, **arrays: Shaped[np.ndarray, "..."]) -> None:
         with write_beside(self.path / name) as part, part.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
-    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+    def read_arrays(self, name: str) -> dict[str, Shaped[np.ndarray, "..."]]:
         path = self.path / name
         if special := special_file(path):
             raise RunFolderError(f"{path} is {special}, not a file")

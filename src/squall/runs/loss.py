@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall.data import Transitions
@@ -96,7 +97,7 @@ def _shape(batches: Batches) -> tuple[int, ...]:
     return len(batches.transitions), *batches.draw(torch.tensor([0])).target.shape[1:]
 
 
-def _targets(batches: Batches) -> Tensor:
+def _targets(batches: Batches) -> Float[Tensor, "batch channel *lead_and_space"]:
     """Targets as the loss sees them, of transitions spread evenly over the training."""
     count, *shape = _shape(batches)
     chosen = torch.linspace(0, count - 1, max(1, min(count, TARGETS // math.prod(shape)))).round().long()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 import squall
@@ -43,7 +44,7 @@ class Start:
         self,
         window: Window,
         conditions: ConditionsAt,
-        coordinates: tuple[np.ndarray, ...],
+        coordinates: tuple[Float[np.ndarray, " _points"], ...],
         time: float,
         dates: Mapping[str, Any],
     ) -> None:
@@ -92,7 +93,7 @@ def read_start(
     return Start(window, _conditions(run, given, name, window, first, steps), coordinates, time, dates)
 
 
-def _array(path: Path, run: TrainedRun) -> Tensor:
+def _array(path: Path, run: TrainedRun) -> Float[Tensor, "batch *shape"]:
     """States from a .npy file; one channel may be left out."""
     states = read_array(path, "--initial")
     if run.source.channels == 1 and run.inputs.history == 1 and states.ndim == len(run.source.space) + 1:
@@ -135,7 +136,7 @@ def _refuse_masked(run: TrainedRun, source: Source, channels: list[int], path: P
         )
 
 
-def _points(about: Description, space: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+def _points(about: Description, space: tuple[int, ...]) -> tuple[Float[np.ndarray, " _points"], ...]:
     """The points of a grid of the same spacing as that of the training."""
     pairs = zip(space, about.coordinates, about.spacing, strict=True)
     return tuple(

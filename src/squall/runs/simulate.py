@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 import squall
 import squall.data
 from squall._process.extras import explain_missing_extra
 from squall._process.files import refuse_existing, write_beside
+from squall._types import State
 from squall.systems import SYSTEMS, ShallowWater, System
 from squall.systems.shallow_water import RADIUS
 
@@ -36,7 +38,7 @@ def simulate_to_file(
     trajectories: int = 100,
     steps: int = 500,
     seed: int | None = None,
-    initial_states: Tensor | None = None,
+    initial_states: State | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Simulate trajectories and write them in The Well's layout, beside and renamed.
@@ -140,7 +142,7 @@ def simulate_sphere_to_file(
     return changes
 
 
-def drift(system: ShallowWater, u: Tensor) -> dict[str, float]:
+def drift(system: ShallowWater, u: Float[Tensor, "time 3 latitude longitude"]) -> dict[str, float]:
     """Relative change of mass, energy and potential enstrophy over a trajectory (time, 3, latitude, longitude)."""
     ends = u[[0, -1]]
     quantities = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from squall._types import Trajectories
@@ -125,7 +125,9 @@ class TrainedRun:
         _ = self.model  # loads them
         return Emulator.of(self._built)
 
-    def predict(self, u0: Tensor, steps: int, forcings: Mapping[str, Any] | None = None) -> Trajectories:
+    def predict(
+        self, u0: Float[Tensor, "batch ..."], steps: int, forcings: Mapping[str, Any] | None = None
+    ) -> Trajectories:
         """Roll out from given states, in the units of the data.
 
         Args:
@@ -149,7 +151,7 @@ class TrainedRun:
         conditions = self.conditions(forcings or {}, len(window), steps, tuple(window.shape[3:]))
         return self.emulator.roll(window, conditions, steps)
 
-    def window(self, states: Tensor) -> Window:
+    def window(self, states: Float[Tensor, "batch ..."]) -> Window:
         """Initial states as (batch, history, channel, *space), on a grid that the model can take.
 
         Raises:
@@ -236,7 +238,9 @@ def _times(space: tuple[int, ...]) -> str:
     return " × ".join(map(str, space))
 
 
-def _first_steps(name: str, values: Tensor, batch: int, steps: int, space: tuple[int, ...]) -> Tensor:
+def _first_steps(
+    name: str, values: Shaped[Tensor, "..."], batch: int, steps: int, space: tuple[int, ...]
+) -> Shaped[Tensor, "..."]:
     """A forcing at the times of the steps."""
     full = values.dim() == len(space) + 3
     forcing = (values.dim() == 2 and tuple(values.shape) != space) or full

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 
 from squall.evaluation.scores import BANDS
 from squall.runs.folder import SAMPLING, Kind, RunFolder
@@ -132,11 +133,11 @@ class Outcome:
         number = value_at(self.checkpoint(checkpoint, integrator), place)
         return None if number is ABSENT else math.inf if number is None else number
 
-    def fields(self) -> dict[str, np.ndarray] | None:
+    def fields(self) -> dict[str, Shaped[np.ndarray, "..."]] | None:
         """Truth, prediction and one-step errors of some test trajectories, if they were kept."""
         return self.arrays(FIELDS)
 
-    def stiffness(self) -> dict[str, np.ndarray] | None:
+    def stiffness(self) -> dict[str, Shaped[np.ndarray, "..."]] | None:
         """The stiffness-aware index of the training transitions, if the run sampled by it."""
         return self.arrays(SAMPLING)
 
@@ -169,7 +170,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def _read_arrays(folder: RunFolder, name: str) -> dict[str, np.ndarray] | None:
+def _read_arrays(folder: RunFolder, name: str) -> dict[str, Shaped[np.ndarray, "..."]] | None:
     return folder.read_arrays(name) if folder.has(name) else None
 
 

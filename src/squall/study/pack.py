@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float64, Shaped
 
 from squall._process.files import DAMAGED_ARRAYS, write_beside
 from squall.runs.folder import SAMPLING, RunFolderError
@@ -119,7 +120,7 @@ def _without_lists(values: Any, path: tuple[str, ...], columns: dict[str, dict[i
     return values
 
 
-def _column(rows: Mapping[int, list[Any]], count: int) -> np.ndarray:
+def _column(rows: Mapping[int, list[Any]], count: int) -> Float[np.ndarray, "run n"]:
     """Lists of numbers as the rows of one array; in single precision where that loses nothing."""
     column = np.full((count, max(map(len, rows.values()))), np.nan)
     for row, values in rows.items():
@@ -129,7 +130,7 @@ def _column(rows: Mapping[int, list[Any]], count: int) -> np.ndarray:
     return single if np.array_equal(_rounded(single), column, equal_nan=True) else column
 
 
-def _rounded(column: np.ndarray) -> np.ndarray:
+def _rounded(column: Float[np.ndarray, "run n"]) -> Float64[np.ndarray, "run n"]:
     """What a stored column stands for."""
     if column.dtype == np.float64:
         return column
@@ -161,7 +162,9 @@ def read_pack(folder: Path, study: str) -> dict[str, Outcome]:
         raise RunFolderError(f"{path} is damaged ({error}): take it from a copy, or pack the runs anew") from error
 
 
-def _outcome(run: dict[str, Any], row: int, columns: Columns, arrays: Mapping[str, np.ndarray]) -> Outcome:
+def _outcome(
+    run: dict[str, Any], row: int, columns: Columns, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+) -> Outcome:
     kept = {file: {key: arrays[name] for key, name in names.items()} for file, names in run.pop("arrays", {}).items()}
     return Outcome(**_with_lists(run, columns, row), arrays=kept.get)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 __all__ = ["Ratio", "Summary", "compare_paired", "corrected", "least_median", "paired_ratio", "summarize"]
 
@@ -49,7 +50,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
     return Summary(float(_medians(numbers[None])[0]), float(low), float(high), len(numbers))
 
 
-def _medians(rows: np.ndarray) -> np.ndarray:
+def _medians(rows: Float[np.ndarray, "row n"]) -> Float[np.ndarray, " row"]:
     """Medians of rows that may hold infinity: the mean of two middle numbers is infinite if one is."""
     rows = np.sort(rows, axis=1)
     middle = rows.shape[1] // 2

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import numpy as np
-
 from squall._types import State
 from squall.systems.base import Generator
-from squall.systems.spectral import SpectralSystem
+from squall.systems.spectral import SpectralSystem, Symbol
 
 
 @final
@@ -59,7 +57,7 @@ class Burgers(SpectralSystem):
         if not 1 <= self.waves < self.points / 3:
             raise ValueError(f"waves is {self.waves}; it must be from 1 to a third of the points, {self.points}.")
 
-    def linear(self) -> np.ndarray:
+    def linear(self) -> Symbol:
         (k,) = self.wave_numbers
         return -self.nu * k**2
 

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from squall._types import State
 from squall.systems.base import GROWS, Generator, check_count, uniform
-from squall.systems.spectral import Modes, SpectralSystem
+from squall.systems.spectral import Modes, SpectralSystem, Symbol
 
 
 @final
@@ -65,11 +64,11 @@ class CahnHilliard2D(SpectralSystem):
     substeps: int = 10
 
     @property
-    def _squared(self) -> np.ndarray:
+    def _squared(self) -> Symbol:
         kx, ky = self.wave_numbers
         return kx**2 + ky**2
 
-    def linear(self) -> np.ndarray:
+    def linear(self) -> Symbol:
         return self.a * self._squared - self.gamma * self._squared**2
 
     def nonlinear(self, modes: Modes) -> Modes:

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import numpy as np
-
 from squall._types import State
 from squall.systems.base import GROWS, Generator
-from squall.systems.spectral import SpectralSystem
+from squall.systems.spectral import SpectralSystem, Symbol
 
 
 @final
@@ -55,7 +53,7 @@ class KuramotoSivashinsky(SpectralSystem):
     dt: float = 0.5
     substeps: int = 4
 
-    def linear(self) -> np.ndarray:
+    def linear(self) -> Symbol:
         (k,) = self.wave_numbers
         return k**2 - self.nu * k**4
 

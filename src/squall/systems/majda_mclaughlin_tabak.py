@@ -12,7 +12,7 @@ from torch import Tensor
 
 from squall._types import State
 from squall.systems.base import Generator, check_count, normal
-from squall.systems.spectral import Modes, SpectralSystem
+from squall.systems.spectral import Modes, SpectralSystem, Symbol
 
 
 @final
@@ -74,10 +74,10 @@ class MajdaMcLaughlinTabak(SpectralSystem):
     substeps: int = 10
 
     @cached_property
-    def wave_numbers(self) -> tuple[np.ndarray, ...]:
+    def wave_numbers(self) -> tuple[Float[np.ndarray, "*_modes"], ...]:
         return (2 * np.pi * self.points / self.width * np.fft.fftfreq(self.points),)
 
-    def linear(self) -> np.ndarray:
+    def linear(self) -> Symbol:
         k = np.abs(self.wave_numbers[0])
         start = self.kept / 2 * np.pi * self.points / self.width
         return -1j * k**self.alpha - self.damping * np.maximum(k - start, 0) ** 2

@@ -153,7 +153,7 @@ class _Riemann:
         jumps = self._jump(right, self.pressure) - self._jump(left, self.pressure)
         self.velocity = (left.velocity + right.velocity + jumps) / 2
 
-    def at(self, speed: np.ndarray) -> np.ndarray:
+    def at(self, speed: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "3 *shape"]:
         """Density, velocity and pressure at x/t."""
         # The right wave is a left one in a mirror.
         mirror = Gas(self.right.density, -self.right.velocity, self.right.pressure)
@@ -171,7 +171,7 @@ class _Riemann:
             return (pressure - gas.pressure) * np.sqrt(2 / gas.density / ((g + 1) * pressure + (g - 1) * gas.pressure))
         return 2 * self._sound(gas) / (g - 1) * (ratio ** ((g - 1) / (2 * g)) - 1)
 
-    def _wave(self, gas: Gas, velocity: float, speed: np.ndarray) -> np.ndarray:
+    def _wave(self, gas: Gas, velocity: float, speed: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "3 *shape"]:
         """The gas left of the contact, which moves with `velocity`."""
         g, ratio, sound = self.adiabatic, self.pressure / gas.pressure, self._sound(gas)
         outside = np.array(gas).reshape(3, *[1] * speed.ndim)

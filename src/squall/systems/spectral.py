@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Shaped
 from torch import Tensor
 
 from squall._process.threads import threads
@@ -19,6 +19,9 @@ from squall.systems.implicit import ConvergenceError
 
 Modes = Complex[Tensor, "batch *modes"]
 """Fourier coefficients of the states."""
+
+Symbol = Shaped[np.ndarray, "*_modes"]
+"""A factor for every mode, real or complex."""
 
 CONTOUR = 32
 """Points of the circle on which the coefficients of ETDRK4 are averaged."""
@@ -58,7 +61,7 @@ class ETDRK4:
         (0.26894, 0.26894)
     """
 
-    def __init__(self, linear: np.ndarray, h: float) -> None:
+    def __init__(self, linear: Shaped[np.ndarray, "*modes"], h: float) -> None:
         circle = np.exp(2j * np.pi * (np.arange(CONTOUR) + 0.5) / CONTOUR)
         z = (h * linear)[..., None] + circle
         e = np.exp(z)
@@ -74,7 +77,9 @@ class ETDRK4:
             coefficients = [x.real for x in coefficients]
         self.whole, self.half, self.q, self.f1, self.f2, self.f3 = map(torch.from_numpy, coefficients)
 
-    def __call__(self, v: Tensor, nonlinear: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(
+        self, v: Shaped[Tensor, "*batch_modes"], nonlinear: Callable[[Tensor], Tensor]
+    ) -> Shaped[Tensor, "*batch_modes"]:
         """The modes one step later."""
         n = nonlinear(v)
         a = self.half * v + self.q * n
@@ -109,7 +114,7 @@ class SpectralSystem(System):
             raise ValueError(f"substeps is {self.substeps}; it must be at least 1.")
 
     @abc.abstractmethod
-    def linear(self) -> np.ndarray:
+    def linear(self) -> Symbol:
         """L, one number per mode."""
 
     def nonlinear(self, modes: Modes) -> Modes:
@@ -118,7 +123,7 @@ class SpectralSystem(System):
         return self._half_slope * torch.fft.rfft(u.square())
 
     @cached_property
-    def wave_numbers(self) -> tuple[np.ndarray, ...]:
+    def wave_numbers(self) -> tuple[Float[np.ndarray, "*_modes"], ...]:
         """k along every axis of the modes, broadcastable; the last axis has no negative ones, except for its end."""
         axes = [np.fft.fftfreq(self.points)] * (self.dimensions - 1) + [np.fft.rfftfreq(self.points)]
         return np.meshgrid(*(2 * np.pi * self.points / self.width * k for k in axes), indexing="ij", sparse=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from squall._types import State
@@ -96,7 +96,7 @@ class Batches:
         u, future = window[:, -1], future[:, -self.leads :]
         return Batch(window, self.target(u, future), self._conditions(mine), mine)
 
-    def _normal(self, batch: int, window: Window, step: int) -> Tensor:
+    def _normal(self, batch: int, window: Window, step: int) -> Float[Tensor, "_batch history channel *space"]:
         """Standard normal numbers for the whole minibatch, a function of seed and step alone."""
         generator = np.random.default_rng((self.settings.seed, step, 1))
         return torch.from_numpy(generator.standard_normal((batch, *window.shape[1:]), np.float32)).to(window.dtype)
@@ -116,14 +116,14 @@ class Batches:
         future = future.transpose(1, 2)
         return (future - u.unsqueeze(2)) / self.dt if self.residual == "rate" else future
 
-    def compared(self, change: Array, u: Tensor, target: Array, unit: Unit) -> tuple[Array, Array]:
+    def compared(self, change: Array, u: State, target: Array, unit: Unit) -> tuple[Array, Array]:
         """Prediction and target for the loss, from (û − u)/dt; `unit` where and as they are."""
         if self.residual == "state":
             change = (u if self.leads == 1 else u.unsqueeze(2)) + self.dt * change
         return change / unit, target / unit
 
 
-def beside(loss: nn.Module, batches: Batches, device: torch.device) -> dict[str, Tensor]:
+def beside(loss: nn.Module, batches: Batches, device: torch.device) -> dict[str, Shaped[Tensor, "..."]]:
     """Mask and areas of the data, as the loss takes them beside prediction and target.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 __all__ = ["Residual", "TrainingSettings", "adam", "alone", "learning_rate_at"]
@@ -159,7 +160,11 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
 
 
 def adam(
-    parameters: Iterable[Tensor], settings: TrainingSettings, device: torch.device, *, replayed: bool = False
+    parameters: Iterable[Shaped[Tensor, "..."]],
+    settings: TrainingSettings,
+    device: torch.device,
+    *,
+    replayed: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam or AdamW, in one pass on a CPU over plain parameters: that pass knows no complex numbers and no strides.
 

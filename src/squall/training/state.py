@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -184,7 +185,7 @@ class Training:
             state["extra"] = extra
         return Checkpoint(self.step, weights, state)
 
-    def _finite_state(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _finite_state(self, model: nn.Module) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Any]]:
         weights, extra = split_state(model.state_dict())
         for name, tensor in (weights | extra).items():
             if name not in self.unbounded and not _is_finite(tensor):
@@ -216,7 +217,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
-def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Any]]:
     """Copies of a state dict's plain tensors, which safetensors can hold, and of all else."""
     weights: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
@@ -258,12 +259,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
+def random_state(device: torch.device) -> dict[str, UInt8[Tensor, " byte"]]:
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
-def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+def set_random_state(state: Mapping[str, UInt8[Tensor, " byte"]], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
