@@ -13,7 +13,6 @@ import squall.data
 from squall.cli import main
 from squall.data import streaming
 from squall.report.fields import Field
-from squall.runs import predict as predicting
 from squall.runs.folder import RunFolderError
 
 xarray = pytest.importorskip("xarray")
@@ -199,7 +198,7 @@ def test_no_room_is_known_before_anything_is_computed(trained, initial, tmp_path
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(streaming, "write_all", none)
-    monkeypatch.setattr(predicting.TrainedRun, "advance", none)
+    monkeypatch.setattr("squall.runs.emulator.Emulator.roll", none)
     before = {*tmp_path.iterdir()}
     assert main(words(trained, initial, tmp_path / "p.nc")) == 2
     assert "p.nc" in capsys.readouterr().err
