@@ -77,8 +77,8 @@ class SphereTally:
             forecast, true = self._intensity(prediction), self._intensity(truth)
             for lead in range(true.shape[1]):
                 for pair in zip(forecast[:, lead], true[:, lead], strict=True):
-                    found = [find_storms(field, self.grid, self.threshold) for field in pair]
-                    self.matches[lead].append(match_storms(*found))
+                    predicted, there = (find_storms(field, self.grid, self.threshold) for field in pair)
+                    self.matches[lead].append(match_storms(predicted, there))
 
     def scores(self) -> dict[str, Any]:
         """Over all lead times: of storms; `None` where there is none to say it of."""

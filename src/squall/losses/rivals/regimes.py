@@ -87,7 +87,7 @@ class RegimeBudget(Rival):
     def regimes(self, target: Float[Tensor, "batch channel *space"]) -> Int[Tensor, "batch channel *space"]:
         """The regime of every point: channel by channel, from calm to extreme."""
         by_channel = self.thresholds.reshape(*self.thresholds.shape, *[1] * (target.dim() - 2))
-        labels = sum((target.abs() > level).long() for level in by_channel)
+        labels = torch.stack([target.abs() > level for level in by_channel]).sum(0)
         labels = labels if self.channel is None else labels[:, self.channel : self.channel + 1].expand(target.shape)
         first = torch.arange(target.shape[1], device=target.device) * (len(self.thresholds) + 1)
         return labels + first.reshape(-1, *[1] * (target.dim() - 2))
