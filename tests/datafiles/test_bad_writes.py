@@ -96,7 +96,7 @@ def test_largest_numbers_are_finite(tmp_path):
 
 def test_existing_file_is_never_touched(path, states):
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match=r"never overwritten.*move it away.*waves\.hdf5"):
+    with pytest.raises(FileExistsError, match=r"waves\.hdf5 exists and is not overwritten.*move it away"):
         write(path, states + 1)
     with pytest.raises(FileExistsError), squall.data.create(path, states.shape, dt=0.1):
         pass

@@ -59,7 +59,7 @@ def test_a_file_is_converted_with_all_that_stands_beside(archive, tmp_path, caps
     assert np.array_equal(copy.read([0, 2]), first.read([0, 2]))
     assert {c.name: c.shape for c in copy.conditions} == {c.name: c.shape for c in first.conditions}
     assert main(command) == 2
-    assert "never overwritten" in capsys.readouterr().err
+    assert "not overwritten" in capsys.readouterr().err
     assert [entry.name for entry in out.parent.iterdir()] == ["sea.hdf5"]
 
 

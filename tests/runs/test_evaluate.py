@@ -9,7 +9,7 @@ import pytest
 import squall
 import squall.data
 from squall.cli import main
-from squall.report.figures import Field
+from squall.report.fields import Field
 from squall.runs.folder import RunFolder
 
 xarray = pytest.importorskip("xarray")

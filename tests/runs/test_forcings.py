@@ -144,7 +144,7 @@ def test_a_condition_that_no_file_has_is_refused(run, tmp_path):
         read_start(run, bare, 3)
     file = squall.data.convert(truth(), tmp_path / "t.hdf5")
     start = read_start(run, bare, 10, forcings=file)
-    found = run.advance(start.window, start.conditions(0, 10), 10)
+    found = run.emulator.roll(start.window, start.conditions(0, 10), 10)
     torch.testing.assert_close(found, truth().read(None, 1, 12), rtol=0, atol=1e-12)
 
 

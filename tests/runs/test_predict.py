@@ -12,7 +12,7 @@ import squall
 import squall.data
 from squall.cli import main
 from squall.data import streaming
-from squall.report.figures import Field
+from squall.report.fields import Field
 from squall.runs import predict as predicting
 from squall.runs.folder import RunFolderError
 

@@ -22,7 +22,9 @@ from squall.runs.train import run
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["squall.cli.commands", "lightning_fabric", "torch.distributed", "torch._dynamo"])
+FORKS.set_forkserver_preload(
+    ["squall.cli.execute", "squall.cli.train", "lightning_fabric", "torch.distributed", "torch._dynamo"]
+)
 
 EVERYTHING = ["--training.input_noise", "0.01", "--training.clip", "1", "--training.average", "0.9"]
 EVERYTHING += ["--training.accumulate", "2", "--training.unroll", "2"]

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from squall.runs.folder import CheckpointError, RunFolder, RunFolderError, fingerprint, write_beside
+from squall._process.files import write_beside
+from squall.runs.folder import CheckpointError, RunFolder, RunFolderError, fingerprint
 from squall.training.loop import Checkpoint
 
 
@@ -39,13 +40,13 @@ def test_the_newest_two_of_each_kind_are_kept(folder):
     assert folder.checkpoint_steps("best") == [31, 5]
 
 
-def test_checkpoints_that_a_killed_process_had_no_time_to_drop_are_dropped_by_the_next(folder):
+def test_checkpoints_that_a_killed_process_had_no_time_to_drop_are_dropped_with_the_next(folder):
     for step in (1, 2, 3):
         folder.save("last", checkpoint(step))
     path = folder.path / "checkpoints"
     shutil.copytree(path / "last-00000002", path / "last-00000001")
-    with folder.locked():
-        assert folder.checkpoint_steps("last") == [3, 2]
+    folder.save("last", checkpoint(4))
+    assert folder.checkpoint_steps("last") == [4, 3]
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "checksums.json"])
@@ -131,13 +132,14 @@ def test_a_folder_has_one_writer(folder):
         pass
 
 
-def test_what_a_kill_left_half_written_is_swept(folder):
+def test_a_training_that_goes_on_removes_what_a_kill_left_half_written(folder):
     folder.save("last", checkpoint(1))
-    (folder.path / "checkpoints" / ".last-00000002.part").mkdir()
-    (folder.path / ".config.yaml.123.part").write_text("half")
-    with folder.locked():
-        assert not list(folder.path.rglob("*.part"))
-    assert folder.load("last").step == 1
+    (folder.path / "checkpoints" / ".last-00000002.0123456789abcdef.part").mkdir()
+    (folder.path / ".metrics.jsonl.0123456789abcdef.part").write_text("half")
+    folder.rewind_metrics(1)
+    folder.save("last", checkpoint(2))
+    assert not list(folder.path.rglob("*.part"))
+    assert folder.load("last").step == 2
 
 
 def test_numbers_that_json_does_not_have_become_null(folder):

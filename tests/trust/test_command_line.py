@@ -12,7 +12,6 @@ import pytest
 
 import squall.data
 from squall.cli import main
-from squall.cli.commands import RUN
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,7 @@ def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypat
     def command(*_: object) -> int:
         raise KeyError("a bug")
 
-    monkeypatch.setitem(RUN, "evaluate", command)
+    monkeypatch.setattr("squall.cli.evaluate.run", command)
     with pytest.raises(KeyError) as caught:
         main(["evaluate", "x"])
     assert "Please report" in caught.value.__notes__[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_yaml
-from squall._process.files import LEFTOVER, write_beside
+from squall._process.files import HALF_WRITTEN, write_beside
 from squall._process.names import file_name
 from squall.cli import main
 from squall.runs.config import ConfigError, from_dict
@@ -177,7 +177,7 @@ def test_a_temporary_file_is_exclusive_unguessable_and_as_the_umask_says(tmp_pat
         for _ in range(3):
             with write_beside(tmp_path / "x.json") as part:
                 names.add(part.name)
-                assert LEFTOVER.fullmatch(part.name)
+                assert HALF_WRITTEN.fullmatch(part.name)
                 assert part.stat().st_size == 0
                 part.write_text("{}")
     finally:
@@ -185,16 +185,6 @@ def test_a_temporary_file_is_exclusive_unguessable_and_as_the_umask_says(tmp_pat
     assert len(names) == 3
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o640
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
-
-
-def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
-    left = [".x.json.4711.part", ".x.json.0123456789abcdef.part"]
-    kept = [".x.json.part", "x.json.4711.part", ".mine.thing.part"]
-    for name in (*left, *kept):
-        (tmp_path / name).write_text("")
-    with RunFolder(tmp_path).locked():
-        pass
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, ".lock"}
 
 
 def test_the_lock_of_a_strangers_folder_empties_no_file_of_mine(tmp_path):
@@ -211,7 +201,7 @@ def test_the_lock_of_a_strangers_folder_empties_no_file_of_mine(tmp_path):
 def test_a_field_name_from_a_stranger_leaves_no_figure_elsewhere(tmp_path):
     import numpy as np
 
-    from squall.report.figures import write_figures
+    from squall.report import write_figures
 
     rollouts = {"truth": np.ones((1, 3, 2, 4)), "prediction": np.ones((1, 3, 2, 4))}
     folder = RunFolder(tmp_path / "a" / "b" / "run")

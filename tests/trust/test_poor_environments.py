@@ -20,7 +20,6 @@ from squall._process.console import results_console, with_safe_output
 from squall._process.limits import too_large
 from squall._process.progress import progress_bar
 from squall.cli import main
-from squall.cli.commands import RUN
 from squall.runs.folder import RunFolder
 
 
@@ -207,7 +206,7 @@ def test_memory_that_does_not_suffice_gets_a_sentence(monkeypatch, capsys, error
     def command(*_: object) -> int:
         raise error
 
-    monkeypatch.setitem(RUN, "evaluate", command)
+    monkeypatch.setattr("squall.cli.evaluate.run", command)
     assert too_large(error)
     assert main(["evaluate", "x"]) == 2
     assert "too large or too small" in capsys.readouterr().err

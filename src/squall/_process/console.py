@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `squall --help` needs no extra
     from rich.console import Console
 
-__all__ = ["results_console", "with_safe_output"]
+__all__ = ["results_console", "say", "with_safe_output"]
 
 PLAIN = {"×": "x", "−": "-", "–": "-", "‖": "||", "²": "^2", "…": "...", "≤": "<=", "≥": ">=", "∞": "inf", "━": "-"}
 """What stands for a sign that an encoding lacks; a Greek letter is spelt out, the rest is a question mark."""
@@ -53,6 +53,11 @@ def results_console() -> "Console":
 
     console = Console()
     return console if console.is_terminal else Console(width=WIDE)
+
+
+def say(console: "Console", text: str, style: str) -> None:
+    """Print as it is: no markup, and no line broken inside a path."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Output:

@@ -3,13 +3,14 @@
 import json
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["DocumentError", "dump_yaml", "load_yaml", "read_json", "read_text", "read_yaml", "special_file"]
+from squall._process.files import special_file
+
+__all__ = ["DocumentError", "dump_yaml", "load_yaml", "read_json", "read_text", "read_yaml"]
 
 LARGEST_YAML = 2**20
 DEEPEST, MOST_VALUES = 64, 20_000
@@ -25,19 +26,6 @@ PLAIN_TAGS = {TAG + name for name in ("str", "int", "float", "bool", "null", "ma
 
 class DocumentError(ValueError):
     """A document that cannot be read, or holds more than plain values."""
-
-
-def special_file(path: Path) -> str | None:
-    """What a path is instead of a file, such as "a folder"; None for a file. Opening a pipe would block.
-
-    Raises:
-        OSError: if nothing is there.
-    """
-    mode = path.stat().st_mode
-    kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
-    if stat.S_ISREG(mode):
-        return None
-    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
 def read_text(path: Path | str) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import struct
 import time
 import tokenize
@@ -14,10 +15,15 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 __all__ = [
     "DAMAGED_ARRAYS",
-    "LEFTOVER",
+    "HALF_WRITTEN",
     "UNSUPPORTED",
+    "read_array",
+    "refuse_existing",
+    "special_file",
     "sync",
     "sync_descriptor",
     "temporary_name",
@@ -26,11 +32,8 @@ __all__ = [
     "writing_into",
 ]
 
-LEFTOVER = re.compile(r"\..*\.(?:[0-9a-f]{16}|\d+)\.part")
-"""Names of what a killed process left half-written; those of earlier versions have the number of the process."""
-
 HALF_WRITTEN = re.compile(r"\..*\.[0-9a-f]{16}\.part(?:\.gif|\.mp4)?")
-"""Those of this version, animations among them."""
+"""Names of what a killed process left half-written, animations among them."""
 
 DAMAGED_ARRAYS: tuple[type[Exception], ...] = (
     *(ValueError, TypeError, LookupError, AttributeError, SyntaxError, RuntimeError, EOFError),
@@ -43,6 +46,42 @@ LOCK_TRIES = 100
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that cannot do what is asked of it."""
+
+
+def special_file(path: Path) -> str | None:
+    """What a path is instead of a file, such as "a folder"; None for a file. Opening a pipe would block.
+
+    Raises:
+        OSError: if nothing is there.
+    """
+    mode = path.stat().st_mode
+    kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    if stat.S_ISREG(mode):
+        return None
+    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
+
+
+def refuse_existing(path: Path, another: str = "another name") -> None:
+    """Raise FileExistsError if there is anything at the path, even a link to nothing."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists and is not overwritten: choose {another}, or move it away")
+
+
+def read_array(path: Path, option: str) -> np.ndarray:
+    """The real numbers of a `.npy` file in float64; ValueError, with the option that named it, if there are none."""
+    if special := special_file(path):
+        raise ValueError(f"{option} {path} is {special}, not a file")
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, *DAMAGED_ARRAYS) as error:
+        raise ValueError(
+            f"{option} {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
+        ) from error
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"{option} {path} holds several arrays: save the one of the states with `numpy.save`")
+    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+        raise ValueError(f"{option} {path} holds {values.dtype}, but must hold real numbers")
+    return np.asarray(values, dtype=np.float64)
 
 
 def temporary_name(path: Path) -> Path:
@@ -98,8 +137,12 @@ def write_beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_folder_beside(path: Path, contents: Mapping[str, bytes]) -> None:
-    """A folder of files, written beside and renamed into place; replaces one that is there."""
+def write_folder_beside(path: Path, contents: Mapping[str, bytes], *, replace: bool = True) -> None:
+    """A folder of files, written beside and renamed into place.
+
+    Raises:
+        OSError: if a folder with files is there, which is not to be replaced.
+    """
     temporary = temporary_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing_into(path.parent):
@@ -108,7 +151,8 @@ def write_folder_beside(path: Path, contents: Mapping[str, bytes]) -> None:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
                 sync(temporary / name)
-            shutil.rmtree(path, ignore_errors=True)
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
             os.replace(temporary, path)
             sync(path.parent)
         finally:

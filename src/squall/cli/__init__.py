@@ -1,12 +1,12 @@
 """The `squall` command. What it prints about itself needs no extra and no PyTorch; a command imports what it needs."""
 
-import difflib
 import sys
 from collections.abc import Sequence
 
 import squall
 from squall._process.console import with_safe_output
 from squall._process.extras import MissingExtraError, explain_missing_extra
+from squall._process.names import suggestion
 
 __all__ = ["COMMANDS", "USER_MISTAKE", "main"]
 
@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words:
             raise ValueError(f"no command is given\n\n{_usage()}")
         if words[0] not in COMMANDS:
-            raise ValueError(_unknown(words[0]))
+            raise ValueError(f"unknown command '{words[0]}': {suggestion(words[0], COMMANDS)}")
         with explain_missing_extra():
-            from squall.cli.commands import execute
+            from squall.cli.execute import execute
 
             return execute(words)
     except (MissingExtraError, ValueError) as error:
@@ -53,10 +53,3 @@ def _usage() -> str:
     commands = "\n".join(f"  {name:10}{description}" for name, description in COMMANDS.items())
     usage = "usage: squall [-h] [--version] COMMAND ..."
     return f"{usage}\n\n{squall.__doc__}\n\n{commands}\n\nThe options of a command: squall COMMAND --help"
-
-
-def _unknown(word: str) -> str:
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    return f"unknown command '{word}'" + (
-        f": did you mean '{near[0]}'?" if near else f": known are {', '.join(COMMANDS)}"
-    )

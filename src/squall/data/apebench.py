@@ -1,6 +1,5 @@
 """The data of APEBench's scenarios, made again by the package itself from its own seeds."""
 
-import difflib
 import hashlib
 import importlib
 from importlib.metadata import version
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from squall._process.extras import explain_missing_extra
+from squall._process.names import suggestion
 from squall.data.errors import DataError
 from squall.data.reading import TrajectoryFile
 from squall.data.writing import write
@@ -35,9 +35,7 @@ def load_scenario(name: str, **options: Any) -> Any:
     with explain_missing_extra():
         scenario_dict = importlib.import_module("apebench.scenarios").scenario_dict
     if name not in scenario_dict:
-        near = difflib.get_close_matches(name, scenario_dict, 1)
-        hint = f"did you mean '{near[0]}'? Known are" if near else "known are"
-        raise DataError(f"scenario is '{name}': {hint} {', '.join(sorted(scenario_dict))}")
+        raise DataError(f"scenario is '{name}': {suggestion(name, sorted(scenario_dict))}")
     try:
         return scenario_dict[name](**options)
     except TypeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from jaxtyping import Int64, Shaped
 
 from squall.data.conditions import Condition
@@ -123,7 +124,7 @@ class Handle:
     def __init__(self, place: Path, opener: Callable[[Path], Any], shown: Path) -> None:
         self.place, self.shown = Path(os.path.abspath(place)), shown
         self._opener = opener
-        self._stamp = _stamp(self.place)
+        self._stamp = stamp(self.place)
         self._process = -1
         self._file: Any = None
         self._arrays: dict[str, Any] = {}
@@ -136,7 +137,7 @@ class Handle:
         """
         if self._process != os.getpid():
             self.close()
-            if _stamp(self.place) != self._stamp:
+            if stamp(self.place) != self._stamp:
                 raise DataError(f"{self.shown}: the file has changed since it was opened; open it again")
             self._file = self._opener(self.place)
             self._process = os.getpid()
@@ -184,6 +185,12 @@ class Joined:
         return np.concatenate(pieces, axis=place)
 
 
-def _stamp(place: Path) -> tuple[int, int]:
+def stamp(place: Path) -> tuple[int, int]:
+    """Size and time of change of a file."""
     status = place.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def numpy_type(dtype: torch.dtype) -> np.dtype:
+    """NumPy's type of the same numbers."""
+    return np.dtype(str(dtype).removeprefix("torch."))

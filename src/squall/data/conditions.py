@@ -1,6 +1,5 @@
 """What stands beside the states: masks, gaps, areas of cells, and conditions that are known in advance."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from squall._process.names import suggestion
 from squall.data.errors import DataError
 
 Mask = Bool[Tensor, "channel *space"]
@@ -52,9 +52,8 @@ def known(name: str, conditions: Iterable[Condition]) -> Condition:
     """
     by_name = {condition.name: condition for condition in conditions}
     if name not in by_name:
-        near = difflib.get_close_matches(name, by_name, n=1)
-        there = f"there are {', '.join(by_name)}" if by_name else "the data have no condition"
-        raise DataError(f"no condition '{name}': {there}" + (f"; did you mean '{near[0]}'?" if near else ""))
+        there = suggestion(name, by_name) if by_name else "the data have no condition"
+        raise DataError(f"no condition '{name}': {there}")
     return by_name[name]
 
 

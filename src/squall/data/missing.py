@@ -10,9 +10,8 @@ from torch import Tensor
 
 from squall._types import Trajectories
 from squall.data.conditions import Mask, Valid
-from squall.data.description import Description
 from squall.data.errors import GAPS, DataError, NonFinite, all_finite
-from squall.data.source import Numbers, Source
+from squall.data.source import Numbers, Source, View
 
 
 class Missing(NamedTuple):
@@ -170,23 +169,8 @@ def fill_missing(source: Source) -> tuple[Trajectories, Mask | None, Valid | Non
     return whole._gather(chosen, torch.zeros_like(chosen), source.shape[1]), mask, valid
 
 
-class Whole(Screened):
+class Whole(Screened, View):
     """A source that holds NaN, screened."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.source.dtype
-
-    @property
-    def description(self) -> Description:
-        return self.source.description
 
     def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         return self.source._gather(trajectories, starts, length)

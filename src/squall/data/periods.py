@@ -7,13 +7,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from squall._types import Trajectories
-from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
+from squall.data.conditions import Condition, ConditionValues, Valid
 from squall.data.description import Description
 from squall.data.errors import DataError
-from squall.data.source import Indices, Numbers, Source, as_indices, check_range, share
+from squall.data.source import Indices, Numbers, Source, View, as_indices, check_range, share
 
 
-class Windows(Source):
+class Windows(View):
     """Pieces of equal length of a source as trajectories of their own; nothing is copied or read.
 
     Args:
@@ -27,7 +27,8 @@ class Windows(Source):
     """
 
     def __init__(self, source: Source, trajectories: Indices, starts: Indices, length: int) -> None:
-        self.source, self.length = source, length
+        super().__init__(source)
+        self.length = length
         self.rows, self.starts = as_indices(trajectories, "trajectories"), as_indices(starts, "starts")
         check_range(self.rows, source.trajectories, "trajectories")
         check_range(self.starts, source.shape[1] - length + 1, "starts")
@@ -37,23 +38,11 @@ class Windows(Source):
         return (len(self.rows), self.length, *self.source.shape[2:])
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.source.dtype
-
-    @property
     def description(self) -> Description:
         """That of the source; `start` is the time of the first state where all pieces share it."""
         about = self.source.description
         common = self.starts.unique()
         return dataclasses.replace(about, start=about.start + about.dt * int(common[0])) if len(common) == 1 else about
-
-    @property
-    def mask(self) -> Mask | None:
-        return self.source.mask
-
-    @property
-    def measure(self) -> Areas | None:
-        return self.source.measure
 
     @property
     def valid(self) -> Valid | None:

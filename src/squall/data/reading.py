@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
-from squall._process.documents import special_file
+from squall._process.files import special_file
 from squall._process.limits import too_large
 from squall._types import Trajectories
-from squall.data.arrays import Handle
+from squall.data.arrays import Handle, numpy_type, stamp
 from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
 from squall.data.errors import GAPS, DataError, MissingFileError, NonFinite
@@ -64,7 +64,7 @@ class TrajectoryFile(Source):
         self._descriptor: int | None = None
         self._hdf5: h5py.File | None = None
         check_exists(self.path, self._place)
-        self._stamp = _stamp(self._place)
+        self._stamp = stamp(self._place)
         self._values = Handle(self._place, open_hdf5, self.path)
         try:
             with open_file(self.path, self._place) as file:
@@ -171,7 +171,7 @@ class TrajectoryFile(Source):
 
     def _states(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         self._open()
-        number = np.dtype(str(self.dtype).removeprefix("torch."))
+        number = numpy_type(self.dtype)
         stored = self._structure.stored
         try:
             parts = [self._read(field, trajectories.numpy(), starts.numpy(), length) for field in stored]
@@ -204,7 +204,7 @@ class TrajectoryFile(Source):
             return
         self.close()
         check_exists(self.path, self._place)
-        if _stamp(self._place) != self._stamp:
+        if stamp(self._place) != self._stamp:
             raise DataError(f"{self.path}: the file has changed since it was opened; open it again")
         in_place = hasattr(os, "preadv")
         if in_place:
@@ -296,8 +296,3 @@ def damaged(path: Path, error: Exception) -> str:
     if "truncated" in reason or "ends before" in reason:
         return f"{path}: the file is truncated ({reason}). Let its writer finish, or make or fetch it again"
     return f"{path}: the file cannot be read and may be damaged ({reason}). {advice}"
-
-
-def _stamp(place: Path) -> tuple[int, int]:
-    status = place.stat()
-    return status.st_size, status.st_mtime_ns

@@ -367,17 +367,15 @@ class InMemory(Source):
         return picked.unflatten(0, (length, len(trajectories))).transpose(0, 1)
 
 
-class Subset(Source):
-    """Some trajectories of a source, in the order given; nothing is copied or read."""
+class View(Source):
+    """Another look at a source: what a subclass does not say is that of the source."""
 
-    def __init__(self, source: Source, indices: Indices) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.indices = as_indices(indices, "indices")
-        check_range(self.indices, source.trajectories, "indices")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.indices), *self.source.shape[1:])
+        return self.source.shape
 
     @property
     def dtype(self) -> torch.dtype:
@@ -392,12 +390,25 @@ class Subset(Source):
         return self.source.mask
 
     @property
-    def valid(self) -> Valid | None:
-        return None if self.source.valid is None else self.source.valid[self.indices]
-
-    @property
     def measure(self) -> Areas | None:
         return self.source.measure
+
+
+class Subset(View):
+    """Some trajectories of a source, in the order given; nothing is copied or read."""
+
+    def __init__(self, source: Source, indices: Indices) -> None:
+        super().__init__(source)
+        self.indices = as_indices(indices, "indices")
+        check_range(self.indices, source.trajectories, "indices")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.indices), *self.source.shape[1:])
+
+    @property
+    def valid(self) -> Valid | None:
+        return None if self.source.valid is None else self.source.valid[self.indices]
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Shaped
 
 from squall._process.extras import explain_missing_extra
-from squall._process.files import sync, sync_descriptor, temporary_name, writing_into
+from squall._process.files import refuse_existing, sync, sync_descriptor, temporary_name, writing_into
 from squall._types import Trajectories
+from squall.data.arrays import numpy_type
 from squall.data.conditions import Areas, Mask
 from squall.data.description import DEGREES, Description
 from squall.data.errors import DataError
@@ -31,9 +32,9 @@ from squall.data.writing import (
     STRUCTURE_BYTES,
     Beside,
     explained,
+    in_place,
     lay_out,
     publish,
-    refuse_existing,
     reserve,
     write_all,
 )
@@ -60,7 +61,7 @@ class Stream(abc.ABC):
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, mask: Mask | None) -> None:
         self.path, self.shape, self.mask = path, shape, mask
-        self.dtype = np.dtype(str(dtype).removeprefix("torch."))
+        self.dtype = numpy_type(dtype)
         self.block = block_of(shape, self.dtype)
         self.written = 0
 
@@ -169,7 +170,7 @@ def _lay_out_netcdf(
 ) -> list[int]:
     """A NetCDF-4 file: HDF5 with dimension scales."""
     dims, coordinates = _axes(about, shape)
-    kind = np.dtype(str(dtype).removeprefix("torch."))
+    kind = numpy_type(dtype)
     offsets = []
     with h5py.File(path, "w", locking=False, track_order=True) as file:
         file.attrs.update({name: np.bytes_(text) for name, text in _attributes(about).items()})
@@ -178,11 +179,7 @@ def _lay_out_netcdf(
             scale.make_scale(dim)
             scale.attrs.update(_coordinate_attributes(about, dim))
         for name in about.fields:
-            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            properties.set_layout(h5py.h5d.CONTIGUOUS)
-            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            variable = file.create_dataset(name, (shape[0], shape[1], *shape[3:]), kind, dcpl=properties)
+            variable = in_place(file, name, (shape[0], shape[1], *shape[3:]), kind)
             variable.attrs["_FillValue"] = np.array([np.nan], kind)
             if name in about.units:
                 variable.attrs["units"] = np.bytes_(about.units[name])
@@ -205,7 +202,7 @@ def _lay_out_zarr(
     import zarr
 
     dims, coordinates = _axes(about, shape)
-    kind = np.dtype(str(dtype).removeprefix("torch."))
+    kind = numpy_type(dtype)
     group = zarr.open_group(path, mode="w-", attributes=_attributes(about))
     arrays: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]
     arrays = {dim: ((dim,), values, _coordinate_attributes(about, dim)) for dim, values in coordinates.items()}

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from squall._process.files import UNSUPPORTED, sync, sync_descriptor, temporary_name, writing_into
+from squall._process.files import UNSUPPORTED, refuse_existing, sync, sync_descriptor, temporary_name, writing_into
 from squall._types import Trajectories
+from squall.data.arrays import numpy_type
 from squall.data.conditions import (
     Areas,
     Condition,
@@ -360,7 +361,7 @@ def lay_out(
 
         for group in ("scalars", "t0_fields", "t1_fields", "t2_fields"):
             file.create_group(group).attrs["field_names"] = _words(())
-        kind = np.dtype(str(dtype).removeprefix("torch."))
+        kind = numpy_type(dtype)
         offsets = [_field(file, f"t0_fields/{name}", (batch, times, *space), kind) for name in about.fields]
         slots = [slot for condition in beside.conditions for slot in _slots(file, condition, space, kind)]
         _beside(file, beside, about.fields, kind)
@@ -435,17 +436,22 @@ def _boundary(group: Any, axis: str, points: int, kind: str) -> None:
 
 def _field(file: Any, key: str, shape: tuple[int, ...], dtype: np.dtype, **attributes: Any) -> int:
     """An empty data set in one piece; returns its place in the file."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     _announce(file, key)
-    dataset = file.create_dataset(key, shape, dtype, dcpl=properties)
+    dataset = in_place(file, key, shape, dtype)
     varying = {"dim_varying": np.ones(max(len(shape) - 2, 0), dtype=bool), "sample_varying": True, "time_varying": True}
     dataset.attrs.update(varying | attributes)
     if not shape:  # h5py drops the properties of a scalar, which then has no place before it is written
         dataset[()] = 0
     return dataset.id.get_offset()
+
+
+def in_place(file: Any, key: str, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """A data set in one piece, which has its place in the file before anything is written."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return file.create_dataset(key, shape, dtype, dcpl=properties)
 
 
 def _announce(file: Any, key: str) -> None:
@@ -493,20 +499,13 @@ def publish(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def refuse_existing(path: Path) -> None:
-    if os.path.lexists(path):
-        raise FileExistsError(
-            errno.EEXIST, "it exists and is never overwritten; choose another name, or move it away", str(path)
-        )
-
-
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Errors of the system name the file that was wanted, and say that nothing is left of it."""
     try:
         yield
     except FileExistsError as error:
-        if error.filename == str(path):
+        if error.errno is None:  # of `refuse_existing`
             raise
         refuse_existing(path)
         raise _not_written(path, error) from error

@@ -16,7 +16,7 @@ from squall.evaluation.growth import DENSE_LIMIT, growth_factor, growth_factors
 from squall.evaluation.pieces import without_history
 from squall.evaluation.tallies import RolloutTally
 from squall.integrators import Array, IntegratorLike, increment
-from squall.models.inputs import Inputs, read_conditions, rollout
+from squall.models.inputs import Conditions, Held, Inputs, Window, read_conditions, rollout
 from squall.models.placement import like_model
 from squall.models.stacked import Stacked
 
@@ -32,9 +32,6 @@ SAMPLED = 2**22
 """Numbers of the truth from which thresholds are estimated."""
 
 OfOne = Float[Tensor, "1 *shape"]
-Window = Float[Tensor, "batch history channel *space"]
-Conditions = Float[Tensor, "batch _time condition *space"]
-Held = Float[Tensor, "batch condition *space"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,14 +22,7 @@ class RateModel(nn.Module, abc.ABC):
 
     def __init__(self, channels: int, hidden: int, dimensions: int) -> None:
         super().__init__()
-        for name, value, most in [
-            ("channels", channels, None),
-            ("hidden", hidden, None),
-            ("dimensions", dimensions, 3),
-        ]:
-            if value < 1 or (most is not None and value > most):
-                allowed = "at least 1" if most is None else f"1 to {most}"
-                raise ValueError(f"{type(self).__name__}: {name} is {value}, but must be {allowed}")
+        check_sizes(self, channels=channels, hidden=hidden, dimensions=dimensions)
         self.channels, self.hidden, self.dimensions = channels, hidden, dimensions
 
     @abc.abstractmethod
@@ -47,9 +40,23 @@ class RateModel(nn.Module, abc.ABC):
                 f"(batch, channel, *space) with {self.channels} channel(s) and {self.dimensions} axes "
                 "of space; see its arguments channels and dimensions"
             )
-        dtype = next(self.parameters()).dtype
-        if u.dtype != dtype and not torch.is_autocast_enabled(u.device.type):
-            raise TypeError(
-                f"{name}: the state is {u.dtype} and the weights are {dtype}; convert one of them, "
-                "as by model.to(u.dtype)"
-            )
+        check_precision(self, u)
+
+
+def check_precision(model: nn.Module, u: State) -> None:
+    """Refuse states in another precision than the weights."""
+    dtype = next(model.parameters()).dtype
+    if u.dtype != dtype and not torch.is_autocast_enabled(u.device.type):
+        raise TypeError(
+            f"{type(model).__name__}: the state is {u.dtype} and the weights are {dtype}; convert one of them, as by "
+            "model.to(u.dtype)"
+        )
+
+
+def check_sizes(model: nn.Module, **sizes: int) -> None:
+    """Refuse a size that is smaller than 1 (of `conditions` and `film`, than 0), and more than three dimensions."""
+    for name, value in sizes.items():
+        least = 0 if name in ("conditions", "film") else 1
+        if value < least or (name == "dimensions" and value > 3):
+            allowed = "1 to 3" if name == "dimensions" else f"at least {least}"
+            raise ValueError(f"{type(model).__name__}: {name} is {value}, but must be {allowed}")

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall._types import State
+from squall.models.base import check_precision, check_sizes
 from squall.models.padding import boundary_per_axis
 
 Output = Float[Tensor, "batch out *space"]
@@ -45,14 +46,8 @@ class GridNetwork(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
-        least_one = {"channels": channels, "out_channels": out_channels, "history": history, **sizes}
-        allowed = {"dimensions": (1, 3), "conditions": (0, None), "film": (0, None)}
-        given = {"dimensions": dimensions, "conditions": conditions, "film": film, **least_one}
-        for name, value in given.items():
-            least, most = allowed.get(name, (1, None))
-            if value < least or (most is not None and value > most):
-                text = f"at least {least}" if most is None else f"{least} to {most}"
-                raise ValueError(f"{type(self).__name__}: {name} is {value}, but must be {text}")
+        check_sizes(self, dimensions=dimensions, conditions=conditions, film=film, channels=channels, **sizes)
+        check_sizes(self, out_channels=out_channels, history=history)
         self.channels, self.dimensions, self.conditions = channels, dimensions, conditions
         self.out_channels, self.history, self.film = out_channels, history, film
         self.boundary = boundary_per_axis(boundary, dimensions)
@@ -94,12 +89,7 @@ class GridNetwork(nn.Module, abc.ABC):
             )
         if not joined:
             self._check(conditions, "conditions", self.conditions, (*batch, self.conditions, *u.shape[2:]))
-        dtype = next(self.parameters()).dtype
-        if u.dtype != dtype and not torch.is_autocast_enabled(u.device.type):
-            raise TypeError(
-                f"{name}: the state is {u.dtype} and the weights are {dtype}; convert one of them, "
-                "as by model.to(u.dtype)"
-            )
+        check_precision(self, u)
         return u if conditions is None else torch.cat((u, conditions.to(u.dtype)), 1)
 
     def _check(self, given: Tensor | None, name: str, count: int, shape: tuple[int, ...]) -> None:

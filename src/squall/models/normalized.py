@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from squall._types import State
+from squall.models.inputs import Joined
 
 __all__ = ["Normalized"]
-
-Joined = Float[Tensor, "batch _channels *space"]
-"""States, oldest first, and conditions; see `squall.models.inputs`."""
 
 
 @final

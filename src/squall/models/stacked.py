@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from squall._process.replay import Replayed
 from squall._types import Rate, State
 from squall.integrators import IntegratorLike, accepts_step
+from squall.models.inputs import Joined
 
 __all__ = ["Stacked"]
 
 
 States = Float[Tensor, "member batch channel *space"]
-Joined = Float[Tensor, "batch _channels *space"]
-"""States with the history and the conditions that a model sees."""
 
 
 class Stacked:

@@ -4,18 +4,11 @@ from squall._process.extras import explain_missing_extra
 
 with explain_missing_extra():
     from squall.report import diagnosis
+    from squall.report.animations import animate_forecast, check_animation, forecast_animations
     from squall.report.comparison import Comparison, compare, comparison_note, comparison_table
-    from squall.report.figures import (
-        animate_forecast,
-        check_animation,
-        comparison_figure,
-        energy_figure,
-        error_figure,
-        field_figure,
-        forecast_animations,
-        write_animations,
-        write_figures,
-    )
+    from squall.report.curves import comparison_figure, energy_figure, error_figure
+    from squall.report.fields import field_figure
+    from squall.report.run import write_animations, write_figures
     from squall.report.study import write_report
     from squall.report.tables import Table, evaluation_table, markdown, terminal
 

@@ -1,22 +1,23 @@
 """Maps of the sphere: orthographic and plate carrée, storms marked, and animations. North is up, east is right."""
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
+from squall._process.files import refuse_existing
 from squall.evaluation.sphere import SphereGrid
 from squall.evaluation.storms import Storms
-from squall.runs.folder import write_beside
+from squall.report.animations import film
+from squall.report.figures import limits as extremes
+from squall.report.figures import scale
 
 __all__ = ["animate", "map_figure", "project", "sample", "unproject"]
 
@@ -104,8 +105,7 @@ def map_figure(
         storms: centres to mark, by the title of their map.
     """
     arrays = {title: field.detach().double().cpu().numpy() for title, field in fields.items()}
-    low, high = limits or _limits(list(arrays.values()))
-    style: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": "RdBu_r" if low < 0 < high else "viridis"}
+    style = scale(*(limits or extremes(*arrays.values())))
     wide = 3.4 if centre is not None else 4.6
     figure = Figure(figsize=(wide * len(arrays) + 0.9, 3.4), layout="constrained")
     panels = figure.subplots(1, len(arrays), squeeze=False)[0]
@@ -132,7 +132,7 @@ def animate(
     """Write a GIF of maps side by side, one frame per time.
 
     Args:
-        path: the `.gif` file; refused if it exists.
+        path: the `.gif` file, or `.mp4` where ffmpeg is installed; refused if it exists.
         fields: by title, all at the same times.
         grid, centre, unit: as for `map_figure`; colours are the same at all times.
         times: a caption for each time.
@@ -143,20 +143,17 @@ def animate(
         ValueError: the number of captions is not that of the times.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or move it away")
+    refuse_existing(path)
     counts = {title: len(field) for title, field in fields.items()}
     if set(counts.values()) != {len(times)}:
         raise ValueError(f"the fields have {counts} times, and there are {len(times)} captions; give one for each")
-    limits = _limits([field.detach().double().cpu().numpy() for field in fields.values()])
+    limits = extremes(*(field.detach().double().cpu().numpy() for field in fields.values()))
     first = {title: field[0] for title, field in fields.items()}
     figure = map_figure(first, grid, centre=centre, unit=unit, limits=limits)
     panels = [axes for axes in figure.axes if axes.get_title()]
     caption = figure.suptitle(times[0], fontsize=9)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: nothing moves between frames
 
-    def draw(i: int) -> list[Any]:
+    def draw(i: int) -> None:
         caption.set_text(times[i])
         for panel, field in zip(panels, fields.values(), strict=True):
             values = field[i].detach().double().cpu().numpy()
@@ -164,23 +161,9 @@ def animate(
                 panel.collections[0].set_array(np.ma.masked_invalid(_upright(values, grid)))
             else:
                 panel.images[0].set_data(np.ma.masked_invalid(_disc(values, grid, centre)))
-        return []
 
-    film = FuncAnimation(figure, draw, frames=len(times))
-    with tempfile.TemporaryDirectory() as folder, write_beside(path) as part:
-        drawn = Path(folder) / "film.gif"  # Pillow knows the format by the suffix
-        film.save(drawn, writer=PillowWriter(fps=frames_per_second), dpi=80)
-        part.write_bytes(drawn.read_bytes())
+    film(path, figure, range(len(times)), draw, frames_per_second)
     return path
-
-
-def _limits(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
-    finite = np.concatenate([array[np.isfinite(array)] for array in arrays])
-    if len(finite) == 0:
-        return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
-    size = max(-low, high)
-    return (-size, size) if low < 0 < high else (low, high)
 
 
 def _orthographic(

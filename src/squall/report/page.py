@@ -16,9 +16,12 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from squall.report.figures import COLOURS, REGIME_COLOURS, fixed_temperature
+from squall._process.files import write_beside
+from squall.report.curves import fixed_temperature
+from squall.report.fields import REGIME_COLOURS
+from squall.report.figures import COLOURS
 from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table, state_counts
-from squall.runs.folder import Kind, write_beside
+from squall.runs.folder import Kind
 from squall.study.outcome import STATES, Outcome, Place
 from squall.study.results import GridResults, Results, Row
 from squall.systems import CahnHilliard

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from squall._process.files import write_beside
 from squall._process.names import file_name
-from squall.report import figures
+from squall.report import curves, fields
+from squall.report.figures import save
 from squall.report.tables import KINDS, grid_tables, markdown, ratio_tables, regime_table, status_table
-from squall.runs.folder import write_beside
 from squall.study.definition import slug
 from squall.study.pack import csv_table
 from squall.study.results import Results, read_results
@@ -33,7 +34,7 @@ def write_report(path: Path | str) -> list[Path]:
     table = csv_table(results.labels, results.outcomes)
     files = [_write(out / "results.csv", table), _write(out / "tables.md", study_tables(results))]
     for name, figure in _figures(results):
-        files += [figures.save(figure, out / f"{file_name(name)}.{suffix}") for suffix in ("png", "pdf")]
+        files += [save(figure, out / f"{file_name(name)}.{suffix}") for suffix in ("png", "pdf")]
     return [*files, write_page(results, out / "index.html")]
 
 
@@ -74,15 +75,15 @@ def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
             continue
         drawn: dict[str, Figure | None] = {}
         if "one-step" in show and one_step:
-            drawn = {"regimes": figures.regime_figure(one_step), "one-step": figures.step_error_figure(one_step)}
+            drawn = {"regimes": fields.regime_figure(one_step), "one-step": fields.step_error_figure(one_step)}
         if "fields" in show:
-            drawn |= {f"fields-{slug(title)}": figures.field_comparison(rows, title) for title, rows in found.groups}
+            drawn |= {f"fields-{slug(title)}": fields.field_comparison(rows, title) for title, rows in found.groups}
         if "sampling" in show:
             for row in found.rows:
                 label = ", ".join(row.labels)
-                drawn[f"sampling-{slug(label)}"] = row.sampled and figures.sampling_figure(row.sampled, label)
+                drawn[f"sampling-{slug(label)}"] = row.sampled and curves.sampling_figure(row.sampled, label)
         if "temperature" in show:
-            drawn |= {f"temperature-{kind}": figures.temperature_figure(found, kind) for kind in KINDS}
+            drawn |= {f"temperature-{kind}": curves.temperature_figure(found, kind) for kind in KINDS}
         if "training" in show:
-            drawn["training"] = figures.training_figure(found)
+            drawn["training"] = curves.training_figure(found)
         yield from ((f"{name}-{key}", figure) for key, figure in drawn.items() if figure is not None)

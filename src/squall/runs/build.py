@@ -1,6 +1,5 @@
 """Names become objects, here and nowhere else: a configuration turns into all that training and evaluation take."""
 
-import difflib
 import importlib
 import inspect
 import math
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 import squall.data
 from squall import grid
+from squall._process.names import suggestion
 from squall._types import State
 from squall.data import Normalization, Source, Split, Transitions
 from squall.data.conditions import known
@@ -306,11 +306,8 @@ def _on_grid(
     name, given = config.model.name, config.model.arguments
     allowed = [key for key in inspect.signature(network).parameters if key not in FROM_DATA]
     if unknown := [key for key in given if key not in allowed]:
-        near = difflib.get_close_matches(unknown[0], allowed, n=1)
-        raise ConfigError(
-            f"model.arguments.{unknown[0]} is unknown to '{name}', which takes {', '.join(allowed)}"
-            + (f": did you mean '{near[0]}'?" if near else "")
-        )
+        hint = suggestion(unknown[0], allowed)
+        raise ConfigError(f"model.arguments.{unknown[0]} is unknown to '{name}': {hint}")
     boundary = ["wall" if name == "mixed" else name for name in source.boundary]
     options = {"boundary": boundary, **sizes, **given, "generator": generator, "dimensions": len(source.space)}
     channels = sum(known(name, source.conditions).shape[2] for name in config.data.inputs)

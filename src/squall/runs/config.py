@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from squall._process.names import suggestion
 from squall.losses.rivals import RIVALS
 from squall.losses.rivals.table import options_of
 from squall.training.settings import TrainingSettings, alone
@@ -192,12 +193,8 @@ def _check_rival(name: str, options: dict[str, Any] | None) -> None:
             raise ValueError(f"loss.options are for a rival or a loss of your own, but loss.name is '{name}'")
         return
     if name not in RIVALS and not name.rpartition(".")[0]:
-        near = difflib.get_close_matches(name, (*OWN_LOSSES, *RIVALS), n=1)
-        hint = f"did you mean '{near[0]}'? Known are" if near else "known are"
-        raise ValueError(
-            f"loss.name is '{name}': {hint} {', '.join((*OWN_LOSSES, *RIVALS))}, or an import path such as "
-            "my_package.losses.Power"
-        )
+        hint = suggestion(name, (*OWN_LOSSES, *RIVALS))
+        raise ValueError(f"loss.name is '{name}': {hint}, or an import path such as my_package.losses.Power")
     if name in RIVALS:
         known = options_of(RIVALS[name])
         if unknown := sorted(set(options or {}) - set(known)):

@@ -27,12 +27,13 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
-from squall._process.documents import DocumentError, read_json, read_text, special_file
+from squall._process.documents import DocumentError, read_json, read_text
+from squall._process.files import special_file
 from squall._types import State, Trajectories
 from squall.data import DataError, Description, InMemory, Normalization, Split, describe
 from squall.integrators import IntegratorLike
-from squall.models.inputs import Conditions, Held, Inputs, advance, rollout
-from squall.models.placement import like_model
+from squall.models.inputs import Conditions, Held, Inputs, Window, advance, rollout
+from squall.models.placement import evaluating, like_model
 from squall.runs.build import Experiment, build
 from squall.runs.config import ConfigError, from_dict
 from squall.runs.description import ARRAYS, read_description
@@ -133,7 +134,6 @@ class Emulator(nn.Module):
         window = u.unsqueeze(1) if self.inputs.history == 1 else u
         return advance(self.model, self.integrator, window, conditions, self.description.dt, self.mask)
 
-    @torch.no_grad()
     def rollout(
         self, initial: Float[Tensor, "batch ..."], steps: int, conditions: Conditions | None = None
     ) -> Trajectories:
@@ -161,10 +161,19 @@ class Emulator(nn.Module):
             shape = ", ".join(map(str, ("batch", f"steps ({steps}) or 1", self.condition_channels, *space)))
             there = "none are given" if conditions is None else f"they have shape {tuple(conditions.shape)}"
             raise ConfigError(f"the model takes conditions ({shape}){names}; {there}")
-        first = like_model(self.model, initial)
-        window = first.unsqueeze(1) if self.inputs.history == 1 else first
-        held = None if conditions is None else like_model(self.model, conditions)
-        return rollout(self.model, self.integrator, window, held, self.description.dt, steps, self.mask)
+        return self.roll(initial.unsqueeze(1) if self.inputs.history == 1 else initial, conditions, steps)
+
+    @torch.no_grad()
+    def roll(self, window: Window, conditions: Conditions | None, steps: int) -> Trajectories:
+        """Roll out from states that were checked, (batch, history, channel, *space), on any grid that the model takes.
+
+        See `squall.models.inputs.rollout`; the model is in evaluation mode meanwhile.
+        """
+        with evaluating(self.model):
+            first = like_model(self.model, window)
+            held = None if conditions is None else like_model(self.model, conditions)
+            mask = None if self.mask is None else self.mask.to(first.device)
+            return rollout(self.model, self.integrator, first, held, self.description.dt, steps, mask)
 
     def extra_repr(self) -> str:
         return f"dt={self.description.dt}, fields={self.description.fields}, state={self.state_shape}"

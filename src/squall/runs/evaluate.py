@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from squall._process.extras import explain_missing_extra
+from squall._process.files import refuse_existing, write_beside
 from squall._process.threads import threads
 from squall.data import Normalization, Source
 from squall.evaluation.pieces import pieces
@@ -20,7 +21,7 @@ from squall.integrators import IntegratorLike, substeps
 from squall.models.stacked import Stacked
 from squall.runs.build import Experiment, integrator
 from squall.runs.config import ConfigError, can_run_together
-from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint, write_beside
+from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint
 from squall.runs.installed import working_folder_importable
 from squall.runs.trained import TrainedRun, open_run
 
@@ -149,8 +150,7 @@ def _refuse_existing(netcdf: Path, runs: Sequence[TrainedRun]) -> None:
         importlib.import_module(package)
     if len(runs) > 1:
         raise ConfigError(f"{netcdf} holds one run, but {len(runs)} are evaluated: name one")
-    if netcdf.exists():
-        raise FileExistsError(f"{netcdf} exists and is not overwritten: choose another name, or move it away")
+    refuse_existing(netcdf)
 
 
 def _write_netcdf(evaluation: Evaluation, path: Path) -> None:

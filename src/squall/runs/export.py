@@ -1,9 +1,8 @@
 """A run as a folder that goes to others: weights, a program of one step, a model card."""
 
+import errno
 import io
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 import squall
-from squall._process.files import sync, temporary_name, writing_into
+from squall._process.files import refuse_existing, write_folder_beside
 from squall.runs.config import to_dict
 from squall.runs.emulator import BESIDE, DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
 from squall.runs.folder import Kind, RunFolder
@@ -49,8 +48,7 @@ def export_run(
         ExportError: if the state of the model cannot be written.
     """
     out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise FileExistsError(f"{out} exists and is not overwritten: choose another folder, or move it away")
+    refuse_existing(out, "another folder")
     trained = open_run(path, data, trust=trust)
     kind, step = trained.load(checkpoint)
     emulator = trained.emulator.cpu().eval()
@@ -65,27 +63,13 @@ def export_run(
     origin = {"squall": squall.__version__, "torch": torch.__version__, "checkpoint": {"kind": kind, "step": step}}
     about = describe_export(contents, files, **origin)
     card = _card(out.resolve().name, emulator, contents, files, refusal, trained.folder, kind, step)
-    _write(out, files | {DESCRIPTION: about.encode(), "README.md": card.encode()})
+    try:
+        write_folder_beside(out, files | {DESCRIPTION: about.encode(), "README.md": card.encode()}, replace=False)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise FileExistsError(f"{out} exists now and is not overwritten: choose another folder") from error
     return Exported(out, refusal)
-
-
-def _write(out: Path, files: Mapping[str, bytes]) -> None:
-    """All files or none."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(out)
-    with writing_into(out.parent):
-        temporary.mkdir()
-        try:
-            for name, content in files.items():
-                (temporary / name).write_bytes(content)
-                sync(temporary / name)
-            try:
-                os.rename(temporary, out)
-            except OSError as error:
-                raise FileExistsError(f"{out} exists now and is not overwritten: choose another folder") from error
-            sync(out.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _NotExportable(Exception):

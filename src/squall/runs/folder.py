@@ -25,15 +25,16 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load, load_file, save
 from torch import nn
 
-from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text, special_file
-from squall._process.files import DAMAGED_ARRAYS, LEFTOVER, write_beside, write_folder_beside
+from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text
+from squall._process.files import DAMAGED_ARRAYS, special_file, write_beside, write_folder_beside
+from squall._process.limits import first_line
 from squall.data import Normalization
 from squall.runs.config import difference, flat
 from squall.runs.record import is_edited, recorded
@@ -51,7 +52,6 @@ __all__ = [
     "evaluation_suffix",
     "fingerprint",
     "refuse_unsavable",
-    "write_beside",
 ]
 
 Kind = Literal["last", "best"]
@@ -168,18 +168,7 @@ class RunFolder:
                     f"the file system of {self.path} has no locks ({error.strerror}): nothing else may write there now",
                     stacklevel=3,
                 )
-            self._sweep()
             yield
-
-    def _sweep(self) -> None:
-        """Remove what a killed process left: half-written files, and checkpoints that it had no time to drop."""
-        for kind in get_args(Kind):
-            self._drop_older(kind)
-        for part in self.path.glob(f"{CHECKPOINTS}/.*.part"):
-            shutil.rmtree(part, ignore_errors=True)
-        for part in self.path.glob(".*.part"):
-            if LEFTOVER.fullmatch(part.name):
-                part.unlink()
 
     # Text files
 
@@ -311,9 +300,6 @@ class RunFolder:
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         contents[CHECKSUMS] = json.dumps(checksums).encode()
         write_folder_beside(self._checkpoint_path(kind, checkpoint.step), contents)
-        self._drop_older(kind)
-
-    def _drop_older(self, kind: Kind) -> None:
         for step in self.checkpoint_steps(kind)[KEPT:]:
             shutil.rmtree(self._checkpoint_path(kind, step), ignore_errors=True)
 
@@ -342,7 +328,7 @@ class RunFolder:
                 try:
                     fits(checkpoint)
                 except Exception as error:  # such as shapes that differ, or a state of another kind
-                    message = f"the checkpoint {path} is damaged (it does not fit the model: {_first_line(error)})"
+                    message = f"the checkpoint {path} is damaged (it does not fit the model: {first_line(error)})"
                     raise CheckpointError(message) from error
                 return checkpoint
             except CheckpointError as error:
@@ -406,7 +392,7 @@ def _read_checkpoint(path: Path, step: int) -> Checkpoint:
             raise TypeError(f"{STATE} holds a {type(state).__name__}")
         return Checkpoint(step, load_file(path / WEIGHTS), state)
     except Exception as error:  # of the readers of torch and safetensors, which know each its own
-        raise CheckpointError(f"the checkpoint {path} is damaged ({_first_line(error)})") from error
+        raise CheckpointError(f"the checkpoint {path} is damaged ({first_line(error)})") from error
 
 
 def refuse_unsavable(model: nn.Module) -> None:
@@ -421,13 +407,9 @@ def refuse_unsavable(model: nn.Module) -> None:
         model.load_state_dict(Checkpoint(0, load(save(weights)), state).model_state)
     except Exception as error:  # the model's own methods are called
         raise CheckpointError(
-            f"the model cannot be saved and loaded again, so nothing was trained: {_first_line(error)}. Its state dict "
+            f"the model cannot be saved and loaded again, so nothing was trained: {first_line(error)}. Its state dict "
             "may hold tensors, numbers, text, lists and mappings"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _state_bytes(state: dict[str, Any]) -> bytes:

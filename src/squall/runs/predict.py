@@ -9,24 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 import squall
 import squall.data
-from squall._process.documents import special_file
-from squall._process.files import DAMAGED_ARRAYS
+from squall._process.files import read_array
 from squall.data import Description, Source
 from squall.data.description import equal_step
 from squall.data.streaming import stream
-from squall.models.inputs import read_conditions
+from squall.models.inputs import Conditions, Window, read_conditions
 from squall.models.placement import like_model
 from squall.runs.config import ConfigError
-from squall.runs.trained import TrainedRun, Window
+from squall.runs.trained import TrainedRun
 
 __all__ = ["Start", "predict_to_file", "read_start"]
 
-ConditionsAt = Callable[[int, int], Float[Tensor, "batch _time condition *space"] | None]
+ConditionsAt = Callable[[int, int], Conditions | None]
 """Conditions of some steps: of the first of them, and how many."""
 
 
@@ -96,21 +94,10 @@ def read_start(
 
 def _array(path: Path, run: TrainedRun) -> Tensor:
     """States from a .npy file; one channel may be left out."""
-    if special := special_file(path):
-        raise ConfigError(f"--initial {path} is {special}, not a file")
-    try:
-        states = np.load(path, allow_pickle=False)
-    except (OSError, *DAMAGED_ARRAYS) as error:
-        raise ConfigError(
-            f"--initial {path} cannot be read as an array of numbers: save one with `numpy.save`, as float64"
-        ) from error
-    if not isinstance(states, np.ndarray):
-        raise ConfigError(f"--initial {path} holds several arrays: save the one of the states with `numpy.save`")
-    if not (np.issubdtype(states.dtype, np.floating) or np.issubdtype(states.dtype, np.integer)):
-        raise ConfigError(f"--initial {path} holds {states.dtype}, but must hold real numbers")
+    states = read_array(path, "--initial")
     if run.source.channels == 1 and run.inputs.history == 1 and states.ndim == len(run.source.space) + 1:
         states = states[:, None]
-    values, mask = torch.from_numpy(np.asarray(states, dtype=np.float64)), run.source.mask
+    values, mask = torch.from_numpy(states), run.source.mask
     if mask is not None and values.shape[-mask.ndim :] == mask.shape:
         means = torch.tensor(run.normalization.mean, dtype=values.dtype).reshape(-1, *(1,) * (mask.ndim - 1))
         values = torch.where(torch.isfinite(values) | mask, values, means)
@@ -189,7 +176,7 @@ def _conditions(
                 )
     rows = torch.zeros(batch, dtype=torch.int64) if source is None or source.trajectories == 1 else torch.arange(batch)
 
-    def at(step: int, count: int) -> Float[Tensor, "batch _time condition *space"] | None:
+    def at(step: int, count: int) -> Conditions | None:
         if not names:
             return None
         values = []
@@ -249,6 +236,7 @@ def predict_to_file(
     }
     description = _description(run.description, start, provenance)
     measure = run.source.measure if same_grid else None
+    emulator = run.emulator
     with stream(out, shape, window.dtype, description, mask, measure) as file:
         done = file.written // file.block * file.block
         states = _last(file, window, done)
@@ -257,7 +245,7 @@ def predict_to_file(
             count = min(file.block, steps + 1 - done)
             computed = count if done else count - 1
             conditions = start.conditions(max(done - 1, 0), max(computed, 1))
-            block = run.advance(states, conditions, computed)[:, 1 if done else 0 :]
+            block = emulator.roll(states, conditions, computed)[:, 1 if done else 0 :]
             states = torch.cat([states, block if done else block[:, 1:]], 1)[:, -history:]
             finite = finite and bool(torch.isfinite(block).all())
             file.write(done, block if shown is None else block.masked_fill(~shown.to(block.device), torch.nan))

@@ -12,7 +12,7 @@ from torch import Tensor
 import squall
 import squall.data
 from squall._process.extras import explain_missing_extra
-from squall._process.files import write_beside
+from squall._process.files import refuse_existing, write_beside
 from squall.systems import SYSTEMS, ShallowWater, System
 from squall.systems.shallow_water import RADIUS
 
@@ -167,7 +167,6 @@ def _axes(file: Any, system: ShallowWater, trajectories: int, steps: int) -> Non
 
 
 def _check(path: Path | str, trajectories: int, steps: int) -> None:
-    if Path(path).exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: choose another name, or move it away")
+    refuse_existing(Path(path))
     if trajectories < 1 or steps < 1:
         raise ValueError(f"trajectories is {trajectories} and steps is {steps}, but both must be at least 1")

@@ -60,6 +60,7 @@ def run(
     *,
     data_path: str | None = None,
     init: Path | str | None = None,
+    stiffness: bool = True,
 ) -> TrainingResult | None:
     """Train what a configuration says, into a folder; go on where an interrupted run stopped.
 
@@ -72,6 +73,7 @@ def run(
         data_path: the path of the data that config.yaml records; the absolute one if left out, so that the run can be
             evaluated from any folder.
         init: a run folder whose best weights (without a best one its last) and normalization this run starts from.
+        stiffness: whether to write the stiffness index of the transitions, where the sampling uses one.
 
     Returns:
         the result, or None if the folder holds the finished run already.
@@ -83,7 +85,7 @@ def run(
         OtherProcessError: where several processes train, if another one refuses or ends.
         TrainingDiverged: with the last good checkpoint in a note.
     """
-    recorder = _prepare(config, path, watcher, data_path, init=init)
+    recorder = _prepare(config, path, watcher, data_path, init=init, stiffness=stiffness)
     experiment = recorder.experiment
     with threads(config.device.threads), recorder.opened():
         if recorder.reached() == config.training.steps:
@@ -113,6 +115,7 @@ def run_together(
     watcher: Recorder | None = None,
     *,
     data_path: str | None = None,
+    stiffness: Callable[[RunConfig], bool] = lambda config: True,
 ) -> list[TrainingResult | TrainingDiverged | None]:
     """Train several configurations as one batched computation, into a folder each: see `config.can_run_together`.
 
@@ -121,6 +124,7 @@ def run_together(
     Args:
         requested: the configurations and their run folders.
         watcher, data_path: as `run` takes them.
+        stiffness: for which of them the stiffness index is written.
 
     Returns:
         for each its result, what its training diverged by, or None if its folder holds the finished run already.
@@ -134,7 +138,7 @@ def run_together(
     first, first_path = requested[0]
     if len(requested) == 1:
         try:
-            return [run(first, first_path, watcher, data_path=data_path)]
+            return [run(first, first_path, watcher, data_path=data_path, stiffness=stiffness(first))]
         except TrainingDiverged as error:
             return [error]
     if odd := [path for config, path in requested if not can_run_together(first, config)]:
@@ -145,7 +149,7 @@ def run_together(
     recorders: list[_FolderRecorder] = []
     for config, path in requested:
         split = recorders[0].experiment.split if recorders else None
-        recorders.append(_prepare(config, path, watcher, data_path, split))
+        recorders.append(_prepare(config, path, watcher, data_path, split, stiffness=stiffness(config)))
     results: list[TrainingResult | TrainingDiverged | None] = [None] * len(recorders)
     with threads(first.device.threads), contextlib.ExitStack() as stack:
         by_step: dict[int, list[int]] = {}  # a kill may have come between two checkpoints
@@ -182,6 +186,8 @@ def _prepare(
     data_path: str | None,
     split: Split | None = None,
     init: Path | str | None = None,
+    *,
+    stiffness: bool,
 ) -> "_FolderRecorder":
     """Report every error of the configuration before anything is written."""
     folder = RunFolder(path)
@@ -207,7 +213,8 @@ def _prepare(
 
     experiment, start = agreed(fabric, prepare)
     recorded = None if start is None else start.record
-    return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), data_path or config.data.path, recorded)
+    where = data_path or config.data.path
+    return _FolderRecorder(folder, experiment, fabric, watcher or Recorder(), where, recorded, stiffness)
 
 
 def _description(config: RunConfig, start: Start | None) -> dict[str, Any]:
@@ -258,10 +265,11 @@ class _FolderRecorder(Recorder):
         fabric: Fabric,
         watcher: Recorder,
         data_path: str,
-        init: dict[str, Any] | None = None,
+        init: dict[str, Any] | None,
+        stiffness: bool,
     ) -> None:
         self.folder, self.experiment, self.fabric = folder, experiment, fabric
-        self.watcher, self.data_path, self.init = watcher, data_path, init
+        self.watcher, self.data_path, self.init, self.stiffness = watcher, data_path, init, stiffness
         self.saved_step: int | None = None
 
     @contextlib.contextmanager
@@ -308,7 +316,7 @@ class _FolderRecorder(Recorder):
         if there != config:  # in this order: what environment.json says of earlier steps explains the old file
             folder.write_config(config)
         sampler = experiment.sampler
-        if isinstance(sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
+        if self.stiffness and isinstance(sampler, StiffnessAwareSampler) and not folder.has(SAMPLING):
             shape = (experiment.split.train.trajectories, -1)
             index, stiff = (x.reshape(shape).numpy() for x in (sampler.index, sampler.is_stiff))
             dt = np.array(experiment.transitions.dt)

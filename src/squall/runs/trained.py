@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from squall._types import Trajectories
 from squall.data import Description, Normalization, Source, Split
 from squall.data.conditions import as_conditions
-from squall.models.inputs import Inputs, rollout
+from squall.models.inputs import Conditions, Inputs, Window
 from squall.models.placement import evaluating, like_model
 from squall.runs.build import Experiment, build, open_data
 from squall.runs.config import ConfigError, RunConfig, from_dict
@@ -32,9 +32,6 @@ from squall.runs.record import is_own, recorded
 from squall.training.loop import Checkpoint
 
 __all__ = ["TrainedRun", "open_run"]
-
-Window = Float[Tensor, "batch history channel *space"]
-Conditions = Float[Tensor, "batch _time condition *space"]
 
 
 class TrainedRun:
@@ -124,7 +121,8 @@ class TrainedRun:
 
     @property
     def emulator(self) -> Emulator:
-        """The model with its integrator and its grid, with the weights that were loaded last."""
+        """The model with its integrator and its grid, with the weights of `model`."""
+        _ = self.model  # loads them
         return Emulator.of(self._built)
 
     def predict(self, u0: Tensor, steps: int, forcings: Mapping[str, Any] | None = None) -> Trajectories:
@@ -149,16 +147,7 @@ class TrainedRun:
             raise ConfigError(f"steps is {steps}, but must be at least 1")
         window = self.window(u0)
         conditions = self.conditions(forcings or {}, len(window), steps, tuple(window.shape[3:]))
-        return self.advance(window, conditions, steps)
-
-    def advance(self, window: Window, conditions: Conditions | None, steps: int) -> Trajectories:
-        """Roll out from states and conditions of the right shapes; see `squall.models.inputs.rollout`."""
-        model, mask = self.model, self.source.mask
-        with torch.no_grad(), evaluating(model):
-            first = like_model(model, window)
-            held = None if conditions is None else like_model(model, conditions)
-            mask = None if mask is None else mask.to(first.device)
-            return rollout(model, self._built.integrator, first, held, self.description.dt, steps, mask)
+        return self.emulator.roll(window, conditions, steps)
 
     def window(self, states: Tensor) -> Window:
         """Initial states as (batch, history, channel, *space), on a grid that the model can take.

@@ -5,7 +5,6 @@ configuration are one run, in however many grids they stand.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from squall._process.documents import DocumentError, load_yaml
-from squall._process.names import file_name
+from squall._process.names import file_name, suggestion
 from squall.integrators import INTEGRATORS, next_state
 from squall.runs.build import MODELS, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
@@ -300,9 +299,7 @@ def _evaluation(name: str, asked: Any) -> OtherIntegrator:
 def _known(what: str, names: Any, known: Any) -> None:
     for name in names:
         if name not in list(known):
-            near = difflib.get_close_matches(str(name), [str(x) for x in known], n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(map(str, known)))}"
-            raise ConfigError(f"'{name}' is not a known {what}: {hint}")
+            raise ConfigError(f"'{name}' is not a known {what}: {suggestion(str(name), sorted(map(str, known)))}")
 
 
 def _mapping(what: str, values: Any) -> Mapping[str, Any]:

@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 
 from squall._process.documents import dump_yaml, load_yaml
+from squall._process.files import write_beside
 from squall.runs.config import RunConfig, difference, to_dict, with_defaults
-from squall.runs.folder import RunFolder, RunFolderError, write_beside
+from squall.runs.folder import RunFolder, RunFolderError
 from squall.study.definition import Study, Trial, read_study
 from squall.study.outcome import Outcome, read_outcome
 from squall.study.pack import PACK, read_pack

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from squall._process.files import DAMAGED_ARRAYS
-from squall.runs.folder import SAMPLING, RunFolderError, write_beside
+from squall._process.files import DAMAGED_ARRAYS, write_beside
+from squall.runs.folder import SAMPLING, RunFolderError
 from squall.study.outcome import FIELDS, Outcome, metrics
 
 __all__ = ["PACK", "TABLE", "csv_table", "read_pack", "write_pack"]

@@ -140,12 +140,9 @@ def _simulate(leases: Leases, folder: StudyFolder, study: Study, trials: Sequenc
     for name in dict.fromkeys(trial.system for trial in trials):
         options = dict(study.systems[name])
         path = folder.path / data_path(name, options)
-        halves = f".{path.name}.*.part"
-        if path.exists() and not any(path.parent.glob(halves)):
+        if path.exists():
             continue
         with leases.waiting(f"data {name}"):
-            for half in path.parent.glob(halves):  # of a study that was killed
-                half.unlink()
             if path.name in os.listdir(path.parent):
                 continue
             system = SIMULATED[options.pop("name")]

@@ -57,7 +57,7 @@ class Task:
         names = [f"{name}.json" for name in ("evaluation", *self.others)]
         if self.shown & SHOWN_FROM_FIELDS:
             names.append(FIELDS)
-        if "sampling" in self.shown and self.config.sampling.name != "uniform" and self.trial.seed == 0:
+        if "sampling" in self.shown and self.config.sampling.name != "uniform" and _keeps_stiffness(self.config):
             names.append(SAMPLING)
         return names
 
@@ -176,7 +176,8 @@ def run_batch(tasks: Sequence[Task], worker: Worker = _worker) -> None:
             _wait_for(RunFolder(task.path))
         # Named from the study's folder, which may be copied anywhere.
         data_path = tasks[0].trial.config.data.path
-        results = run_together([(task.config, task.path) for task in tasks], worker, data_path=data_path)
+        requested = [(task.config, task.path) for task in tasks]
+        results = run_together(requested, worker, data_path=data_path, stiffness=_keeps_stiffness)
         finished: dict[tuple[OtherIntegrator, ...], list[Task]] = {}
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, TrainingDiverged):
@@ -186,6 +187,11 @@ def run_batch(tasks: Sequence[Task], worker: Worker = _worker) -> None:
         worker.check()
         for group in finished.values():
             _keep_results(group)
+
+
+def _keeps_stiffness(config: RunConfig) -> bool:
+    """The stiffness index is of the data alone: one trial of a variant keeps it."""
+    return config.training.seed == 0
 
 
 def _device(config: RunConfig) -> str:
@@ -232,5 +238,3 @@ def forget(task: Task) -> None:
     """Remove the files that no part of the report needs."""
     if not task.keep_weights:
         shutil.rmtree(task.path / CHECKPOINTS, ignore_errors=True)
-    if task.trial.seed != 0:  # the index is of the data alone
-        (task.path / SAMPLING).unlink(missing_ok=True)

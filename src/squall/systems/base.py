@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -14,8 +13,12 @@ from jaxtyping import Float, Shaped
 from numpy.random import RandomState
 from torch import Tensor
 
+from squall._process.names import suggestion
 from squall._types import PerState, State, Trajectories
 from squall.grid import Grid
+
+GROWS = ", or short waves grow without bound"
+"""What happens without the sign that damps short waves."""
 
 Generator = torch.Generator | RandomState
 """Where random numbers come from; NumPy's legacy `RandomState` is there to repeat the draws of the reference."""
@@ -47,6 +50,10 @@ class System(abc.ABC):
     """The number of axes of space."""
     boundary: ClassVar[str] = "periodic"
     """Of every axis: "periodic" or "open"."""
+    positive: ClassVar[Mapping[str, str]] = {}
+    """The parameters that must be positive besides the sizes, each with what happens otherwise, or ""."""
+    not_negative: ClassVar[Mapping[str, str]] = {}
+    """Those that may also be zero."""
     paper_seed: ClassVar[int] = 0
     """The seed of the usual data set: `initial_states(100, RandomState(paper_seed))`. For Cahn-Hilliard and
     Korteweg-de Vries they are those of the reference."""
@@ -64,6 +71,12 @@ class System(abc.ABC):
                 raise ValueError(f"{field.name} is {value}; every parameter must be finite.")
         if self.dt <= 0:
             raise ValueError(f"dt is {self.dt}; the time step must be positive.")
+        for name, otherwise in self.positive.items():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive{otherwise}.")
+        for name, otherwise in self.not_negative.items():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative{otherwise}.")
         _ = self.grid  # checks the points and the width
 
     @property
@@ -75,6 +88,10 @@ class System(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """The shape of a state, (channel, *space)."""
         return (len(self.fields), *(self.points,) * self.dimensions)
+
+    def integral(self, density: Float[Tensor, "*shape"]) -> Float[Tensor, "*rest"]:
+        """Over all of space."""
+        return density.flatten(-self.dimensions).sum(-1) * self.grid.spacing**self.dimensions
 
     @abc.abstractmethod
     def energy(self, u: Float[Tensor, "*shape"]) -> PerState:
@@ -133,9 +150,7 @@ class System(abc.ABC):
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name in sorted(parameters.keys() - known):
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{cls.name} has no parameter {name}; it has {', '.join(sorted(known))}.{hint}")
+            raise ValueError(f"{cls.name} has no parameter {name}: {suggestion(name, sorted(known))}.")
         if missing := sorted(known - parameters.keys()):
             raise ValueError(f"parameters of {cls.name} lack {', '.join(missing)}; give all of them.")
         values = dict(parameters)

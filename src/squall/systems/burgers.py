@@ -1,5 +1,6 @@
 """Burgers: waves steepen into shocks, which merge."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from squall._types import State
 from squall.systems.base import Generator
-from squall.systems.spectral import Modes, SpectralSystem
+from squall.systems.spectral import SpectralSystem
 
 
 @final
@@ -45,6 +46,7 @@ class Burgers(SpectralSystem):
     equation: ClassVar[str] = "u_t = −u u_x + ν u_xx"
     conserved: ClassVar[tuple[str, ...]] = ("mass",)
     dissipated: ClassVar[tuple[str, ...]] = ("energy",)
+    positive: ClassVar[Mapping[str, str]] = {"nu": ", or shocks have no width"}
 
     nu: float = 5e-3
     waves: int = 4
@@ -54,17 +56,12 @@ class Burgers(SpectralSystem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nu <= 0:
-            raise ValueError(f"nu is {self.nu}; it must be positive, or shocks have no width.")
         if not 1 <= self.waves < self.points / 3:
             raise ValueError(f"waves is {self.waves}; it must be from 1 to a third of the points, {self.points}.")
 
     def linear(self) -> np.ndarray:
         (k,) = self.wave_numbers
         return -self.nu * k**2
-
-    def nonlinear(self, modes: Modes) -> Modes:
-        return self.advection(modes)
 
     def initial_states(self, n: int, generator: Generator) -> State:
         """Random waves of mean 0 and root mean square 1, as `smooth_states` draws them.

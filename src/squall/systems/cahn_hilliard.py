@@ -1,5 +1,6 @@
 """Cahn-Hilliard: a mixture of two phases separates."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from squall._types import State, Trajectories
 from squall.grid import Field, integral, laplacian, squared_slope
-from squall.systems.base import Generator, check_count, uniform
+from squall.systems.base import GROWS, Generator, check_count, uniform
 from squall.systems.energy import EnergySystem, Stencil
 
 ESTABLISHED = 0.5
@@ -63,17 +64,13 @@ class CahnHilliard(EnergySystem):
     equation: ClassVar[str] = "u_t = ∂²/∂x² (−a u + b u³ − γ u_xx)"
     conserved: ClassVar[tuple[str, ...]] = ("mass",)
     dissipated: ClassVar[tuple[str, ...]] = ("energy",)
+    not_negative: ClassVar[Mapping[str, str]] = {"gamma": GROWS}
     regime_names: ClassVar[tuple[str, ...]] = ("separation", "collision", "boundary", "body")
     paper_seed: ClassVar[int] = 0
 
     a: float = 1.0
     b: float = 1.0
     gamma: float = 5e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gamma < 0:
-            raise ValueError(f"gamma is {self.gamma}; it must not be negative, or short waves grow without bound.")
 
     def energy(self, u: Field) -> Float[Tensor, "*batch"]:
         r"""The energy $H = \sum_m dx [-\frac a2 u^2 + \frac b4 u^4 + \frac\gamma2 S(u)]$."""

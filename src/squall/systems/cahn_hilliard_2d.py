@@ -1,5 +1,6 @@
 """Cahn-Hilliard in two dimensions: a mixture separates into a labyrinth that coarsens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from squall._types import State
-from squall.systems.base import Generator, check_count, uniform
+from squall.systems.base import GROWS, Generator, check_count, uniform
 from squall.systems.spectral import Modes, SpectralSystem
 
 
@@ -51,6 +52,7 @@ class CahnHilliard2D(SpectralSystem):
     equation: ClassVar[str] = "u_t = Δ (−a u + b u³ − γ Δu)"
     conserved: ClassVar[tuple[str, ...]] = ("mass",)
     dissipated: ClassVar[tuple[str, ...]] = ("energy",)
+    positive: ClassVar[Mapping[str, str]] = {"gamma": GROWS}
     dimensions: ClassVar[int] = 2
     kept: ClassVar[float] = 1 / 2
 
@@ -61,11 +63,6 @@ class CahnHilliard2D(SpectralSystem):
     points: int = 64
     dt: float = 1e-3
     substeps: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gamma <= 0:
-            raise ValueError(f"gamma is {self.gamma}; it must be positive, or short waves grow without bound.")
 
     @property
     def _squared(self) -> np.ndarray:

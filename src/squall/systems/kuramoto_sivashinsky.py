@@ -1,13 +1,14 @@
 """Kuramoto-Sivashinsky: a flame front in chaos that is alike everywhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
 
 from squall._types import State
-from squall.systems.base import Generator
-from squall.systems.spectral import Modes, SpectralSystem
+from squall.systems.base import GROWS, Generator
+from squall.systems.spectral import SpectralSystem
 
 
 @final
@@ -44,6 +45,8 @@ class KuramotoSivashinsky(SpectralSystem):
     name: ClassVar[str] = "kuramoto-sivashinsky"
     equation: ClassVar[str] = "u_t = −u u_x − u_xx − ν u_xxxx"
     conserved: ClassVar[tuple[str, ...]] = ("mass",)
+    positive: ClassVar[Mapping[str, str]] = {"nu": GROWS}
+    not_negative: ClassVar[Mapping[str, str]] = {"warm_up": ""}
 
     nu: float = 1.0
     warm_up: float = 100.0
@@ -52,19 +55,9 @@ class KuramotoSivashinsky(SpectralSystem):
     dt: float = 0.5
     substeps: int = 4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nu <= 0:
-            raise ValueError(f"nu is {self.nu}; it must be positive, or short waves grow without bound.")
-        if self.warm_up < 0:
-            raise ValueError(f"warm_up is {self.warm_up}; it must not be negative.")
-
     def linear(self) -> np.ndarray:
         (k,) = self.wave_numbers
         return k**2 - self.nu * k**4
-
-    def nonlinear(self, modes: Modes) -> Modes:
-        return self.advection(modes)
 
     def initial_states(self, n: int, generator: Generator) -> State:
         """States of the attractor: random waves of wave numbers 1 to 8, simulated for the time `warm_up`.

@@ -1,5 +1,6 @@
 """Majda-McLaughlin-Tabak: dispersive waves that focus into rare, extreme crests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, final
@@ -58,6 +59,8 @@ class MajdaMcLaughlinTabak(SpectralSystem):
     name: ClassVar[str] = "majda-mclaughlin-tabak"
     equation: ClassVar[str] = "i ψ_t = |∂/∂x|^α ψ + λ |ψ|² ψ − i δ (|k| − k*)₊² ψ"
     dissipated: ClassVar[tuple[str, ...]] = ("mass",)
+    positive: ClassVar[Mapping[str, str]] = {"alpha": ""}
+    not_negative: ClassVar[Mapping[str, str]] = {"damping": ""}
     fields: ClassVar[tuple[str, ...]] = ("real", "imaginary")
     kept: ClassVar[float] = 1 / 2
 
@@ -69,13 +72,6 @@ class MajdaMcLaughlinTabak(SpectralSystem):
     width: float = 2 * np.pi
     dt: float = 0.05
     substeps: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha <= 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be positive.")
-        if self.damping < 0:
-            raise ValueError(f"damping is {self.damping}; it must not be negative.")
 
     @cached_property
     def wave_numbers(self) -> tuple[np.ndarray, ...]:

@@ -101,12 +101,12 @@ class ShockTube(System):
 
     def mass(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*rest"]:
         r"""The mass $\int \rho\,dx$ of states (..., 3, points), as (..., 1)."""
-        return u[..., :1, :].exp().sum(-1) * self.grid.spacing
+        return self.integral(u[..., :1, :].exp())
 
     def energy(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*rest"]:
         r"""The energy $\int E\,dx$ of states (..., 3, points), as (..., 1)."""
         density, velocity, pressure = u[..., :1, :].exp(), u[..., 1:2, :], u[..., 2:, :].exp()
-        return (pressure / (self.adiabatic - 1) + density * velocity**2 / 2).sum(-1) * self.grid.spacing
+        return self.integral(pressure / (self.adiabatic - 1) + density * velocity**2 / 2)
 
     def riemann(self, left: Gas, right: Gas) -> Callable[[np.ndarray], np.ndarray]:
         """The solution as a function of x/t: it gives (3, *) of density, velocity and pressure.

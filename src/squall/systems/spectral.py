@@ -112,9 +112,10 @@ class SpectralSystem(System):
     def linear(self) -> np.ndarray:
         """L, one number per mode."""
 
-    @abc.abstractmethod
     def nonlinear(self, modes: Modes) -> Modes:
-        """N, free of aliasing."""
+        """N, free of aliasing: the advection −u u_x = −(u²/2)_x on one axis, where a system has no other."""
+        u = torch.fft.irfft(self.resolved * modes, n=self.points)
+        return self._half_slope * torch.fft.rfft(u.square())
 
     @cached_property
     def wave_numbers(self) -> tuple[np.ndarray, ...]:
@@ -138,11 +139,6 @@ class SpectralSystem(System):
         """The field of these coefficients."""
         return torch.fft.irfftn(modes, s=self.shape[1:], dim=self._axes)[:, None]
 
-    def advection(self, modes: Modes) -> Modes:
-        """The modes of −u u_x = −(u²/2)_x of one field on one axis."""
-        u = torch.fft.irfft(self.resolved * modes, n=self.points)
-        return self._half_slope * torch.fft.rfft(u.square())
-
     @cached_property
     def _half_slope(self) -> Complex[Tensor, " modes"]:
         """The symbol of −∂/∂x / 2."""
@@ -155,10 +151,6 @@ class SpectralSystem(System):
         k[-1] = k[-1] if self.points % 2 else 0  # of the highest mode of an even grid only the cosine is known
         turned = u.transpose(axis, -1)
         return torch.fft.irfft(1j * k * torch.fft.rfft(turned), n=self.points).transpose(axis, -1)
-
-    def integral(self, density: Float[Tensor, "*shape"]) -> Float[Tensor, "*rest"]:
-        """Over all of space."""
-        return density.flatten(-self.dimensions).sum(-1) * self.grid.spacing**self.dimensions
 
     def mass(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*rest"]:
         r"""The mass $\int u\,dx$ of states (..., channel, *space), one number per channel."""

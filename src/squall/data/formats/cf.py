@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from squall._process.documents import special_file
 from squall._process.extras import explain_missing_extra
+from squall._process.files import special_file
 from squall.data.arrays import Handle, Variable
 from squall.data.conditions import Areas, as_measure
 from squall.data.errors import DataError

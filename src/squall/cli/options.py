@@ -1,0 +1,91 @@
+"""Parsers of the commands, and the options that several of them share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, set_loader
+
+from squall._process.documents import DocumentError, read_yaml
+from squall.cli import COMMANDS
+
+__all__ = [
+    "add_animate",
+    "add_reading",
+    "add_run",
+    "add_weights",
+    "command_parser",
+    "new_parser",
+    "option_names",
+    "reading",
+]
+
+
+def _value(text: str) -> Any:
+    """A value of the command line or a configuration file; 'name:' and '{name}' stay text."""
+    value = read_yaml(text)
+    names_only = isinstance(value, dict) and all(x is None for x in value.values()) and "\n" not in text
+    return text if names_only and (":" not in text or text.rstrip().endswith(":")) else value
+
+
+set_loader("squall", _value, (DocumentError,))
+
+
+def new_parser(parser: type[ArgumentParser] = ArgumentParser, **options: Any) -> ArgumentParser:
+    return parser(exit_on_error=False, allow_abbrev=False, parser_mode="squall", **options)
+
+
+def command_parser(name: str, parser: type[ArgumentParser] = ArgumentParser) -> ArgumentParser:
+    return new_parser(parser, prog=f"squall {name}", description=COMMANDS[name])
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """The options of a parser and its sub-commands: the nearest of them is named where one is misspelt."""
+    names = [key.lstrip("-") for key in parser._option_string_actions if key.startswith("--")]
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            names += [name for part in action.choices.values() for name in option_names(part)]
+    return list(dict.fromkeys(names))
+
+
+def add_run(parser: ArgumentParser) -> None:
+    """A run folder, and where it came from."""
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--data", type=str | None, default=None, help="where the data file is now, if it was moved")
+    add_trust(parser)
+
+
+def add_trust(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust", action="store_true", help="run the model's code, also from outside the installed packages"
+    )
+
+
+def add_weights(parser: ArgumentParser) -> None:
+    kinds = Literal["best", "last"] | None
+    parser.add_argument("--checkpoint", type=kinds, default=None, help="which weights; the best if there are")
+
+
+def add_animate(parser: ArgumentParser) -> None:
+    kinds = Literal["gif", "mp4"] | None
+    parser.add_argument("--animate", type=kinds, default=None, help="draw the rollouts as animations too")
+
+
+def add_reading(parser: ArgumentParser) -> None:
+    """What a file may not say of itself."""
+    parser.add_argument("--dt", type=float | None, default=None, help="time between two states")
+    parser.add_argument("--axes", type=str | None, default=None, help="a word per axis: 'batch time channel x y'")
+    parser.add_argument("--fields", type=str, nargs="+", default=None, help="those that make the state")
+    parser.add_argument("--lengths", type=float, nargs="+", default=None, help="of the domain, per axis")
+    parser.add_argument("--boundary", type=str, nargs="+", default=None, help="periodic, wall or open, per axis")
+    parser.add_argument("--fill", type=float | None, default=None, help="a number that means a missing value")
+    parser.add_argument("--gaps", type=bool, default=False, help="NaN in The Well's layout means a missing value")
+
+
+def reading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was told of a file, one value instead of a list of one where all axes share it."""
+    told = {name: value for name, value in options.items() if value}
+    for name in ("lengths", "boundary"):
+        if len(told.get(name, ())) == 1:
+            (told[name],) = told[name]
+    return told

@@ -1,0 +1,240 @@
+"""Curves and points: errors, energies, trainings and temperatures, with their spread over seeds."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from squall.report.comparison import Comparison
+from squall.report.figures import COLOURS, mesh
+from squall.runs.folder import Kind
+from squall.study.outcome import STATES, Outcome
+from squall.study.results import GridResults, Row
+from squall.study.statistics import Summary
+
+__all__ = [
+    "comparison_figure",
+    "energy_figure",
+    "error_figure",
+    "fixed_temperature",
+    "sampling_figure",
+    "temperature_figure",
+    "training_figure",
+]
+
+FEW_SEEDS = 4
+"""Up to this many seeds, each has its own line; more are drawn as median and quartiles."""
+
+
+def _curve(values: Iterable[float | None]) -> np.ndarray:
+    """NaN, which is not drawn, where a number became NaN or infinite."""
+    return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values])
+
+
+def error_figure(found: Mapping[str, Any]) -> Figure:
+    """Mean squared error of the states over rollout time, of each checkpoint, with the baselines as lines."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    panel = figure.subplots()
+    for colour, (kind, item) in zip(COLOURS, found["checkpoints"].items(), strict=False):
+        curve = _curve(item["curves"]["states"])
+        panel.semilogy(item["curves"]["time"], curve, color=colour, label=f"{kind} (step {item['step']})")
+    _baseline_lines(panel, next(iter(found["checkpoints"].values()))["baselines"])
+    return figure
+
+
+def energy_figure(found: Mapping[str, Any]) -> Figure | None:
+    """Energy of truth and prediction over rollout time; None for data without a system."""
+    checkpoints = {kind: item for kind, item in found["checkpoints"].items() if "energy_truth" in item["curves"]}
+    if not checkpoints:
+        return None
+    first = next(iter(checkpoints.values()))["curves"]
+    figure = Figure(figsize=(5.5 * len(first["energy_truth"]), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(first["energy_truth"]), squeeze=False)[0]
+    for i, (panel, truth) in enumerate(zip(panels, first["energy_truth"], strict=True)):
+        panel.plot(first["time"], truth, color="black", label="truth")
+        for colour, (kind, item) in zip(COLOURS, checkpoints.items(), strict=False):
+            curve = _curve(item["curves"]["energy_prediction"][i])
+            panel.plot(first["time"], curve, color=colour, linestyle="--", label=kind)
+        panel.set(xlabel="rollout time t", ylabel="energy H", title=f"test trajectory {i}")
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def _baseline_lines(panel: Axes, baselines: Mapping[str, Any]) -> None:
+    for style, (name, values) in zip(("--", ":"), baselines.items(), strict=False):
+        panel.axhline(values["states"], color="0.5", linestyle=style, linewidth=1, label=f"{name} (mean over time)")
+    panel.set(xlabel="rollout time t", ylabel="mean squared error of the states", yscale="log")
+    panel.legend(fontsize=8)
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Error growth of every row, median and range over seeds, and its one-step error by regime."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    growth, regimes = figure.subplots(1, 2)
+    kind, rows = comparison.checkpoint, comparison.rows
+    for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
+        curves = [outcome.checkpoint(kind)["curves"] for outcome in row.outcomes]
+        errors = np.nan_to_num([_curve(curve["states"]) for curve in curves], nan=np.inf)
+        middle, top = np.median(errors, axis=0), errors.max(axis=0)
+        growth.plot(curves[0]["time"], _curve(middle), color=colour, label=row.name)
+        top = np.where(np.isinf(top), errors[np.isfinite(errors)].max(initial=1), top)
+        growth.fill_between(curves[0]["time"], errors.min(axis=0), top, color=colour, alpha=0.2, linewidth=0)
+    _baseline_lines(growth, rows[0].outcomes[0].checkpoint(kind)["baselines"])
+    growth.set_title("rollout")
+    _regime_errors(regimes, rows, kind)
+    title = f"{kind.capitalize()} weights. Rollout: median and range over seeds; one step: median and 95 % interval"
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _regime_errors(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
+    """Median and interval over the seeds of the one-step error, by regime."""
+    names = ("quiet", "active", "extreme")
+    for i, (colour, row) in enumerate(zip(itertools.cycle(COLOURS), rows, strict=False)):
+        summaries = [row.summary(("regimes", name, "error"), kind) for name in names]
+        places = np.arange(len(names)) + (i - (len(rows) - 1) / 2) * min(0.15, 0.8 / len(rows))
+        middle, spread = _with_intervals(summaries)
+        panel.errorbar(places, middle, spread, fmt="o", color=colour, capsize=4, label=row.name)
+    panel.set_xticks(range(len(names)), names)
+    panel.set_xlim(-0.5, len(names) - 0.5)
+    xlabel = "regime of the truth: lower half of |du/dt|, the rest, top 1 %"
+    panel.set(yscale="log", xlabel=xlabel, ylabel="squared error of the rate", title="one step")
+    panel.legend(fontsize=8)
+
+
+def _with_intervals(summaries: Sequence[Summary | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Medians, NaN where they are not finite, and how far their intervals reach below and above, 0 where unbounded."""
+    known = [(math.nan,) * 3 if s is None else (s.low, s.median, s.high) for s in summaries]
+    low, middle, high = np.where(np.isfinite(known), known, np.nan).T
+    return middle, np.nan_to_num([middle - low, high - middle])
+
+
+def sampling_figure(outcome: Outcome, title: str) -> Figure:
+    """Which transitions SANN calls stiff: the index over trajectories and time, and how many of them over time."""
+    found = outcome.stiffness() or {}
+    index, stiff = found["index"], found["stiff"]
+    time = float(found["dt"]) * np.arange(index.shape[1])
+    order = np.argsort(-stiff.sum(1), kind="stable")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure.suptitle(title)
+    left, middle, right = figure.subplots(1, 3)
+    positive = index[index > 0]
+    norm = LogNorm(*np.quantile(positive, [0.01, 1.0])) if positive.size else None
+    rows = np.arange(len(index))
+    image = mesh(left, time, rows, index[order].T, "stiffness-aware index", norm=norm, cmap="magma")
+    figure.colorbar(image, ax=left, label="stiffness-aware index, 1/time")
+    left.set(xlabel="time t", ylabel="training trajectory, sorted")
+    share = f"called stiff: {100 * stiff.mean():.0f} % of the transitions"
+    mesh(middle, time, rows, stiff[order].T, share, cmap=ListedColormap(["#DDDDDD", COLOURS[1]]), vmin=0, vmax=1)
+    middle.set(xlabel="time t")
+    right.plot(time, stiff.mean(0), color=COLOURS[1])
+    right.set(xlabel="time t", ylabel="share of the trajectories", ylim=(0, 1))
+    right.set_title("called stiff, over time", fontsize=9)
+    return figure
+
+
+def fixed_temperature(row: Row) -> float | None:
+    """The finite temperature that a loss weighs with; None where it has none, or its weights are differentiated."""
+    loss = row.outcomes[0].config["loss"]
+    T = math.inf if loss["temperature"] is None else float(loss["temperature"])
+    return T if math.isfinite(T) and not loss["differentiate_weights"] else None
+
+
+def temperature_figure(found: GridResults, kind: Kind) -> Figure:
+    """Figure 5: the rollout error of the states against the temperature; a row without one is a line."""
+    figure = Figure(figsize=(5.5 * len(found.groups), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(found.groups), squeeze=False)[0]
+    for panel, (title, rows) in zip(panels, found.groups, strict=True):
+        _temperature_panel(panel, rows, kind)
+        unit = f"({rows[0].outcomes[0].config['training']['residual']})²"
+        panel.set(
+            title=f"{title}, {kind} weights", xlabel=f"temperature T, {unit}", ylabel="rollout error of the states"
+        )
+        panel.legend(fontsize=8)
+    return figure
+
+
+def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
+    points = []
+    colours = itertools.cycle(COLOURS[1:])
+    for row in rows:
+        summary, T = row.summary(STATES, kind), fixed_temperature(row)
+        if summary is not None and T is not None:
+            points.append((T, summary))
+        elif summary is not None:
+            finite = math.isfinite(summary.median)
+            label = row.name if finite else f"{row.name} (diverged)"
+            panel.axhline(summary.median if finite else math.nan, color=next(colours), label=label)
+    panel.set(xscale="log", yscale="log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    if not points:
+        return
+    points.sort(key=lambda point: point[0])
+    T = np.array([t for t, _ in points])
+    names = [f"{t:g}" for t in T]
+    if T[0] == 0:  # a logarithmic axis has no place for it: a decade below the smallest
+        T[0] = T[1] / 10 if len(T) > 1 else 1.0
+        panel.set_xticks(T, names, fontsize=7)
+        panel.minorticks_off()
+    panel.set_xlim(T.min() / 3, T.max() * 3)
+    middle, spread = _with_intervals([summary for _, summary in points])
+    panel.errorbar(T, middle, spread, color=COLOURS[0], marker="o", capsize=3, label="imbalance-aware, T")
+    unbounded = np.array([math.isinf(summary.high) for _, summary in points])
+    if unbounded.any():
+        height, transform = np.full(unbounded.sum(), 0.97), panel.get_xaxis_transform()
+        panel.plot(T[unbounded], height, "x", color=COLOURS[1], transform=transform, label="a seed diverged")
+
+
+def training_figure(found: GridResults) -> Figure:
+    """Rollout error and growth factor on the validation trajectories against training steps: a line per seed, of more
+    than a few the median with the band from the lower to the upper quartile."""
+    figure = Figure(figsize=(6 * len(found.groups), 7), layout="constrained")
+    panels = figure.subplots(2, len(found.groups), squeeze=False, sharex=True)
+    quantities = {
+        "rollout_states": "validation rollout error of the states",
+        "growth_factor": "growth factor of a step",
+    }
+    for column, (title, rows) in enumerate(found.groups):
+        for panel, (name, label) in zip(panels[:, column], quantities.items(), strict=True):
+            for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
+                _courses(panel, row, name, colour)
+            panel.set_ylabel(label)
+        panels[0, column].set(title=title, yscale="log")
+        panels[1, column].set(xlabel="training step", ylim=(0.95, 2.0))
+        panels[1, column].axhline(1, color="0.5", lw=0.8)
+    named = {label: h for panel in panels[0] for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _courses(panel: Axes, row: Row, name: str, colour: str) -> None:
+    """A quantity of the validations in the trainings of a row; infinite where a rollout diverged."""
+    known = [outcome for outcome in row.outcomes if outcome.history]
+    if len(known) <= FEW_SEEDS:
+        for outcome in known:
+            panel.plot(_curve(outcome.history["step"]), _curve(_validations(outcome, name)), color=colour, lw=1)
+        panel.plot([], [], color=colour, lw=1, label=row.name)
+        return
+    at: dict[float, list[float]] = {}
+    for outcome in known:
+        for step, value in zip(outcome.history["step"], _validations(outcome, name), strict=True):
+            at.setdefault(step or 0, []).append(math.inf if value is None else value)
+    steps = sorted(at)
+    for outcome, step in itertools.product(known, steps):
+        if outcome.state == "failed" and step > (outcome.history["step"][-1] or 0):
+            at[step].append(math.inf)
+    low, middle, high = np.array([np.quantile(at[step], (0.25, 0.5, 0.75), method="nearest") for step in steps]).T
+    panel.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+    panel.plot(steps, middle, color=colour, lw=1.5, label=row.name)
+
+
+def _validations(outcome: Outcome, name: str) -> Sequence[float | None]:
+    return outcome.history.get(name) or [None] * len(outcome.history["step"])
