@@ -81,11 +81,12 @@ class SphereTally:
                     self.matches[lead].append(match_storms(predicted, there))
 
     def scores(self) -> dict[str, Any]:
-        """Over all lead times: of storms; `None` where there is none to say it of."""
+        """Over all lead times: of storms; what there is no storm to say it of is left out."""
         if self.storms is None:
             return {}
         every = [match for matches in self.matches.values() for match in matches]
-        return {"storms": {"field": self.storms, "threshold": self.threshold, **summary(every)}}
+        found = {name: value for name, value in summary(every).items() if value is not None}
+        return {"storms": {"field": self.storms, "threshold": self.threshold, **found}}
 
     def acc(self) -> Float[Tensor, "step channel"]:
         """By lead time and field, (step, channel); the means are over trajectories and the sphere."""
