@@ -23,9 +23,9 @@ KEPT_NUMBERS = 2**20
 """Numbers of the rollouts kept for figures, per field."""
 
 VRMSE_FLOOR = 1e-12
-"""Of the mean of u², added to the variance under the root: the rounding of a field in float32, so that a constant one has
-a finite number. The Well adds 1e-7 itself, which is no different for fields of order 1; vorticity in 1/s has a variance
-of 1e-10."""
+"""Of the mean of u², added to the variance under the root: the rounding of a field in float32, so that a constant one
+has a finite number. The Well adds 1e-7 itself, which is no different for fields of order 1; vorticity in 1/s has a
+variance of 1e-10."""
 
 FIELDS = ("truth", "prediction", "step_error", "regime")
 
