@@ -15,6 +15,7 @@ from squall._process.extras import EXTRAS
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 MODULE_OF = {  # where it differs from the name to install
     "anemoi-training": "anemoi",
+    "basemap-data": "basemap_data",
     "lightning-fabric": "lightning_fabric",
     "neuraloperator": "neuralop",
     "pyyaml": "yaml",

@@ -8,7 +8,7 @@ import squall.evaluation.rolling
 from squall.data import InMemory
 from squall.evaluation.growth import growth_factor
 from squall.evaluation.rollouts import Keep, RolloutValidation, evaluate
-from squall.integrators import euler, rk4, rollout, substeps
+from squall.integrators import euler, next_state, rk4, rollout, substeps
 
 DT = 0.1
 
@@ -190,3 +190,12 @@ def _flat(values, prefix=""):
         elif not isinstance(value, list):
             found[prefix + name] = value
     return found
+
+
+def test_relative_errors_do_not_depend_on_the_unit():
+    u = torch.randn(2, 4, 1, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(1)
+    found = [
+        evaluate(lambda v: 0.5 * v, InMemory(unit * u, dt=1.0), integrator=next_state).rollout["vrmse"]["u"]
+        for unit in (1.0, 1e-6)
+    ]
+    assert found[0] == pytest.approx(found[1])

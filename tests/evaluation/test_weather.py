@@ -8,6 +8,7 @@ import torch
 
 import squall
 import squall.data
+from squall.evaluation import Scoring, evaluate
 from squall.evaluation.sphere import EARTH_RADIUS, SphereGrid, great_circle
 from squall.evaluation.storms import Storms, cyclonic, find_storms, match_storms, storm_scores
 from squall.evaluation.weather import (
@@ -21,6 +22,7 @@ from squall.evaluation.weather import (
     rmse,
     spectra,
 )
+from squall.integrators import next_state, rollout
 
 LONGITUDE = np.arange(0.0, 360.0, 7.5)
 GAUSS = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(24)[0]))[::-1].copy()
@@ -305,3 +307,64 @@ def test_twins_that_drift_apart_linearly_have_their_horizon():
     horizon = predictability_horizon(first, twin, grid.areas, dt=6.0)
     assert horizon.tolist() == [18.0]  # 0.6 ≤ √2 / 2 < 0.8
     assert predictability_horizon(first, first, grid.areas, dt=6.0).tolist() == [math.inf]
+
+
+# In an evaluation
+
+
+def weather(trajectories: int = 3, steps: int = 5) -> squall.data.InMemory:
+    """Two fields of drifting bumps on the sphere, of which the second is called vorticity."""
+    grid = gaussian_grid()
+    smooth = torch.nn.functional.avg_pool2d(random(5, trajectories * 2, 24, 48), 3, 1, 1).reshape(-1, 1, 2, 24, 48)
+    states = torch.cat([torch.roll(smooth, time, -1) for time in range(steps + 1)], 1) + 0.01 * random(6, 1, 2, 24, 48)
+    return squall.data.InMemory(
+        states,
+        dt=6.0,
+        fields=("height", "vorticity"),
+        axes=("latitude", "longitude"),
+        coordinates=(GAUSS, LONGITUDE),
+        boundary=("wall", "periodic"),
+        measure=grid.areas,
+    )
+
+
+def damped(u):
+    return 0.9 * torch.roll(u, 1, -1)
+
+
+def test_an_evaluation_on_the_sphere_has_the_scores_of_the_functions():
+    source, grid = weather(), gaussian_grid()
+    found = evaluate(damped, source, integrator=next_state, scoring=Scoring(storms="vorticity", storm_share=0.99))
+    truth = source.read().double()
+    forecast = rollout(next_state, damped, truth[:, 0], 6.0, 5)
+    expected = acc(forecast[:, 1:], truth[:, 1:], climatology(truth), grid.areas)
+    for i, name in enumerate(source.fields):
+        assert found.curves["acc"][name] == pytest.approx(expected[:, i].tolist())
+    strength, here = (cyclonic(u[:, 1:, 1], grid) for u in (truth, forecast))
+    storms = storm_scores(here, strength, grid, found.scores["storms"]["threshold"])
+    assert found.curves["storms"] == storms
+    assert found.scores["storms"]["hits"] == sum(storms["hits"]) > 0
+    level = quantile_curve(cyclonic(truth[:, :, 1], grid), [0.99], grid.areas).item()
+    assert found.scores["storms"]["threshold"] == pytest.approx(level, rel=0.05)
+    stays = cyclonic(truth[:, :1, 1], grid).expand_as(strength)
+    persistent = storm_scores(stays, strength, grid, found.scores["storms"]["threshold"])
+    assert found.baselines["persistence"]["storms"]["hits"] == sum(persistent["hits"])
+    assert found.to_xarray()["storm_csi"].values == pytest.approx([math.nan if x is None else x for x in storms["csi"]])
+
+
+def test_storms_are_lows_of_a_field_with_a_minus_before_it():
+    source = weather()
+    turned = squall.data.InMemory.described(-source.read(), source.description, source)
+    high, low = (
+        evaluate(damped, x, integrator=next_state, scoring=Scoring(storms=name)).scores["storms"]
+        for x, name in ((source, "height"), (turned, "-height"))
+    )
+    assert {**high, "field": "-height"} == low
+
+
+def test_storms_of_an_unknown_field_or_off_the_sphere_are_refused():
+    with pytest.raises(squall.data.DataError, match="no field 'rain': the data have height, vorticity"):
+        evaluate(damped, weather(), integrator=next_state, scoring=Scoring(storms="rain"))
+    plane = squall.data.InMemory(random(0, 2, 4, 1, 6, 6), dt=1.0)
+    with pytest.raises(squall.data.DataError, match="storms need latitude and longitude"):
+        evaluate(damped, plane, integrator=next_state, scoring=Scoring(storms=plane.fields[0]))

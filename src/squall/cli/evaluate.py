@@ -33,6 +33,13 @@ def parser() -> ArgumentParser:
         default=[],
         help="fields whose integral is conserved, or import paths of functions from states to one number each",
     )
+    parser.add_argument(
+        "--storms",
+        type=str | None,
+        default=None,
+        help="on the sphere: the field whose maxima are storms, such as vorticity; of minima --storms=-msl",
+    )
+    parser.add_argument("--storm-share", type=float, default=0.995, help="the quantile of the truth that storms reach")
     parser.add_argument("--netcdf", type=Path | None, default=None, help="a file for fields and scores by lead time")
     add_animate(parser)
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda")
@@ -43,6 +50,12 @@ def run(arguments: Namespace, console: Console) -> int:
     from squall.evaluation import Scoring
     from squall.report import evaluation_table, write_animations, write_figures
 
+    scoring = Scoring(
+        events=arguments.events,
+        conserved=conserved_quantities(arguments.conserved),
+        storms=arguments.storms,
+        storm_share=arguments.storm_share,
+    )
     with console.status("rolling out"):
         (found,) = evaluate_runs(
             [arguments.run],
@@ -53,7 +66,7 @@ def run(arguments: Namespace, console: Console) -> int:
             trust=arguments.trust,
             steps=arguments.steps,
             stride=arguments.stride,
-            scoring=Scoring(events=arguments.events, conserved=conserved_quantities(arguments.conserved)),
+            scoring=scoring,
             netcdf=arguments.netcdf,
         )
         suffix = evaluation_suffix(arguments.integrator, arguments.substeps)

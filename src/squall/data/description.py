@@ -44,6 +44,7 @@ class About(TypedDict, total=False):
     fields: Sequence[str] | str | None
     lengths: float | Sequence[float] | None
     coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None
+    axes: Sequence[str] | None
     boundary: str | Sequence[str]
     name: str
     parameters: Mapping[str, Any] | None
@@ -91,6 +92,7 @@ def describe(
     fields: Sequence[str] | str | None = None,
     lengths: float | Sequence[float] | None = None,
     coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None = None,
+    axes: Sequence[str] | None = None,
     boundary: str | Sequence[str] = "periodic",
     name: str = "trajectories",
     parameters: Mapping[str, Any] | None = None,
@@ -105,6 +107,8 @@ def describe(
         lengths: of the domain, one number for all axes or one per axis; 1 where nothing is said. Point i of
             N lies at i·length/N on a periodic axis, at i·length/(N − 1) otherwise.
         coordinates: the points of each axis instead of `lengths`.
+        axes: names of the space axes; x, y, z where nothing is said. Latitude and longitude, in this order and in
+            degrees, are those of a sphere.
         boundary: "periodic", "wall" or "open", for all axes or one per axis.
         name: name of the data set.
         parameters: numbers and words by name, such as the coefficients of the equation.
@@ -146,6 +150,7 @@ def describe(
         coordinates=points,
         spacing=spacing,
         boundary=ends,
+        axes=_axis_names(axes, len(space)),
         name=str(name),
         parameters=_parameters(parameters or {}),
         provenance=_provenance(provenance or {}),
@@ -192,6 +197,13 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         raise DataError(f"states: got shape {shape}, {shape[1]} time(s); at least two are needed to learn a step from")
     if min(shape) < 1:
         raise DataError(f"states: got shape {shape}; no axis may be empty")
+
+
+def _axis_names(axes: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    names = AXES[:count] if axes is None else tuple(axes)
+    if isinstance(axes, str) or len(names) != count or len(set(names)) != count:
+        raise DataError(f"axes: got {axes!r}; expected {count} different names, one for every axis of space")
+    return names
 
 
 def _per_axis(value: Any, axes: int, argument: str) -> tuple[Any, ...]:

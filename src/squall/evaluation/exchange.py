@@ -20,6 +20,11 @@ BY_FIELD = {
     "nrmse": "root mean square error relative to that of zero",
     "correlation": "correlation with the truth",
     "csi": "critical success index of events",
+    "acc": "anomaly correlation coefficient",
+}
+OF_STORMS = {
+    "csi": ("critical success index of storms", "1"),
+    "position_error": ("mean position error of storms", "km"),
 }
 BY_BAND = {"power_ratio": "power relative to the truth", "coherence": "coherence with the truth"}
 
@@ -48,12 +53,17 @@ def to_xarray(evaluation: "Evaluation") -> "xarray.Dataset":
         if key in curves:
             variables[key] = ("lead_time", _numbers(curves[key]), {"long_name": text})
     for key, text in BY_FIELD.items():
+        if key not in curves:
+            continue
         values = [_numbers(curves[key][name]) for name in about.fields]
         variables[key] = (("field", "lead_time"), np.stack(values), {"long_name": text, "units": "1"})
     bands = list(curves.get("power_ratio", ()))
     for key, text in BY_BAND.items() if bands else ():
         values = [[_numbers(curves[key][band][name]) for name in about.fields] for band in bands]
         variables[key] = (("band", "field", "lead_time"), np.array(values), {"long_name": text, "units": "1"})
+    for key, (text, unit) in OF_STORMS.items() if "storms" in curves else ():
+        attributes = {"long_name": text, "units": unit}
+        variables[f"storm_{key}"] = ("lead_time", _numbers(curves["storms"][key]), attributes)
     for name, curve in curves.get("conserved", {}).items():
         variables[f"drift_{name}"] = ("lead_time", _numbers(curve), {"long_name": f"drift of {name}"})
     space = {

@@ -50,8 +50,8 @@ class Evaluation:
         regimes: for each regime of the truth, the generic ones and those of the system, the `share` of points, the
             one-step `error` and the share of the summed error that falls on it.
         scores: by field: `nrmse` (mean over trajectories) and `nrmse_p99` (the 99th percentile of them), `valid_time`
-            (median over trajectories), `spectrum` by band (else `no_spectrum` says why not), `events`; and `conserved`
-            quantities. See `squall.evaluation.scores`.
+            (median over trajectories), `spectrum` by band (else `no_spectrum` says why not), `events`; `conserved`
+            quantities; and `storms`, where a field for them is named. See `squall.evaluation.scores`.
         growth: `median` and `max` over states of the growth factor of the learned step.
         baselines: the rollout errors and scores of persistence and of the climatology (`mean state`).
         curves: errors, scores and energies over lead time.
@@ -181,7 +181,12 @@ def _evaluate(
     truth = task.truth
     with torch.no_grad(), evaluating(models.skeleton):
         some, speeds = sample(truth)
-        rolled = [RolloutTally(truth, system, keep, scores=ScoreTally(truth, scoring, some)) for keep in keeps]
+        climatology = _mean_state(truth)
+
+        def scores() -> ScoreTally:
+            return ScoreTally(truth, scoring, some, climatology)
+
+        rolled = [RolloutTally(truth, system, keep, scores=scores()) for keep in keeps]
         roll_out(models, task, rolled)
         regimes = Regimes(truth.dt, regime_thresholds(speeds, Points(truth).weights), system)
         stepped = [StepTally(truth, regimes, scale, keep) for keep in keeps]
@@ -191,10 +196,9 @@ def _evaluate(
             for tally, rates in zip(stepped, mean_rates(models, task, indices, states), strict=True):
                 tally.add(indices, later, rates, labels)
         growths = growth(models, task, GROWTH_STATES)
-        climatology = _mean_state(truth)
         baselines = {
-            "persistence": _baseline(truth, system, persistence, ScoreTally(truth, scoring, some)),
-            "mean state": _baseline(truth, system, climatology.expand_as, ScoreTally(truth, scoring, some)),
+            "persistence": _baseline(truth, system, persistence, scores()),
+            "mean state": _baseline(truth, system, climatology.expand_as, scores()),
         }
     return [
         Evaluation(

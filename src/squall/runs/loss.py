@@ -109,6 +109,7 @@ KNOWN_OF_THE_DATA: Mapping[str, Callable[[Batches], Any]] = MappingProxyType(
         "channel": lambda batches: batches.transitions.source.channels,
         "density": _targets,
         "rba": _shape,
+        "regimes": _targets,
         "vrba": _shape,
     }
 )

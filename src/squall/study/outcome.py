@@ -90,6 +90,9 @@ def scores(fields: Sequence[str], found: Mapping[str, Any]) -> dict[str, Place]:
         }
     for key in ("csi", "sedi"):
         places |= {f"events of {x}: {key.upper()} (best: 1)": ("scores", "events", x, key) for x in fields}
+    if "storms" in found:
+        places["storms: CSI (best: 1)"] = ("scores", "storms", "csi")
+        places["storms: position error, km"] = ("scores", "storms", "position_error")
     places |= {f"drift of {name}": ("scores", "conserved", name, "drift") for name in found.get("conserved", {})}
     return places
 

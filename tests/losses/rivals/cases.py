@@ -17,7 +17,13 @@ def fields(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def made(name: str, target: Tensor, **options: object) -> torch.nn.Module:
     """A rival by its name, given what it must know of the data."""
-    data = {"channel": (target.shape[1],), "density": (target,), "rba": (target.shape,), "vrba": (target.shape,)}
+    data = {
+        "channel": (target.shape[1],),
+        "density": (target,),
+        "rba": (target.shape,),
+        "vrba": (target.shape,),
+        "regimes": (target,),
+    }
     if name == "term":
         options = {"temperature": 2.0, **options}
     return RIVALS[name](*data.get(name, ()), **options).double()

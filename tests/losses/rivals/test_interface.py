@@ -26,7 +26,7 @@ def test_the_gradient_is_the_derivative_of_the_value(name):
     """Focal holds its scale: see test_pointwise."""
     prediction, target = fields(2, 2, 3, 4)
     loss = made(name, target)
-    if name in ("channel", "rba", "vrba"):
+    if name in ("channel", "rba", "regimes", "vrba"):
         loss(prediction, target, **extra(name, target))  # the state that the frozen loss weighs with
     loss.eval()
     assert torch.autograd.gradcheck(lambda p: loss(p, target, **extra(name, target)), prediction)
@@ -189,6 +189,9 @@ BAD = [
     ("bsp", "mu", -1.0),
     ("channel", "limit", 0.5),
     ("channel", "window", 0.0),
+    ("regimes", "shares", (0.1, 0.5)),
+    ("regimes", "window", 0.0),
+    ("regimes", "rho", 0.0),
     ("density", "alpha", -1.0),
     ("density", "epsilon", 0.0),
     ("extreme_value", "quantile", 0.5),

@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
-from squall.losses.rivals import RBA, VRBA, ChannelLoss
+from squall.losses.rivals import RBA, VRBA, ChannelLoss, RegimeBudget
 
 from .cases import fields
 
@@ -177,3 +178,60 @@ def test_a_channel_that_is_masked_wholly_keeps_its_scale():
 def test_another_number_of_channels_is_refused():
     with pytest.raises(ValueError, match="made for 3 channels, got 2"):
         ChannelLoss(3)(torch.ones(1, 2, 4), torch.zeros(1, 2, 4))
+
+
+def test_regimes_follow_their_running_means_and_the_budget_over_them():
+    """Against the dual of the budget, minimised by scipy: min over T of T log Σ p exp(m/T) + T ρ."""
+    _, targets = fields(40, 2, 5, seed=9)
+    loss = RegimeBudget(targets, rho=0.2, shares=(0.5, 0.2), window=4.0)
+    means = np.full(6, np.nan)
+    for step in range(5):
+        prediction, target = fields(20, 2, 5, seed=step)
+        errors, labels = (prediction - target).detach().square().numpy(), loss.regimes(target).numpy()
+        p = np.array([(labels == k).mean() for k in range(6)])
+        of_batch = np.array([errors[labels == k].mean() for k in range(6)])
+        means = np.where(np.isnan(means), of_batch, means + (of_batch - means) / 4)
+
+        def dual(log_t, p=p, means=means):
+            t = np.exp(log_t)
+            return t * np.log((p * np.exp((means - means.max()) / t)).sum()) + means.max() + t * 0.2
+
+        t = np.exp(optimize.minimize_scalar(dual, bounds=(-5, 5), method="bounded", options={"xatol": 1e-10}).x)
+        w = p * np.exp((means - means.max()) / t)
+        assert loss(prediction, target).item() == pytest.approx((w / w.sum()) @ of_batch, rel=1e-5)
+    np.testing.assert_allclose(loss.means.numpy(), means, rtol=1e-12)
+
+
+def test_points_of_one_regime_count_alike_and_regimes_have_their_share_of_the_targets():
+    _, targets = fields(200, 2, 10)
+    loss = RegimeBudget(targets, shares=(0.5, 0.1))
+    shares = np.bincount(loss.regimes(targets).flatten().numpy()) / targets.numel()
+    np.testing.assert_allclose(shares, [0.25, 0.2, 0.05] * 2, atol=1e-3)
+    prediction, target = fields(20, 2, 10, seed=1)
+    loss(prediction, target).backward()
+    ratio = (prediction.grad / (prediction - target).detach()).flatten()
+    regimes = loss.regimes(target).flatten()
+    for k in range(6):
+        torch.testing.assert_close(ratio[regimes == k], ratio[regimes == k][:1].expand((regimes == k).sum()))
+
+
+def test_one_channel_may_set_the_regimes_of_all():
+    _, targets = fields(20, 2, 10)
+    labels = RegimeBudget(targets, shares=(0.5,), channel=1).regimes(targets)
+    assert torch.equal(labels[:, 0] + 2, labels[:, 1])
+    with pytest.raises(ValueError, match="channel is 2, but the data have channels 0 to 1"):
+        RegimeBudget(targets, channel=2)
+
+
+def test_regimes_killed_and_resumed_equal_an_unbroken_run():
+    _, targets = fields(20, 2, 5)
+
+    def values(loss, seeds):
+        return [loss(*fields(4, 2, 5, seed=seed)).item() for seed in seeds]
+
+    whole = values(RegimeBudget(targets), range(6))
+    first, second = RegimeBudget(targets), RegimeBudget(targets)
+    start = values(first, range(3))
+    second.load_state_dict(first.state_dict())
+    second.eval()(*fields(4, 2, 5, seed=7))  # a validation moves nothing
+    assert start + values(second.train(), range(3, 6)) == whole

@@ -8,6 +8,7 @@ from squall.losses.rivals.density import DensityWeights
 from squall.losses.rivals.extreme_value import ExtremeValue
 from squall.losses.rivals.focal import Focal
 from squall.losses.rivals.max_pooling import LossMaxPooling
+from squall.losses.rivals.regimes import RegimeBudget
 from squall.losses.rivals.relative import RelativeH1, RelativeL2
 from squall.losses.rivals.table import RIVALS, rival
 from squall.losses.rivals.tilted import Tilted
@@ -24,6 +25,7 @@ __all__ = [
     "ExtremeValue",
     "Focal",
     "LossMaxPooling",
+    "RegimeBudget",
     "RelativeH1",
     "RelativeL2",
     "SphericalAMSE",

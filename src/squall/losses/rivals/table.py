@@ -17,6 +17,7 @@ from squall.losses.rivals.density import DensityWeights
 from squall.losses.rivals.extreme_value import ExtremeValue
 from squall.losses.rivals.focal import Focal
 from squall.losses.rivals.max_pooling import LossMaxPooling
+from squall.losses.rivals.regimes import RegimeBudget
 from squall.losses.rivals.relative import RelativeH1, RelativeL2
 from squall.losses.rivals.tilted import Tilted
 from squall.losses.rivals.top_k import TopK
@@ -31,6 +32,7 @@ RIVALS: Mapping[str, type[nn.Module]] = MappingProxyType(
         "focal": Focal,
         "max_pooling": LossMaxPooling,
         "rba": RBA,
+        "regimes": RegimeBudget,
         "relative_h1": RelativeH1,
         "relative_l2": RelativeL2,
         "spherical_amse": SphericalAMSE,
