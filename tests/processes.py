@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+COMPILERS = ("torch._dynamo", "torch.export", "squall.models")
+"""What a program imports that compiles or exports a model."""
+
 SERVER = """
 import importlib, json, os, sys, traceback
 
