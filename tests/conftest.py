@@ -1,9 +1,11 @@
 """Shape annotations are checked at run time; a test file whose extra is not installed is skipped with the reason."""
 
+import contextlib
 import re
 
 import pytest
 import torch
+from drawing import without_drawing
 from jaxtyping import install_import_hook
 
 install_import_hook("squall", "typechecking.check")
@@ -34,4 +36,11 @@ def own_state_folder(tmp_path_factory):
     """The secret that signs runs is not the one of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture
+def undrawn(request):
+    """Figures are made but not drawn, unless the test is marked `drawn`."""
+    with contextlib.nullcontext() if request.node.get_closest_marker("drawn") else without_drawing():
         yield

@@ -15,6 +15,8 @@ from squall.cli import main
 from squall.runs.config import from_dict
 from squall.study.definition import read_study
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[1]
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 ADAPTERS = (ROOT / "docs" / "adapters.md").read_text()

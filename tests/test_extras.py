@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from processes import run_program
 
 import squall
 from squall._process.extras import EXTRAS
@@ -41,9 +42,17 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 
 
 def python(program: str, missing: tuple[str, ...]) -> subprocess.CompletedProcess:
-    """Run the program where these packages cannot be imported."""
-    words = [sys.executable, "-c", f"MISSING = {missing}\n{WITHOUT}\n{program}"]
-    return subprocess.run(words, capture_output=True, text=True)
+    """Run the program where these packages cannot be imported; torch is, unless it is one of them."""
+    modules = () if "torch" in missing else ("torch",)
+    return run_program(f"MISSING = {missing}\n{WITHOUT}\n{program}", modules=modules)
+
+
+def test_torch_brings_no_package_of_an_extra():
+    """Else the programs below would find what they are to miss."""
+    packages = {name for names in EXTRAS.values() for name in names}
+    result = run_program("import sys; print(*{name.partition('.')[0] for name in sys.modules})")
+    assert not packages & {*result.stdout.split()}
+    assert "torch" in result.stdout.split()
 
 
 def requirements(extra: str) -> set[str]:

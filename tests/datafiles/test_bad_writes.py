@@ -1,12 +1,12 @@
 """What cannot be written is refused before, and what fails midway leaves everything as it was."""
 
-import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
 import torch
+from processes import run_program
 
 import squall.data
 from squall.data import DataError
@@ -184,8 +184,7 @@ def test_disk_that_fills_midway(tmp_path, states, nth, monkeypatch):
 
 
 def python(code, *arguments):
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run_program(textwrap.dedent(code), *arguments, modules=("torch", "squall.data"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
@@ -202,7 +201,6 @@ def test_full_disk(tmp_path, limit, reserve):
         import torch
         import squall.data
         limit, reserve = int(sys.argv[2]), sys.argv[3] == "True"
-        sys.dont_write_bytecode = True  # Python would cut it off
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         if not reserve:
             del os.posix_fallocate
@@ -234,7 +232,6 @@ def test_a_stream_on_a_disk_with_room_for_its_numbers_only(tmp_path, name):
         import torch
         from squall.data import describe
         from squall.data.streaming import stream
-        sys.dont_write_bytecode = True  # Python would cut it off
         shape = 1, 5, 1, 32
         limit = 2_000  # 640 bytes of numbers
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -1,11 +1,10 @@
 """The laws of the models: locality, symmetry, conservation, seeds, derivatives, and errors that help."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from processes import COMPILERS, run_program
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -260,7 +259,7 @@ for model, shape in [
 
 def test_compiles_to_one_graph() -> None:
     """In a process of its own: the compiler cannot look through the type checks that the tests run with."""
-    result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
+    result = run_program(COMPILE, modules=COMPILERS)
     assert result.returncode == 0, result.stderr
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from processes import run_program
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -177,17 +178,18 @@ them = [threading.Thread(target=first) for _ in range(8)]
 [t.start() for t in them], [t.join() for t in them]
 assert found == [2] * 8, found
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    result = run_program(script)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_thread_that_outlives_the_main_one() -> None:
     script = """
-import threading, time, torch
+import threading, torch
 from squall.models.fast import rows as fast_rows
 torch.set_num_threads(2)
 fast_rows.on_threads(abs, range(4), 1 << 30)
 def late():
-    time.sleep(0.5)  # by then the interpreter waits for this thread, and takes no more work
+    threading.main_thread().join()  # the interpreter waits for this thread, and takes no more work
     assert fast_rows.on_threads(abs, range(-4, 0), 1 << 30) == [4, 3, 2, 1]
     print("done")
 threading.Thread(target=late).start()

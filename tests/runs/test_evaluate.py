@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from drawing import without_drawing
 
 import squall
 import squall.data
@@ -13,6 +14,7 @@ from squall.report.fields import Field
 from squall.runs.folder import RunFolder
 
 xarray = pytest.importorskip("xarray")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,8 @@ def forced(tmp_path_factory):
     ]
     words = [*data, *sees, *model, "--model.residual", "true", "--training.residual", "state", *small]
     assert main(["train", *words, "--out", str(folder / "run")]) == 0
-    assert main(["evaluate", str(folder / "run"), "--steps", "5"]) == 0
+    with without_drawing():
+        assert main(["evaluate", str(folder / "run"), "--steps", "5"]) == 0
     return folder
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from processes import run_program
 
 import squall
 import squall.data
@@ -20,6 +20,9 @@ from squall.cli import main
 from squall.runs.config import ConfigError
 from squall.runs.emulator import DESCRIPTION, PROGRAM, WEIGHTS, ExportError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+EXPORT = ("torch._dynamo", "torch.export")
 TRAINING = "--data.validation 1 --data.test 1 --training.batch 8 --training.steps 6 --training.validate_every 3"
 
 
@@ -104,8 +107,8 @@ def test_an_exported_model_rolls_out_alike_with_and_without_squall(tmp_path, nam
     assert torch.equal(emulator.rollout(states, 10), expected)
 
     torch.save(states, tmp_path / "initial.pt")
-    words = [sys.executable, "-c", WITHOUT_SQUALL, out / PROGRAM, tmp_path / "initial.pt", tmp_path / "result.pt"]
-    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    files = (out / PROGRAM, tmp_path / "initial.pt", tmp_path / "result.pt")
+    result = run_program(WITHOUT_SQUALL, *files, modules=EXPORT, folder=tmp_path)
     assert "squall cannot be imported" in result.stdout, result.stderr
     given = torch.load(tmp_path / "result.pt", weights_only=True)
     torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
@@ -151,8 +154,8 @@ def test_a_model_with_history_conditions_and_a_mask_rolls_out_alike_with_and_wit
     assert torch.equal(expected[:, 5][..., masked], window[:, 1][..., masked])
 
     torch.save((window, held), tmp_path / "initial.pt")
-    words = [sys.executable, "-c", WITH_CONDITIONS, out / PROGRAM, tmp_path / "initial.pt", tmp_path / "result.pt"]
-    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    files = (out / PROGRAM, tmp_path / "initial.pt", tmp_path / "result.pt")
+    result = run_program(WITH_CONDITIONS, *files, modules=EXPORT, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     given = torch.load(tmp_path / "result.pt", weights_only=True)
     torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)

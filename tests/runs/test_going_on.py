@@ -13,6 +13,8 @@ import squall
 from squall.cli import main
 from squall.runs.folder import RunFolder, RunFolderError, fingerprint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:

@@ -16,6 +16,8 @@ from squall.runs.config import ConfigError, from_dict, with_defaults
 from squall.runs.train import run
 from squall.training import Recorder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 X, Y = 16, 12
 
 

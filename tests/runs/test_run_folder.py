@@ -1,10 +1,9 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run_program
 
 from squall._process.files import write_beside
 from squall.runs.folder import CheckpointError, RunFolder, RunFolderError, fingerprint
@@ -116,8 +115,8 @@ try:
 except OSError as error:
     print("refused", error.filename or error)
 """
-    command = [sys.executable, "-B", "-c", program]  # Python would cut off the bytecode that it keeps of modules
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = run_program(program, modules=("squall.runs.folder",))
+    assert result.returncode == 0, result.stderr
     assert "refused" in result.stdout
     assert folder.load("last").step == 1
     assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["last-00000001"]
@@ -126,7 +125,7 @@ except OSError as error:
 def test_a_folder_has_one_writer(folder):
     with folder.locked():
         program = f"from squall.runs.folder import RunFolder\nwith RunFolder({str(folder.path)!r}).locked(): pass"
-        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        result = run_program(program, modules=("squall.runs.folder",))
         assert "another process is writing into" in result.stderr
     with folder.locked():
         pass

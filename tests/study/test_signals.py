@@ -15,7 +15,6 @@ import yaml
 from squall._process.signals import Stopped, handled, held, notices_raise
 from squall.study.definition import read_study
 from squall.study.folder import StudyFolder
-from squall.study.runner import run_study
 from squall.study.worker import Worker
 
 STUDY = {
@@ -44,7 +43,7 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_saves_at_the_step_and_resumes_to_the_same_bits(tmp_path):
+def test_a_study_that_is_stopped_saves_at_the_step_and_resumes_to_the_same_bits(run_here, tmp_path):
     path, out = tmp_path / "study.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
     command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers"]
@@ -62,7 +61,7 @@ def test_a_study_that_is_stopped_saves_at_the_step_and_resumes_to_the_same_bits(
     assert not list(out.rglob("*.part"))
     assert any(int(path.name[5:]) % 100 for path in checkpoints(out)), "saved between two checkpoints"
     assert subprocess.run([*command, "1"], capture_output=True).returncode == 0
-    run_study(read_study(path), tmp_path / "whole", workers=1)
+    run_here(read_study(path), tmp_path / "whole")
     assert results_of(out) == results_of(tmp_path / "whole")
 
 

@@ -13,7 +13,6 @@ from squall.models import UNet
 from squall.runs.build import _unet
 from squall.runs.config import from_dict
 from squall.study.definition import read_study
-from squall.study.runner import run_study
 
 STUDY = """
 name: sphere
@@ -35,11 +34,11 @@ grids:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
+def study(run_here, tmp_path_factory) -> Path:
     pytest.importorskip("torch_harmonics", reason="pip install 'squall[sphere]'")
     folder = tmp_path_factory.mktemp("storms")
     (folder / "study.yaml").write_text(STUDY)
-    assert run_study(read_study(folder / "study.yaml"), folder / "out", workers=1) == []
+    assert run_here(read_study(folder / "study.yaml"), folder / "out") == []
     return folder / "out"
 
 

@@ -36,6 +36,8 @@ from squall.study.runner import part_of, run_study
 from squall.study.statistics import Ratio, compare_paired, corrected, least_median, paired_ratio, summarize
 from squall.training.loop import Recorder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY = {
     "name": "tiny",
     "seeds": 2,
@@ -84,10 +86,10 @@ def changed(**changes) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(run_here, tmp_path_factory) -> Path:
     """A finished study; a test may write its report or let it grow, and leaves its runs as they are."""
     folder = tmp_path_factory.mktemp("study")
-    run_study(read_study(written(folder, TINY)), folder / "out", workers=2)
+    run_here(read_study(written(folder, TINY)), folder / "out")
     return folder / "out"
 
 
@@ -243,13 +245,13 @@ def test_a_grown_study_says_what_it_can_no_longer_evaluate(tmp_path, finished):
         run_study(read_study(written(tmp_path, more)), tmp_path / "out", workers=1)
 
 
-def test_a_grown_study_evaluates_what_it_kept(tmp_path):
+def test_a_grown_study_evaluates_what_it_kept(run_here, tmp_path):
     values = changed(seeds=1, keep_weights=True, grids={"a": {"axes": [["CH"], ["original"]]}})
     out = tmp_path / "out"
-    run_study(read_study(written(tmp_path, values)), out, workers=1)
+    run_here(read_study(written(tmp_path, values)), out)
     before = results_of(out)
     values["grids"]["a"]["show"] = ["table", "fields", "integrators"]
-    run_study(read_study(written(tmp_path, values)), out, workers=1)
+    run_here(read_study(written(tmp_path, values)), out)
     assert results_of(out) == before
     assert (out / "runs" / "ch-original-seed-0" / "evaluation-rk4-2.json").exists()
     assert (out / "runs" / "ch-original-seed-0" / "rollouts.npz").exists()
@@ -329,11 +331,11 @@ def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
     }
 
 
-def test_a_training_that_diverges_is_a_result(tmp_path):
+def test_a_training_that_diverges_is_a_result(run_here, tmp_path):
     values = changed(seeds=1)
     values["variants"]["CH"]["training.learning_rate"] = 1e30
     values["variants"]["sharp"] = {"loss": {"temperature": "inf"}}  # no point of a figure over temperatures, but a line
-    failed = run_study(read_study(written(tmp_path, values)), tmp_path / "out", workers=1)
+    failed = run_here(read_study(written(tmp_path, values)), tmp_path / "out")
     assert {trial.labels for trial in failed} == {("CH", "original"), ("CH", "sharp")}
     row = read_results(tmp_path / "out").grids["all"].rows[0]
     assert row.diverged == row.finished == 1
@@ -430,6 +432,7 @@ def test_published_numbers_stand_beside_ours():
     assert published(grid, Row(("CH", "T = 0"), ())) is None
 
 
+@pytest.mark.drawn
 def test_the_report_of_a_finished_study(finished):
     files = write_report(finished)
     assert {path.suffix for path in files} >= {".png", ".pdf", ".csv", ".md"}
@@ -465,8 +468,8 @@ def test_weights_are_rolled_out_by_the_other_integrators_of_a_study(finished):
 # Together
 
 
-def test_trials_together_end_where_they_end_apart(tmp_path, finished):
-    run_study(read_study(written(tmp_path, TINY)), tmp_path / "out", workers=1, together=4)
+def test_trials_together_end_where_they_end_apart(run_here, tmp_path, finished):
+    run_here(read_study(written(tmp_path, TINY)), tmp_path / "out", together=4)
     apart, together = results_of(finished), results_of(tmp_path / "out")
     assert apart.keys() == together.keys()
     for name, found in together.items():
@@ -527,12 +530,12 @@ class StopAt(Recorder):
 # SANN
 
 
-def test_the_report_shows_what_sann_picks(tmp_path):
+def test_the_report_shows_what_sann_picks(run_here, tmp_path):
     values = changed(seeds=2)
     values["variants"]["SANN"] = {"loss.name": "mse", "sampling": {"name": "stiffness-aware", "fraction": 0.25}}
     values["grids"] = {"sann": {"axes": [["CH"], ["SANN"]], "show": ["table", "sampling"]}}
     out = tmp_path / "out"
-    run_study(read_study(written(tmp_path, values)), out, workers=1)
+    run_here(read_study(written(tmp_path, values)), out)
     (kept,) = out.glob("runs/*/sampling.npz")  # the index is of the data, whatever the seed
     found = np.load(kept)
     assert found["index"].shape == found["stiff"].shape == (3, 10)

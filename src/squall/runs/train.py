@@ -189,7 +189,7 @@ def _prepare(
     stiffness: bool,
 ) -> "_FolderRecorder":
     """Report every error of the configuration before anything is written."""
-    from squall.runs.tracking import loggers  # of lightning-fabric, slow to import
+    from squall.runs.tracking import loggers  # imports lightning-fabric, and with it torch's compiler: 2 seconds
 
     folder = RunFolder(path)
     if config.data.path:

@@ -1,0 +1,39 @@
+"""Studies whose runs are trained where the test is: a worker's own process would import PyTorch first."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from squall.study.definition import Study, Trial
+from squall.study.runner import run_study
+from squall.study.worker import Task, Worker, Workers, run_batch
+
+
+class _Here(Workers):
+    size = 1
+
+    def submit(self, batch: Sequence[Task]) -> Future[None]:
+        done = Future[None]()
+        done.set_result(run_batch(batch, Worker()))
+        return done
+
+    def stop(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _here(count: int | None) -> Iterator[Workers]:
+    yield _Here()
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Callable[..., list[Trial]]:
+    """`run_study` without processes."""
+
+    def run(study: Study, path: Path, **options: object) -> list[Trial]:
+        return run_study(study, path, on=_here, **options)
+
+    return run
