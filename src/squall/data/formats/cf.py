@@ -16,7 +16,7 @@ from squall.data.arrays import Handle, Variable
 from squall.data.conditions import Areas, as_measure
 from squall.data.errors import DataError
 from squall.data.formats.bag import parse_axes, read_bag
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Layout, OneTimeError, Reading, finish
 from squall.data.hdf5 import Datasets, dataset_of, members, open_file, open_hdf5
 from squall.data.measure import areas, closes, curvilinear_areas, on_sphere
 
@@ -106,10 +106,10 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     if not 1 <= len(space) <= 3:
         raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
     states = tuple(_variable(name, series[name], roles, space, data, place) for name in chosen)
-    conditions, cells = [], {}
+    conditions, cells, date = [], {}, _date(data)
     declared = {str(series[n].attrs.get("cell_measures", "")).rpartition("area:")[2].strip() for n in chosen}
     for name, variable in {**fixed, **series}.items():
-        if name in chosen:
+        if name in chosen or name == date:
             continue
         others = [dim for dim in variable.dims if dim not in (*frame, *space) and roles[dim] != "channel"]
         if others:
@@ -123,7 +123,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
             conditions.append(known)
     sizes = {roles[dim]: data.sizes[dim] for dim in frame}
     channels = sum(len(variable.channels) for variable in states)
-    times, dates, unit = _times(next((dim for dim in frame if roles[dim] == "time"), _date(data)), data)
+    times, dates, unit = _times(next((dim for dim in frame if roles[dim] == "time"), date), data)
     points = [np.array(data.variables[dim].values) if dim in data.variables else None for dim in space]
     kinds = [role_of(dim, data.variables.get(dim)) for dim in space]
     measure, boundary, points = _cells(points, kinds, cells, notes)
@@ -171,6 +171,8 @@ def _sorted_variables(
     if not series and not timed:
         series = {name: variable for name, variable in fixed.items() if variable.ndim}
         fixed = {name: variable for name, variable in fixed.items() if name not in series}
+    if not series and _date(data):
+        raise OneTimeError(f"{path}: it has one time; at least two are needed to learn a step from")
     if not series:
         raise _no_series(path, place, kind, fixed)
     return series, fixed
