@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from squall._types import Trajectories
 from squall.data.conditions import Areas, Condition, ConditionValues
@@ -111,7 +113,7 @@ class Continued(Screened):
             if c.name in everywhere
         )
 
-    def _pieces(self, starts: Numbers, length: int) -> list[tuple[ArrayFile, Numbers, int, int, int]]:
+    def _pieces(self, starts: Numbers, length: int) -> list[tuple[ArrayFile, Int64[Tensor, " _"], int, int, int]]:
         """Which file has which times of which windows: file, rows, first time in the window, count, its offset."""
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for row, start in enumerate(starts.tolist()):
