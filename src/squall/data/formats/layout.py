@@ -144,7 +144,7 @@ class ArrayFile(Screened):
 
     def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         parts = [self._read(variable, trajectories, starts, length).to(self.dtype) for variable in self.layout.states]
-        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         """Missing values of a condition are its mean: a model cannot be told NaN."""
