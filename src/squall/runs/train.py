@@ -28,7 +28,6 @@ from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, finger
 from squall.runs.ranks import agreed, joined, refuse_other_count, stopping_together
 from squall.runs.record import recorded, sealed
 from squall.runs.start import Start
-from squall.runs.tracking import loggers
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, refuse_shared, train
 from squall.training.sampling import StiffnessAwareSampler
@@ -184,6 +183,8 @@ def _prepare(
     init: Path | str | None = None,
 ) -> "_FolderRecorder":
     """Report every error of the configuration before anything is written."""
+    from squall.runs.tracking import loggers  # imports Fabric, which takes longer than PyTorch
+
     folder = RunFolder(path)
     if config.data.path:
         data = dataclasses.replace(config.data, path=os.path.realpath(config.data.path))
