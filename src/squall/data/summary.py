@@ -16,7 +16,7 @@ from squall.data.source import Source
 WHOLE_BYTES = 192 * 2**20
 """Up to this size all states are looked at for masks and gaps."""
 
-SAMPLE_BYTES = 48 * 2**20
+SAMPLE_BYTES = 64 * 2**20
 SAMPLE_STATES = 16
 
 
