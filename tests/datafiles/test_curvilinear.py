@@ -8,6 +8,7 @@ import squall.data
 from squall.data.measure import closes, curvilinear_areas, on_sphere
 
 netCDF4 = pytest.importorskip("netCDF4")
+xarray = pytest.importorskip("xarray")
 
 
 def ocean(path, latitude, longitude, **fixed):
@@ -79,3 +80,28 @@ def test_the_first_date_is_said_with_its_calendar(tmp_path):
         "first_time": "296286 hours since 1990-01-01 00:00:00",
         "calendar": "noleap",
     }
+
+
+@pytest.mark.parametrize("clock", ["XTIME", "Times"])
+def test_a_file_of_wrf_has_its_dates_and_its_curvilinear_grid(tmp_path, clock):
+    """Its time axis has no variable, latitudes and longitudes repeat at every time, and dates may be text alone."""
+    south, west = np.meshgrid(np.linspace(20, 30, 5), np.linspace(-95, -80, 6), indexing="ij")
+    axes = ("Time", "south_north", "west_east")
+    variables = {
+        "XLAT": (axes, np.broadcast_to(south, (4, 5, 6)).astype("f4")),
+        "XLONG": (axes, np.broadcast_to(west, (4, 5, 6)).astype("f4")),
+        "T2": (axes, np.random.default_rng(0).normal(size=(4, 5, 6)).astype("f4"), {"units": "K"}),
+    }
+    if clock == "Times":
+        variables["Times"] = (
+            "Time",
+            np.array([f"2005-08-{28 + n // 2}_{12 * (n % 2):02}:00:00" for n in range(4)], "S19"),
+        )
+    else:
+        variables["XTIME"] = ("Time", np.arange(4) * 720.0, {"units": "minutes since 2005-08-28 00:00:00"})
+    xarray.Dataset(variables).to_netcdf(tmp_path / "wrfout", engine="netcdf4")
+    source = squall.data.open(tmp_path / "wrfout")
+    assert (source.fields, source.dt, source.boundary) == (("T2",), 12.0, ("open", "open"))
+    assert source.provenance["first_time"] == "0 hours since 2005-08-28 00:00:00"
+    assert [condition.name for condition in source.conditions] == ["XLAT", "XLONG"]
+    assert source.measure[0, 0] > source.measure[-1, 0]

@@ -336,6 +336,18 @@ def test_an_archive_with_axes_fields_and_conditions(tmp_path, order):
     assert any("words" in note for note in source.notes)
 
 
+def test_lists_as_long_as_the_axes_say_what_the_axes_are(tmp_path):
+    values = np.random.default_rng(0).normal(size=(9, 5, 7))
+    lists = {"t": np.arange(7) * 0.5, "x": np.arange(5.0), "y": np.arange(9.0)}
+    np.savez(tmp_path / "a.npz", T=values, **lists)
+    source = squall.data.open(tmp_path / "a.npz")
+    assert (source.shape, source.description.axes, source.dt) == ((1, 7, 1, 9, 5), ("y", "x"), 0.5)
+    assert np.array_equal(source.read()[0, :, 0], values.transpose(2, 0, 1))
+    np.savez(tmp_path / "b.npz", T=values[:, :, :5], **lists | {"t": np.arange(5.0)})
+    with pytest.raises(DataError, match="does not say what its axes are"):  # two axes of one length
+        squall.data.open(tmp_path / "b.npz")
+
+
 @pytest.mark.parametrize(
     ("shape", "guess"),
     [

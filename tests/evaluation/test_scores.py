@@ -10,6 +10,7 @@ import squall.evaluation.rolling
 import squall.evaluation.scores
 from squall.data import DataError, InMemory
 from squall.evaluation import Scoring, evaluate
+from squall.evaluation.basin import basin_spectrum
 from squall.evaluation.scores import BANDS, contingency_scores, shells, spectrum, valid_time
 from squall.integrators import euler, next_state, rollout
 
@@ -164,8 +165,49 @@ def test_scores_leave_masked_points_out():
     assert masked["nrmse"] == pytest.approx(alone["nrmse"])
     assert masked["events"]["u0"] == pytest.approx(alone["events"]["u0"])
     assert masked["conserved"]["total"] == pytest.approx(alone["conserved"]["total"])
-    assert masked["spectrum"] == {}  # no Fourier transform of a field with holes
-    assert "masked" in masked["no_spectrum"]
+    assert masked["spectrum_of"].startswith("modes of the Laplacian on the points that count")
+    other = evaluate(model, InMemory(u.masked_fill(~sea, -3.0), dt=DT, mask=sea, lengths=16.0), scoring=pick).scores
+    assert masked["spectrum"]["u0"]["low"] == pytest.approx(other["spectrum"]["u0"]["low"], rel=1e-12)
+
+
+def test_few_points_that_count_have_no_spectrum_but_the_reason():
+    sea = torch.zeros(16, dtype=torch.bool)
+    sea[:3] = True
+    found = evaluate(model, InMemory(truth(2), dt=DT, mask=sea)).scores
+    assert found["spectrum"] == {}
+    assert found["no_spectrum"] == "only 19% of the points of a field count: too few for waves"
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_the_bands_of_a_basin_hold_the_modes_of_its_laplacian(axes):
+    """The modes are those of a matrix, computed by NumPy."""
+    space, boundary = ((40,), (14, 12), (7, 6, 5))[axes - 1], ("wall", "periodic", "open")[:axes]
+    mask = np.ones(space, dtype=bool)
+    mask[2:5] = False
+    mask[(slice(6, None), *(slice(2, 4),) * (axes - 1))] = axes == 1
+    number = np.where(mask, np.cumsum(mask).reshape(space) - 1, -1)
+    matrix = np.zeros((mask.sum(),) * 2)
+    for axis, end in enumerate(boundary):
+        pairs = np.stack([number, np.roll(number, -1, axis)]).swapaxes(1, axis + 1)
+        pairs = pairs if end == "periodic" else pairs[:, :-1]
+        for i, j in pairs.reshape(2, -1).T:
+            if min(i, j) >= 0:
+                matrix[[i, j], [i, j]] += 1
+                matrix[[i, j], [j, i]] -= 1
+    squares, modes = np.linalg.eigh(matrix)
+    edges, rng = [0.8, 1.6], np.random.default_rng(0)
+    low, high = (2 - 2 * np.cos(edge) for edge in edges)  # a wave k has the eigenvalue 2 - 2 cos k on a grid
+    bands = [(0.01, 0.7 * low), (1.3 * low, 0.8 * high), (1.2 * high, 20)]
+    for band, ends in enumerate(bands):
+        inside = (squares > ends[0]) & (squares < ends[1])
+        u = np.full((2, *space), 1e6)
+        u[:, mask] = rng.normal(size=(2, inside.sum())) @ modes[:, inside].T
+        states = torch.tensor(u)[:, None, None, None]
+        sums = basin_spectrum(states[0], states[1], torch.tensor(mask)[None], [1.0] * axes, boundary, edges)[:, 0, 0, 0]
+        anomalies = u[:, mask] - u[:, mask].mean(1, keepdims=True)
+        products = [np.mean(a * b) for a, b in (anomalies[[0, 0]], anomalies[[1, 1]], anomalies)]
+        assert sums.sum(-1).tolist() == pytest.approx(products)  # Parseval
+        assert sums[:2, band].tolist() == pytest.approx(products[:2], rel=0.15)
 
 
 def test_chunks_do_not_change_the_scores(monkeypatch):

@@ -146,6 +146,14 @@ def test_a_condition_that_no_file_has_is_refused(run, tmp_path):
     start = read_start(run, bare, 10, forcings=file)
     found = run.emulator.roll(start.window, start.conditions(0, 10), 10)
     torch.testing.assert_close(found, truth().read(None, 1, 12), rtol=0, atol=1e-12)
+    drawn = {"light": truth().condition("sun", [0, 1, 2], [0] * 3, TIMES)[:, :, 0, 0]}
+    drawn |= {
+        "gain": truth().condition("gain", [0, 1, 2], [0] * 3, 1).flatten(),
+        "depth": run.constant("depth")[0, 0, 0],
+    }
+    squall.data.convert(InMemory(truth().read(), dt=DT, lengths=3.0, conditions=drawn), tmp_path / "light.hdf5")
+    other = read_start(run, tmp_path / "light.hdf5", 10, fields=["sun=light"])
+    assert torch.equal(other.conditions(0, 10), start.conditions(0, 10))
 
 
 def test_forcings_of_another_time_step_are_refused(run, tmp_path):

@@ -222,7 +222,20 @@ def test_initial_states_are_taken_from_files_of_other_formats(trained, tmp_path)
 def test_a_file_without_the_fields_of_the_run_is_refused(trained, tmp_path, capsys):
     squall.data.write(tmp_path / "w.hdf5", waves(), dt=0.1, fields=["u", "w"])
     assert main(words(trained, tmp_path / "w.hdf5", tmp_path / "p.nc")) == 2
-    assert "no field 'v': the run was trained on u, v, and the file has u, w" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no field 'v': the run was trained on u, v, and the file has u, w" in said
+    assert "--fields v=u" in said
+
+
+def test_fields_that_are_called_otherwise_in_the_file_are_named(trained, tmp_path, capsys):
+    states = waves(4)
+    squall.data.write(tmp_path / "u.hdf5", states, dt=0.1, fields=["u", "v"])
+    squall.data.write(tmp_path / "w.hdf5", states, dt=0.1, fields=["zonal", "v"])
+    assert main(words(trained, tmp_path / "w.hdf5", tmp_path / "w.nc", "--fields", "u=zonal")) == 0
+    assert main(words(trained, tmp_path / "u.hdf5", tmp_path / "u.nc")) == 0
+    assert np.array_equal(read(tmp_path / "w.nc")["u"], read(tmp_path / "u.nc")["u"])
+    assert main(words(trained, tmp_path / "w.hdf5", tmp_path / "p.nc", "--fields", "zonal")) == 2
+    assert "--fields zonal: expected NAME=NAME_IN_THE_FILE, where NAME is" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_grid_is_taken_where_the_model_can(trained, tmp_path):

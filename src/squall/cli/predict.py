@@ -27,6 +27,9 @@ def parser() -> ArgumentParser:
         "--axes", type=str | None, default=None, help="a word per axis of that file, if it cannot say it: 'batch x y'"
     )
     parser.add_argument("--start", type=int, default=0, help="time index in that file of the first state that is read")
+    parser.add_argument(
+        "--fields", type=str, nargs="+", default=[], help="names that differ in the files: NAME=NAME_IN_THE_FILE"
+    )
     parser.add_argument("--forcings", type=Path | None, default=None, help="a file with the conditions, if another")
     parser.add_argument("--steps", type=int, default=500, help="steps of the data's dt")
     add_weights(parser)
@@ -47,6 +50,7 @@ def run(arguments: Namespace, console: Console) -> int:
         arguments.steps,
         start=arguments.start,
         axes=arguments.axes,
+        fields=arguments.fields,
         forcings=arguments.forcings,
     )
     kind, pictures = arguments.animate, []

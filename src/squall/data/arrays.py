@@ -75,13 +75,31 @@ class Variable:
             length: times in a window.
             space: length of each space axis, in the order of the state.
         """
-        rows = list(zip(trajectories.tolist(), starts.tolist(), strict=True))
+        lengths = {**space, "time": length, "channel": len(self.channels)}
+        kept = [axis for axis in self.axes if axis not in ("", "batch")]
+        stored = array(self.key) if isinstance(self.key, str) else None
         if not (self.by_trajectory or self.by_time):
-            rows = [(0, 0)]
+            trajectories, starts = np.zeros((2, 1), dtype=np.int64)
+        if len(trajectories) == 0:
+            values = np.empty((0, *(lengths[axis] for axis in kept)), self.dtype)
+        elif type(stored) is np.ndarray and self.axes[:2] == ("batch", "time") and stored.flags.c_contiguous:
+            # Time first in memory, so that all first and all second states of pairs are contiguous.
+            numbers = trajectories * stored.shape[1] + starts + np.arange(length)[:, None]
+            values = stored.reshape(-1, *stored.shape[2:])[numbers].swapaxes(0, 1)
+        else:
+            rows = list(zip(trajectories.tolist(), starts.tolist(), strict=True))
+            values = self._one_by_one(array if stored is None else lambda _: stored, rows, length)
+        order = [i for name in ("time", "channel", *space) for i, axis in enumerate(kept, 1) if axis == name]
+        shape = (length if self.by_time else 1, len(self.channels), *(n if a in kept else 1 for a, n in space.items()))
+        return self.decode(values.transpose(0, *order).reshape(len(values), *shape))
+
+    def _one_by_one(
+        self, array: Callable[[Any], Any], rows: list[tuple[int, int]], length: int
+    ) -> Shaped[np.ndarray, "window *stored"]:
+        """Windows of arrays that are not in memory as they are in the file."""
         index: list[Any] = [0 if axis == "" else slice(None) for axis in self.axes]
         batch = self.axes.index("batch") if "batch" in self.axes else None
         time = self.axes.index("time") if self.by_time else None
-        lengths = {**space, "time": length, "channel": len(self.channels)}
         values: Any = None
         for row in sorted(range(len(rows)), key=rows.__getitem__):  # the disk reads ahead
             trajectory, start = rows[row]
@@ -93,12 +111,7 @@ class Variable:
             if values is None:
                 values = np.empty((len(rows), *np.shape(block)), self.dtype)
             values[row] = block
-        kept = [axis for axis in self.axes if axis not in ("", "batch")]
-        if values is None:
-            values = np.empty((0, *(lengths[axis] for axis in kept)), self.dtype)
-        order = [i for name in ("time", "channel", *space) for i, axis in enumerate(kept, 1) if axis == name]
-        shape = (length if self.by_time else 1, len(self.channels), *(n if a in kept else 1 for a, n in space.items()))
-        return self.decode(values.transpose(0, *order).reshape(len(rows), *shape))
+        return values
 
     def decode(self, stored: Shaped[np.ndarray, "*axes"]) -> Shaped[np.ndarray, "*axes"]:
         """The values of stored numbers, NaN where one is missing."""
@@ -145,6 +158,8 @@ class Handle:
             array = self._file[key]
             if isinstance(array, h5py.Dataset) and array.size and array.dtype.kind in "iuf" and in_one_piece(array):
                 array = np.memmap(self.place, array.dtype, "r", array.id.get_offset(), array.shape)  # 5 × faster
+            if isinstance(array, np.memmap):
+                array = array.view(np.ndarray)  # whose slices are views without a call of Python
             self._arrays[key] = array
         return self._arrays[key]
 

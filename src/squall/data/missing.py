@@ -2,6 +2,7 @@
 
 import abc
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from squall._types import Trajectories
 from squall.data.conditions import Mask, Valid
 from squall.data.errors import GAPS, DataError, NonFinite, all_finite
-from squall.data.source import Numbers, Source, View
+from squall.data.source import CHUNK_BYTES, Numbers, Source, View
 
 
 class Missing(NamedTuple):
@@ -41,6 +42,10 @@ class Screened(Source):
     def piece_bytes(self) -> int:
         """Bytes that are read for one state at least."""
         return self.nbytes // (self.shape[0] * self.shape[1])
+
+    def chunks(self, limit_bytes: int = CHUNK_BYTES) -> Iterator[tuple[range, int, int]]:
+        """At least what is unpacked together, so that it is unpacked once."""
+        return super().chunks(max(limit_bytes, min(self.piece_bytes, 2**30)))
 
     @abc.abstractmethod
     def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:

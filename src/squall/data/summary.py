@@ -13,7 +13,10 @@ from squall.data.missing import Screened
 from squall.data.periods import whole_windows
 from squall.data.source import Source
 
-SAMPLE_BYTES = 192 * 2**20
+WHOLE_BYTES = 192 * 2**20
+"""Up to this size all states are looked at for masks and gaps."""
+
+SAMPLE_BYTES = 64 * 2**20
 SAMPLE_STATES = 16
 
 
@@ -78,10 +81,10 @@ def _storage(source: Source) -> dict[str, str]:
 
 
 def _missing(source: Source) -> dict[str, str]:
-    if isinstance(source, Screened) and source._missing is None and source.nbytes > SAMPLE_BYTES:
+    if isinstance(source, Screened) and source._missing is None and source.nbytes > WHOLE_BYTES:
         return _sampled(source)
     parts = getattr(source, "sources", [source])
-    if len(parts) > 1 and source.nbytes > SAMPLE_BYTES and any(isinstance(part, Screened) for part in parts):
+    if len(parts) > 1 and source.nbytes > WHOLE_BYTES and any(isinstance(part, Screened) for part in parts):
         return {f"{name} (first file)": line for name, line in _missing(parts[0]).items()}
     mask, valid = source.mask, source.valid
     gaps = "none" if isinstance(source, Screened) or valid is not None else "none declared; NaN would be an error"

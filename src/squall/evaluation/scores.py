@@ -17,6 +17,7 @@ from torch import Tensor
 
 from squall._types import State, Trajectories
 from squall.data import DataError, Source
+from squall.evaluation.basin import basin_spectrum
 from squall.evaluation.on_sphere import SphereTally, is_on_sphere, storm_field
 from squall.evaluation.points import PerField, Points, PointValues, cell_volumes
 from squall.evaluation.regimes import quantiles
@@ -35,6 +36,15 @@ __all__ = [
 ]
 
 BANDS = ("low", "mid", "high")
+
+FOURIER = "Fourier waves"
+BASIN = "modes of the Laplacian on the points that count, with no flux through coasts and open ends"
+
+LEAST_SHARE = 0.25
+"""Of points that count, for spectra beside a mask."""
+
+LARGEST_RATIO = 4.0
+"""Of the areas of two cells, for spectra along the grid."""
 
 PIECE_NUMBERS = 2**21
 """Numbers of the truth that are scored at a time; a score takes up to ten arrays of them."""
@@ -138,11 +148,10 @@ def shells(space: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[Int64[Te
     The wave number k is in waves along the longest side of the domain. The bands are equal parts of log k from 1 to
     the largest k that the coarsest axis resolves; shorter waves are in the highest.
     """
-    lengths = [n * h for n, h in zip(space, spacing, strict=True)]
+    longest, resolved = _resolved(space, spacing)
     axes = [np.fft.fftfreq(n, h) for n, h in zip(space[:-1], spacing[:-1], strict=True)]
     axes.append(np.fft.rfftfreq(space[-1], spacing[-1]))
-    k = max(lengths) * np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
-    resolved = max(2.0, min(max(lengths) / (2 * h) for n, h in zip(space, spacing, strict=True) if n > 1))
+    k = longest * np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
     band = np.floor(len(BANDS) * np.log(np.maximum(k, 1.0)) / math.log(resolved) + 1e-9)
     band = np.where(k < 0.5, -1, np.minimum(band, len(BANDS) - 1))
     times = np.full(k.shape, 2.0)
@@ -152,13 +161,23 @@ def shells(space: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[Int64[Te
     return torch.from_numpy(band.astype(np.int64).ravel()), torch.from_numpy(times.ravel())
 
 
+def _resolved(space: Sequence[int], spacing: Sequence[float]) -> tuple[float, float]:
+    """The longest side of the domain, and how many waves of the coarsest axis fit into it."""
+    longest = max(n * h for n, h in zip(space, spacing, strict=True))
+    return longest, max(2.0, min(longest / (2 * h) for n, h in zip(space, spacing, strict=True) if n > 1))
+
+
 def spectrum(
-    prediction: Trajectories, truth: Trajectories, spacing: Sequence[float], boundary: Sequence[str]
+    prediction: Trajectories,
+    truth: Trajectories,
+    spacing: Sequence[float],
+    boundary: Sequence[str],
+    measure: Float[Tensor, "*space"] | None = None,
 ) -> Float[Tensor, "quantity batch step channel band"]:
     """Power of prediction and truth and their cross-power Re û* u, summed over the wave numbers of a band.
 
     Power ratio: Σ|û|² / Σ|u|². Coherence: Σ Re û* u / √(Σ|û|² Σ|u|²). Axes that are not periodic are tapered by a Hann
-    window, after the mean was taken off.
+    window, after the mean was taken off. With the areas of the cells, `measure`, the waves are those of u √area.
 
     Reference:
         Subich et al., Fixing the double penalty, ICML 2025 (power and coherence by wave number).
@@ -166,13 +185,16 @@ def spectrum(
     space = truth.shape[3:]
     band, times = shells(tuple(space), tuple(spacing))
     window = torch.ones((), dtype=truth.dtype)
+    area = torch.ones((), dtype=truth.dtype) if measure is None else measure.to(truth).sqrt()
     for n, end in zip(space, boundary, strict=True):
         taper = torch.ones(n) if end == "periodic" else torch.hann_window(n + 2, periodic=False)[1:-1]
         window = window[..., None] * taper.to(truth.dtype)
     dims = tuple(range(3, truth.dim()))
 
     def transform(u: Trajectories) -> Complex[Tensor, "batch step channel mode"]:
-        return torch.fft.rfftn((u - u.mean(dims, keepdim=True)) * window.to(u), dim=dims, norm="forward").flatten(3)
+        return torch.fft.rfftn(
+            (u - u.mean(dims, keepdim=True)) * window.to(u) * area.to(u), dim=dims, norm="forward"
+        ).flatten(3)
 
     a, b = transform(prediction), transform(truth)
     powers = torch.stack([(x * y.conj()).real for x, y in ((a, a), (b, b), (a, b))]) * times.to(truth)
@@ -251,6 +273,7 @@ class ScoreTally:
             self.thresholds = quantiles(flat[:, 0], [scoring.events], weights).flatten()
         self.no_spectrum = _no_spectrum(source)
         self.spacing = None if self.no_spectrum else [h for h in source.spacing if h is not None]
+        self.spectrum_of = FOURIER if source.mask is None else BASIN
         self.quantities = {name: quantity(source, chosen) for name, chosen in scoring.conserved.items()}
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
         self.sphere = None
@@ -272,7 +295,7 @@ class ScoreTally:
         if self.sphere is not None:
             self.sphere.add(truth, prediction)
         if self.spacing is not None:
-            self.parts["spectrum"].append(spectrum(prediction, truth, self.spacing, self.source.boundary).cpu())
+            self.parts["spectrum"].append(self._spectrum(prediction, truth, self.spacing).cpu())
         truth, prediction = truth.flatten(3), prediction.flatten(3)
         values = {
             "error": self.points.by_field((prediction - truth).square()),
@@ -282,6 +305,16 @@ class ScoreTally:
         }
         for name, value in values.items():
             self.parts[name].append(value.cpu())
+
+    def _spectrum(
+        self, prediction: Trajectories, truth: Trajectories, spacing: Sequence[float]
+    ) -> Float[Tensor, "quantity batch step channel band"]:
+        source = self.source
+        if source.mask is None:
+            return spectrum(prediction, truth, spacing, source.boundary, source.measure)
+        longest, resolved = _resolved(source.space, spacing)
+        edges = [2 * math.pi * resolved ** (i / len(BANDS)) / longest for i in range(1, len(BANDS))]
+        return basin_spectrum(prediction, truth, source.mask, spacing, source.boundary, edges, source.measure)
 
     def _events(self, truth: PointValues, prediction: PointValues) -> Float[Tensor, "batch step channel six"]:
         """Hits, misses, false alarms, correct negatives as shares, and both anomalies where the truth has an event."""
@@ -322,6 +355,7 @@ class ScoreTally:
                 scores["events"][name] = {"threshold": self.thresholds[i].item(), **values}
         if self.spacing is not None:
             bands = self._all("spectrum").sum((1, 2))
+            scores["spectrum_of"] = self.spectrum_of
             scores["spectrum"] = {
                 name: {band: _coherence(*bands[:, i, j]) for j, band in enumerate(BANDS)}
                 for i, name in enumerate(self.source.fields)
@@ -372,10 +406,16 @@ class ScoreTally:
 
 def _no_spectrum(source: Source) -> str:
     """Why there are no spectra of the source; "" where there are."""
-    if source.mask is not None:
-        return "points are masked: whatever fills them would add waves of its own at every coast"
-    if source.measure is not None:
-        return "cells differ in area; squall.evaluation.weather.spectra has those of a whole sphere"
+    mask, measure = source.mask, source.measure
+    share = 1.0 if mask is None else float(mask.flatten(1).double().mean(1).min())
+    if share < LEAST_SHARE:
+        return f"only {share:.0%} of the points of a field count: too few for waves"
+    counted = None if measure is None else (measure if mask is None else measure[mask.any(0)])
+    if counted is not None and counted.max() > LARGEST_RATIO * counted.min():
+        return (
+            f"areas of cells differ by more than {LARGEST_RATIO:g} to 1; squall.evaluation.weather.spectra has the "
+            "spectra of a whole sphere"
+        )
     if None in source.spacing:
         return "points are not equally spaced"
     return "" if max(source.space) > 2 else "an axis needs more than two points"

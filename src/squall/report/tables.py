@@ -322,7 +322,7 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
         name: [value_at(x, place[1:]) if place[0] in SCORED else ABSENT for place in places.values()]
         for name, x in first["baselines"].items()
     }
-    missing = first.get("scores", {}).get("no_spectrum")
+    missing, spectra = (first.get("scores", {}).get(key) for key in ("no_spectrum", "spectrum_of"))
     lines = tuple(Line(name, tuple(map(_value, values, places.values()))) for name, values in cells.items())
     return terminal(
         Table(
@@ -332,7 +332,7 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
             lines,
         ).transposed(),
         f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better unless noted"
-        + (f". No spectra: {missing}" if missing else ""),
+        + (f". No spectra: {missing}" if missing else f". Spectra: {spectra}" if spectra else ""),
     )
 
 

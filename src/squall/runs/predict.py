@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,14 @@ class Start:
 
 
 def read_start(
-    run: TrainedRun, path: Path, steps: int, *, start: int = 0, axes: str | None = None, forcings: Path | None = None
+    run: TrainedRun,
+    path: Path,
+    steps: int,
+    *,
+    start: int = 0,
+    axes: str | None = None,
+    fields: Sequence[str] = (),
+    forcings: Path | None = None,
 ) -> Start:
     """Initial states and conditions from files.
 
@@ -64,13 +71,15 @@ def read_start(
         steps: of the rollout.
         start: time index in the file of the first state that is read; the rollout starts from the last of the history.
         axes: one word for each axis of the stored fields, where the file cannot say it: "batch x y".
+        fields: what fields and conditions of the run are called in the files, as "temperature=t2m", where it differs.
         forcings: a file of any format with the conditions; by default that of the initial states.
 
     Raises:
         ConfigError: if fields or grid do not match those of the run, or a condition is missing or ends too early.
         squall.data.DataError: if a file cannot be read.
     """
-    source, channels = (None, []) if path.suffix == ".npy" and axes is None else _matching(run, path, axes)
+    names = _names(run, fields)
+    source, channels = (None, []) if path.suffix == ".npy" and axes is None else _matching(run, path, axes, names)
     history, about = run.inputs.history, run.description
     if source is None:
         window = run.window(_array(path, run))
@@ -90,7 +99,21 @@ def read_start(
     given, name = (source, path) if forcings is None else (squall.data.open(forcings), forcings)
     if forcings is not None:
         first = history - 1 if source is None else first
-    return Start(window, _conditions(run, given, name, window, first, steps), coordinates, time, dates)
+    return Start(window, _conditions(run, given, name, names, window, first, steps), coordinates, time, dates)
+
+
+def _names(run: TrainedRun, fields: Sequence[str]) -> dict[str, str]:
+    """What the fields and conditions of a run are called in the files."""
+    names = {name: name for name in (*run.source.fields, *run.inputs.conditions)}
+    for pair in fields:
+        own, equals, other = pair.partition("=")
+        if not (own and equals and other) or own not in names:
+            raise ConfigError(
+                f"--fields {pair}: expected NAME=NAME_IN_THE_FILE, where NAME is a field or condition of the run: "
+                + ", ".join(names)
+            )
+        names[own] = other
+    return names
 
 
 def _array(path: Path, run: TrainedRun) -> Float[Tensor, "batch *shape"]:
@@ -107,18 +130,19 @@ def _array(path: Path, run: TrainedRun) -> Float[Tensor, "batch *shape"]:
     return values
 
 
-def _matching(run: TrainedRun, path: Path, axes: str | None) -> tuple[Source, list[int]]:
+def _matching(run: TrainedRun, path: Path, axes: str | None, names: Mapping[str, str]) -> tuple[Source, list[int]]:
     """The source at a path, and which of its channels are the fields of the run."""
-    fields, dt = run.source.fields, run.description.dt
+    fields, dt = [names[name] for name in run.source.fields], run.description.dt
     source = squall.data.open(path, axes=axes, initial=dt)
     if not set(fields) <= set(source.fields):
         there = (*source.fields, *(c.name for c in source.conditions))
         if missing := [name for name in fields if name not in there]:
             raise ConfigError(
-                f"{path} has no field '{missing[0]}': the run was trained on {', '.join(fields)}, and the file has "
-                f"{', '.join(there)}"
+                f"{path} has no field '{missing[0]}': the run was trained on {', '.join(run.source.fields)}, and the "
+                f"file has {', '.join(there)}. If it is called otherwise there: --fields "
+                f"{next(own for own, other in names.items() if other == missing[0])}={there[0]}"
             )
-        source = squall.data.open(path, fields=list(fields), axes=axes, initial=dt)
+        source = squall.data.open(path, fields=fields, axes=axes, initial=dt)
         if not set(fields) <= set(source.fields):
             raise ConfigError(f"{path} gives the fields {', '.join(source.fields)}; wanted are {', '.join(fields)}")
     return source, [source.fields.index(name) for name in fields]
@@ -146,17 +170,24 @@ def _points(about: Description, space: tuple[int, ...]) -> tuple[Float[np.ndarra
 
 
 def _conditions(
-    run: TrainedRun, source: Source | None, path: Path, window: Window, first: int, steps: int
+    run: TrainedRun,
+    source: Source | None,
+    path: Path,
+    called: Mapping[str, str],
+    window: Window,
+    first: int,
+    steps: int,
 ) -> ConditionsAt:
     """How the conditions of the model are read, checked before anything is computed."""
-    there = {} if source is None else {c.name: c for c in source.conditions}
+    held = {} if source is None else {c.name: c for c in source.conditions}
+    there = {name: held[other] for name, other in called.items() if other in held}
     names, batch, space = run.inputs.conditions, len(window), tuple(window.shape[3:])
     fixed = {name: run.constant(name) for name in names if name not in there and space == run.source.space}
     if missing := [name for name in names if name not in there and fixed.get(name) is None]:
         raise ConfigError(
             f"the model sees the condition '{missing[0]}', which {path} does not have"
-            + (f" (it has {', '.join(there)})" if there else "")
-            + ": name a file that has it by --forcings"
+            + (f" (it has {', '.join(held)})" if held else "")
+            + ": name a file that has it by --forcings, or what it is called there by --fields"
         )
     used = [there[name] for name in names if name in there]
     moving = [condition.name for condition in used if condition.shape[1] > 1]
@@ -185,7 +216,7 @@ def _conditions(
             if name in there and source is not None:
                 varies = there[name].shape[1] > 1
                 starts = torch.full_like(rows, first + step if varies else 0)
-                value = read_conditions(source, [name], rows, starts, count if varies else 1)
+                value = read_conditions(source, [called[name]], rows, starts, count if varies else 1)
             else:
                 value = fixed[name]
             assert value is not None

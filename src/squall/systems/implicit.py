@@ -8,15 +8,14 @@ on $v$ at the five points $m-2, \dots, m+2$. Newton's method solves it for all t
 - the iteration starts from the extrapolation of the past states, by the order that predicted the last step best.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.linalg import get_lapack_funcs
 from torch import Tensor
-
-(gbsv,) = get_lapack_funcs(("gbsv",), dtype=np.float64)
 
 States = Float[Tensor, "batch points"]
 Bands = Float[Tensor, "5 batch points"]
@@ -83,10 +82,17 @@ class PeriodicBandedSolver:
         self._storage.reshape(-1)[self._target] = bands.numpy()
         stacked = right.numpy()[:, self._order].reshape(-1)
         width = self.WIDTH
-        *_, solution, info = gbsv(width, width, self._storage.T, stacked, overwrite_ab=True, overwrite_b=True)
+        *_, solution, info = _gbsv()(width, width, self._storage.T, stacked, overwrite_ab=True, overwrite_b=True)
         if info:
             return torch.full_like(right, torch.nan)
         return torch.from_numpy(solution.reshape(right.shape)[:, self._place])
+
+
+@functools.cache
+def _gbsv() -> Callable[..., Any]:
+    from scipy.linalg import get_lapack_funcs  # slow to import, and most commands simulate nothing
+
+    return get_lapack_funcs(("gbsv",), dtype=np.float64)[0]
 
 
 class Extrapolation:

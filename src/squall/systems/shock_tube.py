@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple, final
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import brentq
 from torch import Tensor
 
 from squall._types import State, Trajectories
@@ -139,6 +138,8 @@ class _Riemann:
 
     def __init__(self, left: Gas, right: Gas, adiabatic: float) -> None:
         self.left, self.right, self.adiabatic = left, right, adiabatic
+        from scipy.optimize import brentq  # slow to import, and most commands simulate nothing
+
         gap = right.velocity - left.velocity
         if 2 / (adiabatic - 1) * (self._sound(left) + self._sound(right)) <= gap:
             raise ValueError(f"the gases move apart by {gap:g}, which leaves a vacuum between them.")

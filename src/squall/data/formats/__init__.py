@@ -1,5 +1,6 @@
 """Opens trajectories in any known layout, which is recognised by what is in the file, not by its name."""
 
+import functools
 import os
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from squall.data.arrays import Handle
 from squall.data.errors import DataError
 from squall.data.formats import cf, matlab, numpy_files, pdebench, torch_files
 from squall.data.formats.bag import read_bag
+from squall.data.formats.consecutive import Continued
 from squall.data.formats.folder import Joint, read_folder
 from squall.data.formats.layout import ArrayFile, Layout, Reading
 from squall.data.hdf5 import members, open_file, open_hdf5
@@ -30,7 +32,7 @@ OTHERS = {
 }
 
 
-def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> TrajectoryFile | ArrayFile | Joint:
+def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> TrajectoryFile | ArrayFile | Joint | Continued:
     """Open trajectories; states stay in the file until they are asked for.
 
     The layout is recognised by content: The Well's files and folders, PDEBench, NetCDF, Zarr, `.npy` and `.npz`,
@@ -68,12 +70,15 @@ def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> Trajectory
     check_exists(shown, place)
     kind = recognise(place)
     if kind == "folder":
-        return read_folder(shown, place, lambda file: _open_part(file, options))
+        dt_given = options.get("dt") is not None
+        return read_folder(shown, place, functools.partial(_open_part, options), recognise, dt_given=dt_given)
     return _open_file(shown, place, kind, options)
 
 
-def _open_part(file: Path, options: Reading) -> TrajectoryFile | ArrayFile:
+def _open_part(options: Reading, file: Path, single: float | None) -> TrajectoryFile | ArrayFile:
     check_exists(file, file)
+    if single is not None and options.get("initial") is None:
+        options = {**options, "initial": single}
     return _open_file(file, file, recognise(file), options)
 
 
@@ -183,4 +188,4 @@ def _plain_hdf5(shown: Path, place: Path, options: Reading) -> Layout:
     return read_bag(format, Handle(place, open_hdf5, shown), shapes, options)
 
 
-__all__ = ["ArrayFile", "Joint", "Source", "open", "recognise"]
+__all__ = ["ArrayFile", "Continued", "Joint", "Source", "open", "recognise"]

@@ -102,6 +102,8 @@ def read_bag(
         options = {"dt": float(handle.array("dt")[()]), **{k: v for k, v in options.items() if v is not None}}  # type: ignore[assignment]
         del usable["dt"]
     given = options.get("axes")
+    if given is None and axes is None and (axes := _by_lengths(shape, usable)) is not None:
+        notes.append(f"axes: {' '.join(axes)}, by the lengths of the lists of times and points")
     if given is None and (axes is None or len(axes) != len(shape)):
         raise DataError(f"{handle.shown}: this is {format}. {_ask(states[0], shape, usable, format)}")
     timed = options.get("initial") is None
@@ -136,6 +138,17 @@ def read_bag(
         axes=order,
         **about,
     )
+
+
+def _by_lengths(shape: tuple[int, ...], usable: Mapping[str, tuple[int, ...]]) -> tuple[str, ...] | None:
+    """The axes of an array, where each is as long as one of the lists t, x, y, z and no other axis or list is."""
+    clock = next((name for name in TIMES if name in usable), "")
+    lists = {"time": clock, **{axis: axis for axis in SPACE if axis in usable}}
+    lengths = {axis: max(usable.get(name, ()), default=0) for axis, name in lists.items()}
+    vectors = all(int(np.prod(usable.get(name, (0,)))) == lengths[axis] for axis, name in lists.items())
+    if not vectors or len(lengths) < 2 or sorted(lengths.values()) != sorted({*shape}) or len({*shape}) != len(shape):
+        return None
+    return tuple(next(axis for axis, length in lengths.items() if length == n) for n in shape)
 
 
 def _ask(name: str, shape: tuple[int, ...], usable: Mapping[str, tuple[int, ...]], format: str) -> DataError:

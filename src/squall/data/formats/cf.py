@@ -16,7 +16,7 @@ from squall.data.arrays import Handle, Variable
 from squall.data.conditions import Areas, as_measure
 from squall.data.errors import DataError
 from squall.data.formats.bag import parse_axes, read_bag
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Layout, OneTimeError, Reading, finish
 from squall.data.hdf5 import Datasets, dataset_of, members, open_file, open_hdf5
 from squall.data.measure import areas, closes, curvilinear_areas, on_sphere
 
@@ -35,8 +35,8 @@ NAMES = {
         "simulation",
     ),
     "channel": ("channel", "channels", "variable", "component", "feature", "field", "fields"),
-    "latitude": ("lat", "latitude", "nav_lat", "rlat"),
-    "longitude": ("lon", "longitude", "long", "nav_lon", "rlon"),
+    "latitude": ("lat", "latitude", "nav_lat", "rlat", "xlat", "tlat", "lat_rho"),
+    "longitude": ("lon", "longitude", "long", "nav_lon", "rlon", "xlong", "tlong", "lon_rho"),
     "level": ("level", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "height", "deptht", "model_level"),
 }
 AREAS = ("cell_area", "area", "areacella", "areacello", "tarea", "area_t")
@@ -106,10 +106,10 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     if not 1 <= len(space) <= 3:
         raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
     states = tuple(_variable(name, series[name], roles, space, data, place) for name in chosen)
-    conditions, cells = [], {}
+    conditions, cells, clock = [], {}, _clock(next((d for d in frame if roles[d] == "time"), None), data)
     declared = {str(series[n].attrs.get("cell_measures", "")).rpartition("area:")[2].strip() for n in chosen}
     for name, variable in {**fixed, **series}.items():
-        if name in chosen:
+        if name in chosen or name == clock:
             continue
         others = [dim for dim in variable.dims if dim not in (*frame, *space) and roles[dim] != "channel"]
         if others:
@@ -123,7 +123,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
             conditions.append(known)
     sizes = {roles[dim]: data.sizes[dim] for dim in frame}
     channels = sum(len(variable.channels) for variable in states)
-    times, dates, unit = _times(next((dim for dim in frame if roles[dim] == "time"), _date(data)), data)
+    times, dates, unit = _times(clock, data)
     points = [np.array(data.variables[dim].values) if dim in data.variables else None for dim in space]
     kinds = [role_of(dim, data.variables.get(dim)) for dim in space]
     measure, boundary, points = _cells(points, kinds, cells, notes)
@@ -160,17 +160,23 @@ def _sorted_variables(
     fixed: dict[str, Any] = {}
     # Zarr lists its arrays in the order of the disk, which is no order: channels must not depend on it.
     for name, variable in sorted(data.variables.items()) if kind == "Zarr" else data.variables.items():
-        if name in data.sizes or name in bounds:
+        if name in data.sizes or name in bounds or name == "Times":
             continue
         if variable.dtype.kind not in "iuf" or "grid_mapping_name" in variable.attrs:
             notes.append(f"left out '{name}': it holds {variable.dtype}, on {variable.dims}")
             continue
         space = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel")]
-        moves = any(roles[dim] == "time" for dim in variable.dims)
+        clock = next((dim for dim in variable.dims if roles[dim] == "time"), None)
+        if clock is not None and role_of(name, variable) in ("latitude", "longitude"):
+            ends = [variable.isel({clock: place}) for place in (0, -1)]
+            variable, clock = (ends[0], None) if np.array_equal(*(end.values for end in ends)) else (variable, clock)
+        moves = clock is not None
         (series if moves and space else fixed)[str(name)] = variable
     if not series and not timed:
         series = {name: variable for name, variable in fixed.items() if variable.ndim}
         fixed = {name: variable for name, variable in fixed.items() if name not in series}
+    if not series and _date(data):
+        raise OneTimeError(f"{path}: it has one time; at least two are needed to learn a step from")
     if not series:
         raise _no_series(path, place, kind, fixed)
     return series, fixed
@@ -269,11 +275,27 @@ def _date(data: Any) -> str | None:
     return next(single, None)
 
 
+def _clock(dim: str | None, data: Any) -> str | None:
+    """The variable that holds the times: that of the axis, one with dates along it, as in WRF, or that of one state."""
+    if dim is None or dim in data.variables:
+        return dim or _date(data)
+    along = {str(n): v for n, v in data.variables.items() if v.dims == (dim,)}
+    dated = (
+        n for n, v in along.items() if " since 1" in (units := str(v.attrs.get("units", ""))) or " since 2" in units
+    )
+    return next(dated, "Times" if "Times" in along else None)
+
+
 def _times(dim: str | None, data: Any) -> tuple[Shaped[np.ndarray, " time"] | None, dict[str, str], str]:
     """Times in the unit of the file or, for dates, in hours; the first date and its calendar; the unit."""
     if dim not in data.variables:
         return None, {}, ""
     variable = data.variables[dim]
+    if variable.dtype.kind in "SU":  # WRF: 2005-08-28_12:00:00
+        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in np.atleast_1d(variable.values)]
+        moments = np.array([text.replace("_", "T") for text in texts], dtype="datetime64[s]")
+        hours = (moments - moments[0]) / np.timedelta64(3600, "s")
+        return hours, {"first_time": f"0 hours since {texts[0].replace('_', ' ')}"}, "hours"
     units = str(variable.attrs.get("units", ""))
     unit, _, first = units.partition(" since ")
     values = np.atleast_1d(np.asarray(variable.values))

@@ -15,13 +15,16 @@ from squall._types import Trajectories
 from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
 from squall.data.errors import DataError
+from squall.data.formats.consecutive import Continued, Recent, check_alike, file_name, join_in_time, refuse_single
+from squall.data.formats.layout import ArrayFile, OneTimeError
 from squall.data.missing import Screened
+from squall.data.reading import TrajectoryFile
 from squall.data.source import Numbers, Source
 
 Rows = Int64[Tensor, " _"]
 """Numbers of those windows that lie in one file."""
 
-SUFFIXES = (".hdf5", ".h5", ".nc", ".cdf", ".npy", ".npz", ".pt", ".mat")
+SUFFIXES = (".hdf5", ".h5", ".nc", ".nc4", ".cdf", ".zarr", ".npy", ".npz", ".pt", ".mat")
 PARTS = ("train", "valid", "test")
 
 
@@ -33,13 +36,13 @@ class Joint(Source):
     """
 
     def __init__(self, path: Path, sources: Sequence[Source], statistics: dict | None = None) -> None:
-        self.path, self.sources = path, list(sources)
+        self.path, self.sources, self._recent = path, list(sources), Recent(sources)
         self._statistics = _statistics(statistics, self.sources[0].fields)
         self._ends = torch.tensor([source.trajectories for source in self.sources]).cumsum(0)
         self._mask: Tensor | None = None
         self._checked_masks = False
         for source in self.sources[1:]:
-            _check_alike(self.sources[0], source)
+            check_alike(self.sources[0], source)
         first = self.sources[0].description
         everywhere = set.intersection(*(set(source.parameters.items()) for source in self.sources))
         shared = {name: value for name, value in first.parameters.items() if (name, value) in everywhere}
@@ -85,9 +88,9 @@ class Joint(Source):
                 if not same:
                     counts = [0 if m is None else int((~m).sum()) for m in (first, mask)]
                     raise DataError(
-                        f"{self.path}: the mask differs between files: {_name(self.sources[0])} masks {counts[0]} "
-                        f"points, {_name(source)} {counts[1]}, not the same ones. One mask holds for all: open them "
-                        "apart"
+                        f"{self.path}: the mask differs between files: {file_name(self.sources[0])} masks {counts[0]} "
+                        f"points, {file_name(source)} {counts[1]}, not the same ones. One mask holds for all: open "
+                        "them apart"
                     )
             self._mask, self._checked_masks = first, True
             screened = [source for source in self.sources if isinstance(source, Screened)]
@@ -138,20 +141,34 @@ class Joint(Source):
         for number in files.unique().tolist():
             rows = (files == number).nonzero().flatten()
             first = int(self._ends[number - 1]) if number else 0
-            found.append((self.sources[number], rows, trajectories[rows] - first))
+            found.append((self._recent[number], rows, trajectories[rows] - first))
         return found
 
 
-def read_folder(path: Path, place: Path, open_file: Callable[[Path], Source]) -> Joint:
-    """All data files of a folder, or of its train, valid and test.
+def read_folder(
+    path: Path,
+    place: Path,
+    open_file: Callable[[Path, float | None], TrajectoryFile | ArrayFile],
+    known: Callable[[Path], str],
+    *,
+    dt_given: bool,
+) -> Joint | Continued:
+    """All data files of a folder, or of its train, valid and test; those that continue each other in time are joined.
+
+    Args:
+        path: for messages.
+        place: the folder.
+        open_file: opens a file; with a number also one of a single time, whose time step is then this.
+        known: the format of a file, "" for none.
+        dt_given: whether the user said the time step.
 
     Raises:
         DataError: where there is none, or the files differ.
     """
     base = place / "data" if (place / "data").is_dir() else place
-    groups = {part: _files(base / part) for part in PARTS if (base / part).is_dir()} or {"": _files(base)}
-    files = [(part, file) for part, listed in groups.items() for file in listed]
-    if not files:
+    folders = {part: base / part for part in PARTS if (base / part).is_dir()} or {"": base}
+    groups = {part: _files(folder, known) for part, folder in folders.items()}
+    if not any(groups.values()):
         found = ", ".join(sorted(entry.name for entry in place.iterdir())[:6]) or "nothing"
         raise DataError(
             f"{path}: this is a folder without data files: looked for {', '.join(SUFFIXES)} in it, in data/ and in "
@@ -160,22 +177,34 @@ def read_folder(path: Path, place: Path, open_file: Callable[[Path], Source]) ->
     written = next(
         (p for p in (place / "stats.yaml", base.parent / "stats.yaml", base / "stats.yaml") if p.is_file()), None
     )
-    sources = [open_file(file) for _, file in files]
+    joined = {
+        part: join_in_time(path, _open_all(files, open_file), dt_given=dt_given) for part, files in groups.items()
+    }
+    sources = [source for part in joined.values() for source in part]
+    for source in sources:
+        refuse_single(source)
+    if len(sources) == 1 and isinstance(sources[0], Continued):
+        return sources[0]
     joint = Joint(path, sources, load_yaml(written) if written else None)
     if set(groups) & set(PARTS):
-        names, counts = [part for part, _ in files], [source.trajectories for source in sources]
-        sizes = [sum(n for name, n in zip(names, counts, strict=True) if name == part) for part in PARTS]
+        sizes = [sum(source.trajectories for source in joined.get(part, ())) for part in PARTS]
         ends = np.cumsum([0, *sizes]).tolist()
         joint._own_parts = {part: range(*pair) for part, pair in zip(PARTS, itertools.pairwise(ends), strict=True)}
     return joint
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.suffix in SUFFIXES and not entry.name.startswith("."))
+def _files(folder: Path, known: Callable[[Path], str]) -> list[Path]:
+    """The data files of a folder by their names; by their content, where no name ends as those of data do."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    named = [entry for entry in entries if entry.suffix in SUFFIXES]
+    return named or [entry for entry in entries if entry.is_file() and known(entry)]
 
 
-def _name(source: Source) -> str:
-    return Path(getattr(source, "path", source.name)).name
+def _open_all(files: list[Path], open_file: Callable[[Path, float | None], TrajectoryFile | ArrayFile]) -> list[Source]:
+    try:
+        return [open_file(file, None) for file in files]
+    except OneTimeError:
+        return [open_file(file, 1.0) for file in files]
 
 
 def _stacked(valid: list[Tensor | None], sources: list[Source]) -> Valid | None:
@@ -183,25 +212,6 @@ def _stacked(valid: list[Tensor | None], sources: list[Source]) -> Valid | None:
         return None
     whole = [torch.ones(source.shape[:2], dtype=torch.bool) for source in sources]
     return torch.cat([ones if part is None else part for part, ones in zip(valid, whole, strict=True)])
-
-
-def _check_alike(first: Source, other: Source) -> None:
-    pairs = {
-        "fields": (first.fields, other.fields),
-        "sizes (time, channel, *space)": (first.shape[1:], other.shape[1:]),
-        "time steps": (first.dt, other.dt),
-        "boundaries": (first.boundary, other.boundary),
-        "types": (first.dtype, other.dtype),
-    }
-    for what, (one, two) in pairs.items():
-        if one != two:
-            raise DataError(
-                f"the {what} differ between files: {_name(first)} has {one}, {_name(other)} has {two}. Files in one "
-                "folder have to be of one kind: open them apart, or choose fields=[...]"
-            )
-    for axis, one, two in zip(first.description.axes, first.coordinates, other.coordinates, strict=True):
-        if not np.allclose(one, two, rtol=1e-6, atol=1e-6 * float(np.ptp(one) or 1)):
-            raise DataError(f"the points of the axis {axis} differ between {_name(first)} and {_name(other)}")
 
 
 def _statistics(values: dict | None, fields: tuple[str, ...]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

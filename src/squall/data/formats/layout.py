@@ -1,7 +1,7 @@
 """A file of any other layout as a source, once it is known which of its arrays is what."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,7 +17,7 @@ from squall.data.conditions import Areas, Condition, ConditionValues
 from squall.data.description import Description, describe, equal_step
 from squall.data.errors import DataError
 from squall.data.missing import Screened
-from squall.data.source import CHUNK_BYTES, Numbers
+from squall.data.source import Numbers
 
 
 class Reading(TypedDict, total=False):
@@ -34,6 +34,10 @@ class Reading(TypedDict, total=False):
     initial: float | None
 
 
+class OneTimeError(DataError):
+    """A file of a single time: no step can be learned from it alone."""
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """What was understood of a file.
@@ -47,6 +51,7 @@ class Layout:
         description: names and axes.
         measure: relative areas of cells (*space).
         notes: what was assumed, and what was not understood.
+        span: the first and the last time, where the file has times.
     """
 
     format: str
@@ -57,6 +62,7 @@ class Layout:
     description: Description
     measure: Areas | None = None
     notes: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
 
 
 class ArrayFile(Screened):
@@ -119,10 +125,6 @@ class ArrayFile(Screened):
             states = max(states, int(np.prod(along)))
         return states * (self.nbytes // (self.shape[0] * self.shape[1]))
 
-    def chunks(self, limit_bytes: int = CHUNK_BYTES) -> Iterator[tuple[range, int, int]]:
-        """At least what is unpacked together, so that it is unpacked once."""
-        return super().chunks(max(limit_bytes, min(self.piece_bytes, 2**30)))
-
     def close(self) -> None:
         """Close the file; it opens again when it is read."""
         self.layout.handle.close()
@@ -142,7 +144,7 @@ class ArrayFile(Screened):
 
     def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
         parts = [self._read(variable, trajectories, starts, length).to(self.dtype) for variable in self.layout.states]
-        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         """Missing values of a condition are its mean: a model cannot be told NaN."""
@@ -188,7 +190,7 @@ def finish(
     """
     path, initial = handle.shown, options.get("initial")
     if shape[1] < 2 and initial is None:
-        raise DataError(f"{path}: it has one time; at least two are needed to learn a step from")
+        raise OneTimeError(f"{path}: it has one time; at least two are needed to learn a step from")
     about.setdefault("name", path.stem)
     alone = initial is not None and (times is None or len(times) < 2)
     dt = options.get("dt") or (initial if alone else time_step(path, times))
@@ -205,6 +207,9 @@ def finish(
         notes.append(
             "coordinates: the file has none; the domain is taken as 1 long (lengths= or coordinates= say otherwise)"
         )
+    span = None if times is None or len(times) == 0 else (float(times[0]), float(times[-1]))
+    if span is not None and "first_time" not in about.get("provenance", {}):
+        extra.setdefault("start", span[0])
     names = [channel for variable in states for channel in variable.channels]
     described = (shape[0], max(2, shape[1]), *shape[2:])
     description = describe(
@@ -219,6 +224,7 @@ def finish(
         dataclasses.replace(description, **extra),
         measure,
         tuple(notes),
+        span,
     )
 
 
