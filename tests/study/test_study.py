@@ -131,6 +131,11 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is not a known key of the grid 'a': did you mean 'axes'"),
         ({"grids": {"a": {"axes": [["original"]]}}}, "names no system"),
         ({"grids": {"a": {"axes": [["CH"]], "show": ["tabel"]}}}, "did you mean 'table'"),
+        ({"grids": grid_with(choose=["original"])}, "'choose' of the grid 'a' is .*at least two names"),
+        (
+            {"base": TINY["base"] | {"data": {"test": 2, "validation": 0}}, "grids": grid_with(axes=[["CH"]], choose=["mean", "sharp"])},
+            "the grid 'a' chooses on validation data, but '.*' has none",
+        ),
         ({"variants": TINY["variants"] | {"CH": "cahn-hilliard"}}, "the variant 'CH' is 'cahn-hilliard'"),
         ({"grids": ["all"]}, "grids is .*, but must hold names and values"),
         ({"grids": {"a": {"axes": 3}}}, "the grid 'a' has no axes"),
