@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -33,7 +34,16 @@ from squall.study.folder import StudyFolder
 from squall.study.outcome import Outcome
 from squall.study.results import Row, pack_study, published, read_results
 from squall.study.runner import part_of, run_study
-from squall.study.statistics import Ratio, compare_paired, corrected, least_median, paired_ratio, summarize
+from squall.study.statistics import (
+    Ratio,
+    compare_paired,
+    corrected,
+    critical_difference,
+    least_median,
+    mean_ranks,
+    paired_ratio,
+    summarize,
+)
 from squall.training.loop import Recorder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -133,6 +143,11 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is not a known key of the grid 'a': did you mean 'axes'"),
         ({"grids": {"a": {"axes": [["original"]]}}}, "names no system"),
         ({"grids": {"a": {"axes": [["CH"]], "show": ["tabel"]}}}, "did you mean 'table'"),
+        ({"grids": grid_with(choose=["original"])}, "'choose' of the grid 'a' is .*at least two names"),
+        (
+            {"base": {"data": {"validation": 0}}, "grids": {"a": {"axes": [["CH"]], "choose": ["mean", "sharp"]}}},
+            "the grid 'a' chooses on validation data, but '.*' has none",
+        ),
         ({"variants": TINY["variants"] | {"CH": "cahn-hilliard"}}, "the variant 'CH' is 'cahn-hilliard'"),
         ({"grids": ["all"]}, "grids is .*, but must hold names and values"),
         ({"grids": {"a": {"axes": 3}}}, "the grid 'a' has no axes"),
@@ -410,6 +425,35 @@ def test_a_paired_ratio_against_scipy():
 
 def test_holms_correction_by_hand():
     assert corrected({"a": 0.001, "b": 0.04, "c": 0.5}) == pytest.approx({"a": 0.003, "b": 0.08, "c": 0.5})
+
+
+ROUNDING = """
+540 550 555 585 570 575 520 560 550 555 550 540 590 585 570 545 555 560 540 540 535 545 550 535 525 515 500 585 580 570
+525 520 510 565 555 545 560 535 545 505 500 495 550 550 540 545 555 550 555 555 535 545 550 555 550 545 525 565 560 540
+570 565 555 630 630 625
+"""
+"""Seconds/100 of three ways to round first base, 22 players: Hollander and Wolfe (1973), p. 140, as in R's help."""
+
+
+def test_friedmans_test_of_a_published_sample():
+    """R: Friedman chi-squared = 11.143, df = 2, p-value = 0.003805; rank sums 53, 47, 32 (Hollander and Wolfe)."""
+    times = np.array(ROUNDING.split(), dtype=float).reshape(22, 3)
+    ranks = mean_ranks([times[:10], times[10:]])
+    assert ranks.p == pytest.approx(0.003805, abs=5e-7)
+    assert ranks.mean * 22 == pytest.approx([53, 47, 32])
+    assert (ranks.low < ranks.mean).all()
+    assert (ranks.mean < ranks.high).all()
+    alone = mean_ranks([np.array([[1.0, math.inf, math.inf]])])
+    assert alone.mean.tolist() == [1.0, 2.5, 2.5]
+    assert math.isnan(alone.p)
+
+
+@pytest.mark.parametrize(("treatments", "q"), [(2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (10, 3.164)])
+def test_the_critical_difference_by_demsars_table(treatments, q):
+    """Demsar (2006), Table 5a: q at 0.05 for the two-tailed Nemenyi test."""
+    assert critical_difference(treatments, 6) == pytest.approx(
+        q * math.sqrt(treatments * (treatments + 1) / 36), abs=2e-3
+    )
 
 
 def test_a_training_that_diverged_stays_in_the_course_of_many(tmp_path, finished):

@@ -319,6 +319,25 @@ def test_noise_follows_the_seed_and_the_step_and_has_the_given_size():
     assert torch.equal(torch.stack(shares, 1).flatten(0, 1), drawn.window)
 
 
+def test_wrong_targets_are_a_given_share_off_by_a_given_size_and_the_same_at_every_step_and_seed():
+    options = {"batch": 40, "corrupt_share": 0.1, "corrupt_by": 2.0}
+    data, numbers = source(points=64), torch.arange(40)
+    batches = Batches(Transitions(data), TrainingSettings(**options), None)
+    drawn, clean = batches.draw(numbers), Batches(Transitions(data), TrainingSettings(batch=40), None).draw(numbers)
+    std = data.read().transpose(2, 3).flatten(0, 2).std(0, correction=0)
+    off = DT * (drawn.target - clean.target) / (2 * std[:, None])
+    wrong = off.abs() > 0.5
+    torch.testing.assert_close(off[wrong].abs(), torch.ones_like(off[wrong]), rtol=1e-4, atol=0)
+    assert off[~wrong].abs().max() < 1e-4
+    assert 0.08 < wrong.double().mean() < 0.12
+    assert 0.4 < (off[wrong] > 0).double().mean() < 0.6
+    assert torch.equal(drawn.window, clean.window)
+    later = Batches(Transitions(data), TrainingSettings(**options, seed=3), None).draw(numbers.flip(0), 7)
+    assert torch.equal(later.target.flip(0), drawn.target)
+    other = Batches(Transitions(data), TrainingSettings(**options, corrupt_seed=1), None).draw(numbers)
+    assert not torch.equal(other.target, drawn.target)
+
+
 def test_a_process_reads_only_the_transitions_of_its_share(monkeypatch):
     transitions, read = Transitions(source()), []
     fetch = transitions.fetch
@@ -440,6 +459,9 @@ def test_patience_is_remembered_by_a_resumed_training():
         ({"average": 1.0}, r"must be in \[0, 1\)"),
         ({"clip": float("nan")}, "training.clip is nan"),
         ({"input_noise": -0.1}, "training.input_noise is -0.1"),
+        ({"corrupt_share": 1.0}, r"training.corrupt_share is 1.0, but must be in \[0, 1\), such as 0.01"),
+        ({"corrupt_share": 0.1, "corrupt_by": 0.0}, "training.corrupt_by is 0.0, but must be a positive number"),
+        ({"corrupt_by": 2.0}, "corrupt_share is 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 
 from squall._process.files import write_beside
 from squall._process.names import file_name
-from squall.report import curves, fields
+from squall.report import curves, evidence, fields
 from squall.report.figures import save
-from squall.report.tables import KINDS, grid_tables, markdown, ratio_tables, regime_table, status_table
+from squall.report.tables import KINDS, Table, grid_tables, markdown, ratio_tables, regime_table, status_table
 from squall.study.definition import slug
 from squall.study.pack import csv_table
-from squall.study.results import Results, read_results
+from squall.study.results import GridResults, Results, read_results
 
 __all__ = ["study_tables", "write_report"]
 
@@ -48,28 +48,46 @@ def study_tables(results: Results) -> str:
     """The tables of a study in Markdown."""
     study = results.study
     parts = [f"# {study.name}\n", study.about + "\n", "Runs: " + status_table(results).replace("\n", "; ") + ".\n"]
-    for name, found in results.grids.items():
+    for name, whole in results.grids.items():
+        found = whole.chosen
         heading = f"### {found.grid.about or name}"
+        finished = any(row.finished for row in found.rows)
+        if whole.grid.choose and finished:
+            parts.append(f"{heading}: the choice\n\n{markdown(evidence.choice_table(whole))}")
         if "table" in found.grid.show:
             tables, note = grid_tables(found, study.baseline)
-            finished = any(row.finished for row in found.rows)
             parts += [
                 f"{heading}\n",
                 *(map(markdown, tables) if finished else []),
                 note if finished else "No run is done.",
             ]
             parts[-1] += "\n"
-        if "ratios" in found.grid.show and any(row.finished for row in found.rows):
-            tables, note = ratio_tables(found, study.baseline)
-            parts += [f"{heading}: ratios\n", *map(markdown, tables), f"{note}\n"]
+        for what, tables, note in _evidence(found, study.baseline) if finished else ():
+            parts += [f"{heading}: {what}\n", *map(markdown, tables), f"{note}\n"]
         outcome = found.one_step if "one-step" in found.grid.show else None
         if outcome and (table := regime_table(outcome)):
             parts.append(f"{heading}: {results.labels[outcome.name].replace(' / ', ', ')}\n\n{markdown(table)}")
     return "\n".join(parts)
 
 
+def _evidence(found: GridResults, baseline: str | None) -> Iterator[tuple[str, list[Table], str]]:
+    """What is shown of a grid beside its table: the heading, tables and the note below."""
+    show = found.grid.show
+    if "ratios" in show:
+        yield ("ratios", *ratio_tables(found, baseline))
+    if "ranks" in show and (ranks := evidence.rank_table(found, baseline)):
+        yield "ranks", [ranks[0]], ranks[1]
+    if "arms" in show:
+        yield (f"in relation to {found.grid.axes[-1][0]}", *evidence.arms_tables(found))
+    if "steps" in show:
+        yield ("steps", *evidence.steps_table(found, baseline))
+    if "spectra" in show and (spectra := evidence.spectra_tables(found)):
+        yield ("spectra", *spectra)
+
+
 def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
-    for name, found in results.grids.items():
+    for name, whole in results.grids.items():
+        found = whole.chosen
         show, one_step = found.grid.show, found.one_step
         if not any(row.finished for row in found.rows):
             continue
@@ -86,4 +104,21 @@ def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
             drawn |= {f"temperature-{kind}": curves.temperature_figure(found, kind) for kind in KINDS}
         if "training" in show:
             drawn["training"] = curves.training_figure(found)
+        drawn |= _evidence_figures(found, results.study.baseline)
         yield from ((f"{name}-{key}", figure) for key, figure in drawn.items() if figure is not None)
+
+
+def _evidence_figures(found: GridResults, baseline: str | None) -> dict[str, Figure | None]:
+    drawn: dict[str, Figure | None] = {}
+    show = found.grid.show
+    if "ranks" in show:
+        drawn["ranks"] = evidence.rank_figure(found, baseline)
+    if "trade-off" in show:
+        drawn["trade-off"] = evidence.trade_off_figure(found, baseline)
+    if "arms" in show:
+        drawn["arms"] = evidence.arms_figure(found)
+    if "steps" in show:
+        drawn["steps"] = evidence.steps_figure(found, baseline)
+    if "spectra" in show:
+        drawn["spectra"] = evidence.spectra_figure(found)
+    return drawn

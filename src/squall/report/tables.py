@@ -20,6 +20,7 @@ from squall.study.statistics import Ratio, Summary, compare_paired, corrected, l
 from squall.systems import CahnHilliard
 
 __all__ = [
+    "RATIOS",
     "Cell",
     "Line",
     "Table",
@@ -31,6 +32,7 @@ __all__ = [
     "medians",
     "number",
     "one_step_unit",
+    "ratio_cell",
     "ratio_tables",
     "references",
     "regime_table",
@@ -212,7 +214,7 @@ def ratio_tables(found: GridResults, baseline: str | None) -> tuple[list[Table],
             if other is None or other is row:
                 continue
             ratios = [paired_ratio(row.values(*metric), other.values(*metric)) for metric in RATIOS.values()]
-            lines.append(Line(row.name, (_seeds(row), *map(_ratio, ratios))))
+            lines.append(Line(row.name, (_seeds(row), *map(ratio_cell, ratios))))
         tables.append(Table(title, ("seeds", *RATIOS), tuple(lines)))
     note = (
         f"Ratios of squared errors to “{baseline}”, paired by seed, of the last weights; best: those with the best "
@@ -222,7 +224,8 @@ def ratio_tables(found: GridResults, baseline: str | None) -> tuple[list[Table],
     return tables, note
 
 
-def _ratio(ratio: Ratio | None) -> Cell:
+def ratio_cell(ratio: Ratio | None) -> Cell:
+    """A ratio with its interval, strong where that is on one side of 1."""
     if ratio is None:
         return Cell()
     if math.isinf(ratio.mean):

@@ -38,14 +38,37 @@ __all__ = [
     "slug",
 ]
 
-PRESETS = ("paper", "paper-small", "sweeps-small", "rivals-small", "storms-small", "default-small", "smoke")
+PRESETS = (
+    "paper",
+    "paper-small",
+    "sweeps-small",
+    "rivals-small",
+    "storms-small",
+    "default-small",
+    "evidence-small",
+    "smoke",
+)
 """The studies that come with the package."""
 
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
-GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
+GRID_KEYS = {"axes", "choose", "seeds", "about", "show", "published"}
 SIZES = ("trajectories", "steps", "seed")
 """Keys of a system beside its parameters."""
-SHOWN = ("table", "ratios", "fields", "temperature", "one-step", "training", "sampling", "integrators")
+SHOWN = (
+    "table",
+    "ratios",
+    "ranks",
+    "trade-off",
+    "arms",
+    "steps",
+    "spectra",
+    "fields",
+    "temperature",
+    "one-step",
+    "training",
+    "sampling",
+    "integrators",
+)
 """What the report can make of a grid."""
 SHOWN_FROM_FIELDS = {"fields", "one-step"}
 """What of it needs the fields of the rollouts."""
@@ -92,7 +115,9 @@ class Grid:
 
     Attributes:
         name, about: for people.
-        axes: the labels along each axis.
+        axes: the labels along each axis; the last one that of `choose`, if there is one.
+        choose: labels, such as learning rates, of which the report shows for every other combination the one with the
+            smallest error on the validation trajectories; empty if there is nothing to choose.
         show: what the report makes of it, of `SHOWN`.
         published: what others published for it, (states, energy) by the labels of a row and of a column.
         trials: by their labels, one per axis, and their seed.
@@ -101,6 +126,7 @@ class Grid:
     name: str
     about: str
     axes: tuple[tuple[str, ...], ...]
+    choose: tuple[str, ...]
     show: tuple[str, ...]
     published: Mapping[tuple[str, str], tuple[float, float]]
     trials: Mapping[tuple[tuple[str, ...], int], Trial] = field(repr=False)
@@ -219,7 +245,8 @@ def _study(values: Mapping[str, Any]) -> Study:
         lists = isinstance(asked_axes, list) and all(isinstance(axis, list) and axis for axis in asked_axes)
         if not lists or not asked_axes:
             raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
-        axes = tuple(tuple(str(label) for label in axis) for axis in asked_axes)
+        choose = _choice(name, asked.get("choose"))
+        axes = tuple(tuple(str(label) for label in axis) for axis in [*asked_axes, *([choose] if choose else [])])
         seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
         trials = {}
         made = {labels: _trial(base, variants, labels, systems) for labels in itertools.product(*axes)}
@@ -232,7 +259,8 @@ def _study(values: Mapping[str, Any]) -> Study:
         for what in show:
             _known(f"part of a report in 'show' of the grid '{name}'", [what], SHOWN)
         theirs = _published(name, asked.get("published"), {label for axis in axes for label in axis})
-        grids[name] = Grid(name, str(asked.get("about", "")), axes, tuple(show), theirs, trials)
+        grids[name] = Grid(name, str(asked.get("about", "")), axes, choose, tuple(show), theirs, trials)
+        _refuse_choice_without_validation(grids[name])
     baseline = values.get("baseline")
     if baseline is not None:
         _known("variant in 'baseline'", [baseline], variants)
@@ -246,6 +274,27 @@ def _study(values: Mapping[str, Any]) -> Study:
     }
     _refuse_what_cannot_be_evaluated(grids.values())
     return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values)
+
+
+def _choice(grid: str, asked: Any) -> tuple[str, ...]:
+    """The labels of which one is chosen on validation data."""
+    if asked is None:
+        return ()
+    if not isinstance(asked, list) or len(asked) < 2:
+        raise ConfigError(
+            f"'choose' of the grid '{grid}' is {asked!r}, but must be a list of at least two names of variants, such "
+            "as learning rates"
+        )
+    return tuple(map(str, asked))
+
+
+def _refuse_choice_without_validation(grid: Grid) -> None:
+    for trial in grid.trials.values() if grid.choose else ():
+        if not (trial.config.data.validation and trial.config.training.validate_every):
+            raise ConfigError(
+                f"the grid '{grid.name}' chooses on validation data, but '{trial.name}' has none: set data.validation "
+                "and training.validate_every"
+            )
 
 
 def _refuse_what_cannot_be_evaluated(grids: Iterable[Grid]) -> None:

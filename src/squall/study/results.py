@@ -1,5 +1,6 @@
 """What a study found, read from its run folders and its pack: one row per combination of labels, a run per seed."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -30,6 +31,8 @@ class Row:
 
     labels: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
+    chosen: str = ""
+    """The label that was chosen for it on validation data."""
 
     def values(self, place: Place, checkpoint: Kind = "last", integrator: str = "") -> dict[int, float]:
         """A metric by seed, where there is a number."""
@@ -39,6 +42,21 @@ class Row:
     def summary(self, place: Place, checkpoint: Kind = "last", integrator: str = "") -> Summary | None:
         """The median of a metric over seeds, None without a number."""
         return _summary(tuple(self.values(place, checkpoint, integrator).values()))
+
+    def validations(self) -> dict[int, np.ndarray]:
+        """By seed, (2, validation): the steps of a training and the score at each, infinite where a rollout or the
+        training diverged; of seeds that have validations."""
+        courses = {}
+        for outcome in self.outcomes:
+            steps, scores = outcome.history.get("step", ()), outcome.history.get("score", ())
+            if outcome.state in ("done", "failed") and scores:
+                known = [math.inf if x is None or outcome.state == "failed" else x for x in scores]
+                courses[outcome.seed] = np.array([[step or 0 for step in steps], known], dtype=float)
+        return courses
+
+    def validation(self) -> Summary | None:
+        """The median over seeds of the best score on the validation trajectories."""
+        return _summary(tuple(float(course[1].min()) for course in self.validations().values()))
 
     @property
     def name(self) -> str:
@@ -99,6 +117,36 @@ class GridResults:
             (outcome for outcome in shown if (outcome.fields() or {}).get("step_error", np.zeros(0)).size), None
         )
 
+    @property
+    def options(self) -> dict[tuple[str, ...], list[Row]]:
+        """Of a grid that chooses: the rows to choose from, by their other labels."""
+        options: dict[tuple[str, ...], list[Row]] = {}
+        for row in self.rows:
+            options.setdefault(row.labels[:-1], []).append(row)
+        return options
+
+    @property
+    def chosen(self) -> "GridResults":
+        """For every combination of the other labels the row with the smallest median validation score over seeds; the
+        grid itself if it has nothing to choose. A row without a validation is chosen only where none has one."""
+        if not self.grid.choose:
+            return self
+        rows = []
+        for labels, options in self.options.items():
+            best = min(options, key=_validated)
+            rows.append(Row(labels, best.outcomes, best.labels[-1]))
+        grid = dataclasses.replace(self.grid, axes=self.grid.axes[:-1], choose=())
+        return GridResults(grid, tuple(rows), self.others)
+
+    def by_loss(self, baseline: str | None) -> dict[tuple[str, ...], dict[str, Row]]:
+        """Rows by the labels of all axes but the one that has the baseline, and by their label on that one."""
+        settings: dict[tuple[str, ...], dict[str, Row]] = {}
+        for axis, labels in enumerate(self.grid.axes):
+            for row in self.rows if baseline in labels else ():
+                others = row.labels[:axis] + row.labels[axis + 1 :]
+                settings.setdefault(others, {})[row.labels[axis]] = row
+        return settings
+
     def baseline_of(self, row: Row, baseline: str | None) -> Row | None:
         """The row with the label of the baseline in the place where it belongs, and else the same labels."""
         for axis, labels in enumerate(self.grid.axes):
@@ -124,6 +172,11 @@ class Results:
     def labels(self) -> dict[str, str]:
         """The labels of every run, by its name."""
         return {trial.name: " / ".join(trial.labels) for trial in self.study.trials}
+
+
+def _validated(row: Row) -> float:
+    summary = row.validation()
+    return math.inf if summary is None else summary.median
 
 
 def _once(outcomes: Iterable[Iterable[Outcome]]) -> list[Outcome]:

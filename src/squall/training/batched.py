@@ -270,7 +270,8 @@ class _Minibatches:
             self.whose.append(known[0] if known else len(self.samplers))
             self.samplers += [] if known else [sampler]
         source = batches.transitions.source
-        held = models.device.type == "cuda" and source.nbytes <= HELD_BYTES
+        wrong = batches.settings.corrupt_share > 0
+        held = models.device.type == "cuda" and source.nbytes <= HELD_BYTES and not wrong
         self.states = source.read().to(models.device) if held else None
 
     def draw(self, step: int) -> tuple[States, States]:

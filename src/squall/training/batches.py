@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from squall._types import State
+from squall._types import State, Trajectories
 from squall.data import Normalization, Transitions
 from squall.integrators import Array
 from squall.models.inputs import Conditions, Inputs, Window, read_conditions
@@ -76,10 +76,12 @@ class Batches:
         self.leads = 1 if settings.unroll_gradient == "pushforward" else transitions.unroll
         unit = torch.tensor(scale or (1.0,), dtype=torch.float64)
         self.unit = unit.reshape(-1, *[1] * (len(source.space) + (self.leads > 1)))
-        self._noise = None
-        if settings.input_noise:
+        self._noise = self._error = None
+        if settings.input_noise or settings.corrupt_share:
             std = torch.tensor(Normalization.fit(source).std, dtype=source.dtype)
-            self._noise = settings.input_noise * std.reshape(-1, *[1] * len(source.space))
+            std = std.reshape(-1, *[1] * len(source.space))
+            self._noise = settings.input_noise * std if settings.input_noise else None
+            self._error = settings.corrupt_by * std if settings.corrupt_share else None
 
     def draw(self, indices: Indices, step: int = 0, rank: int = 0, world: int = 1) -> Batch:
         """The share of one of `world` processes, in the precision of the data: float32 differences lose digits."""
@@ -93,6 +95,8 @@ class Batches:
             window, future = states[:, :history].contiguous(), states[:, history:]
         if self._noise is not None:
             window = window + self._noise * self._normal(len(indices), window, step)[rank::world]
+        if self._error is not None:
+            future = future + self._error * self._wrong(mine, future)
         u, future = window[:, -1], future[:, -self.leads :]
         return Batch(window, self.target(u, future), self._conditions(mine), mine)
 
@@ -100,6 +104,13 @@ class Batches:
         """Standard normal numbers for the whole minibatch, a function of seed and step alone."""
         generator = np.random.default_rng((self.settings.seed, step, 1))
         return torch.from_numpy(generator.standard_normal((batch, *window.shape[1:]), np.float32)).to(window.dtype)
+
+    def _wrong(self, indices: Indices, future: Trajectories) -> Trajectories:
+        """±1 in the wrong cells of each transition, 0 elsewhere: a function of `corrupt_seed` and its number alone."""
+        share, seed = self.settings.corrupt_share, self.settings.corrupt_seed
+        drawn = [np.random.default_rng((seed, i)).random(future.shape[1:]) for i in indices.tolist()]
+        cells = torch.from_numpy(np.stack(drawn))
+        return (cells < share / 2).to(future.dtype) - (cells >= 1 - share / 2).to(future.dtype)
 
     def _conditions(self, indices: Indices) -> Conditions | None:
         names, skipped = self.inputs.conditions, self.transitions.history - 1

@@ -37,6 +37,9 @@ class TrainingSettings:
             a third more time and 1/K of the memory.
         input_noise: standard deviation of the normal noise on the states that a training step starts from, in units of
             the standard deviation of each field. The target stays the state without noise.
+        corrupt_share: share of the cells of the training targets that are wrong, to test robustness; 0 for none.
+        corrupt_by: how far the next state is off there, up or down, in units of the standard deviation of each field.
+        corrupt_seed: draws which cells; they stay the same over steps, losses and seeds of the training.
         optimizer: `adam`, or `adamw` for weight decay.
         weight_decay: of AdamW.
         schedule: of the learning rate: `constant`; `cosine`, to 0 at the last step; `step`, times `decay_factor` every
@@ -63,6 +66,9 @@ class TrainingSettings:
     unroll_gradient: Literal["all", "step", "pushforward"] = "all"
     recompute: bool = False
     input_noise: float = 0.0
+    corrupt_share: float = 0.0
+    corrupt_by: float = 1.0
+    corrupt_seed: int = 0
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "step"] = "constant"
@@ -100,6 +106,9 @@ class TrainingSettings:
             f"accumulate is {self.accumulate}, but batch is {self.batch}: a part needs a transition": (
                 self.accumulate > self.batch
             ),
+            "corrupt_by or corrupt_seed is set, but corrupt_share is 0: set the share of the cells that are wrong": (
+                self.corrupt_share == 0 and (self.corrupt_by, self.corrupt_seed) != (1.0, 0)
+            ),
             "patience is set, but validate_every is 0: there is no score to wait for": (
                 self.patience > 0 and self.validate_every == 0
             ),
@@ -110,18 +119,19 @@ class TrainingSettings:
 
     def _check_ranges(self) -> None:
         least_one = ("steps", "batch", "log_every", "checkpoint_every", "unroll", "accumulate")
-        least_zero = ("validate_every", "seed", "warmup", "decay_every", "patience")
+        least_zero = ("validate_every", "seed", "warmup", "decay_every", "patience", "corrupt_seed")
         for name, least in (dict.fromkeys(least_one, 1) | dict.fromkeys(least_zero, 0)).items():
             if getattr(self, name) < least:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, but must be at least {least}")
-        for name in ("learning_rate", "decay_factor"):
+        for name in ("learning_rate", "decay_factor", "corrupt_by"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"training.{name} is {getattr(self, name)}, but must be a positive number")
         for name in ("input_noise", "weight_decay", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"training.{name} is {getattr(self, name)}, but must be a number that is not negative")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"training.average is {self.average}, but must be in [0, 1), such as 0.999")
+        for name, example in (("average", 0.999), ("corrupt_share", 0.01)):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name} is {getattr(self, name)}, but must be in [0, 1), such as {example}")
 
     def _check_choices(self) -> None:
         for name in ("residual", "unroll_gradient", "optimizer", "schedule"):
@@ -130,7 +140,7 @@ class TrainingSettings:
                 raise ValueError(f"training.{name} is {getattr(self, name)!r}, but must be one of {allowed}")
 
 
-TOGETHER = ("optimizer", "weight_decay")
+TOGETHER = ("optimizer", "weight_decay", "corrupt_share", "corrupt_by", "corrupt_seed")
 """Of the options after `checkpoint_every`, those that many trainings as one batch have too."""
 
 
