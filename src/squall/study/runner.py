@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from squall._process.signals import held
+from squall._process.signals import handled, held
 from squall.runs.config import ConfigError, RunConfig, can_run_together
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.runs.ranks import started
@@ -23,7 +23,7 @@ from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to
 from squall.study.definition import SIZES, Study, Trial, data_path
 from squall.study.folder import FINISHED, LEASES, StudyFolder
 from squall.study.lease import Leases
-from squall.study.worker import Task, Workers, forget, run_batch, start_worker
+from squall.study.worker import Task, Worker, Workers, forget, run_batch, start_worker
 from squall.systems import ShallowWater
 
 __all__ = ["Progress", "part_of", "run_study"]
@@ -200,12 +200,37 @@ class _Count:
 
 @contextlib.contextmanager
 def _processes(count: int | None) -> Iterator[Workers]:
-    """Workers on this machine, one process each."""
+    """Workers on this machine, one process each; this process alone where processes can share nothing."""
     size, context = count or os.cpu_count() or 1, multiprocessing.get_context("spawn")
-    with held():  # also from the process that tracks what is shared
-        stop = context.Event()
-    with ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(stop,)) as pool:
-        yield _Processes(size, pool, stop.set)
+    with contextlib.ExitStack() as stack:
+        try:
+            told, tell = map(stack.enter_context, context.Pipe(duplex=False))  # an event would wait for killed workers
+            with held():  # also from the process that tracks what is shared
+                pool = ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(told,))
+            stack.enter_context(pool)
+        except (OSError, ImportError, NotImplementedError) as error:  # such as no room in /dev/shm
+            warnings.warn(f"no workers can be started ({error}): trials run one after another", stacklevel=3)
+            yield _Here()
+        else:
+            yield _Processes(size, pool, lambda: tell.send("stop"))
+
+
+class _Here(Workers):
+    """One worker, which is this process."""
+
+    size = 1
+
+    def submit(self, batch: Sequence[Task]) -> Future[None]:
+        job, worker = Future[None](), Worker()
+        with handled(worker.notice):
+            try:
+                job.set_result(run_batch(batch, worker))
+            except BaseException as error:
+                job.set_exception(error)
+        return job
+
+    def stop(self) -> None:
+        pass
 
 
 @dataclasses.dataclass
