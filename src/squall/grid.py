@@ -18,6 +18,7 @@ Field = Float[Tensor, "*batch points"]
 """A function on the grid: space last, any leading shape."""
 
 MINIMUM_POINTS = 5
+"""The implicit scheme has five bands: on fewer points they overlap around the ring."""
 
 
 @dataclass(frozen=True)

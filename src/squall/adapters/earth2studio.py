@@ -19,6 +19,7 @@ Coordinates = OrderedDict[str, np.ndarray]
 """Values along every axis of a tensor by name, in the order of its axes."""
 
 NAMES = {"latitude": "lat", "longitude": "lon"}
+"""Earth2Studio's names of the axes."""
 
 
 def earth2studio(emulator: "Emulator", step: np.timedelta64) -> "Prognostic":

@@ -15,6 +15,7 @@ from squall.data.source import Source
 
 SAMPLE_BYTES = 192 * 2**20
 SAMPLE_STATES = 16
+"""A description of a larger file reads this many states at most, within `SAMPLE_BYTES`."""
 
 
 def summary(source: Source) -> str:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 BANDS = ("low", "mid", "high")
+"""Of wave numbers, equally wide on a logarithmic axis up to the highest that the grid resolves."""
 
 PIECE_NUMBERS = 2**21
 """Numbers of the truth that are scored at a time; a score takes up to ten arrays of them."""

@@ -26,6 +26,7 @@ VRMSE_FLOOR = 1e-7
 """Added to the variance under the root, as The Well does."""
 
 FIELDS = ("truth", "prediction", "step_error", "regime")
+"""What can be kept of a rollout for figures."""
 
 PerStep = Float[Tensor, "trajectory step"]
 PerTrajectory = Float[Tensor, " trajectory"]

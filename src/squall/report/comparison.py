@@ -29,6 +29,7 @@ NOT_COMPARED = {
 """Keys that do not tell two rows apart."""
 
 TEST_DATA = ("data", "dt", "steps", "trajectories", "fields", "system", "standardized")
+"""What two evaluations must share to stand in one table."""
 
 
 @dataclass(frozen=True)

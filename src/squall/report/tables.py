@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 KINDS: tuple[Kind, ...] = ("last", "best")
+"""In the order of the tables: the last weights have seen no validation data."""
+
 STATE_NAMES = {"failed": "failed: the training diverged", "started": "not finished", "missing": "missing"}
 SIGNIFICANT = 0.05
 """p below which a comparison is set in bold: the convention."""

@@ -23,6 +23,7 @@ DESCRIPTION, ARRAYS = "data.json", "data.npz"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 TEXTS = ("dt", "fields", "spacing", "boundary", "name", "parameters", "provenance", "start", "axes", "units")
+"""What data.json has of a description as it is; arrays are in data.npz."""
 
 
 def write_description(folder: RunFolder, source: Source) -> dict[str, str]:

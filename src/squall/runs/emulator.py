@@ -60,8 +60,10 @@ BESIDE = (DATA, ARRAYS)
 """Copied from the run folder where the model has conditions or a mask."""
 
 INPUTS = Inputs()
+"""Of a model that sees the present state alone."""
 
 FORMAT = 1
+"""Of emulator.json; raised when an older squall could not read a new folder."""
 
 
 class ExportError(ValueError):

@@ -60,8 +60,10 @@ Kind = Literal["last", "best"]
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
 
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK = 256, 2**20
+"""Up to 256 MiB every byte counts; of more, 256 blocks of 1 MiB are read, however large the data are."""
 
 SAMPLING = "sampling.npz"
+"""Written for the report of a study, which shows what a sampler picks."""
 
 CHECKPOINTS = "checkpoints"
 

@@ -15,6 +15,7 @@ from squall.training.loop import Checkpoint
 __all__ = ["Start"]
 
 KINDS: tuple[Kind, ...] = ("best", "last")
+"""The best first: it is what an evaluation would choose."""
 
 
 @dataclass(frozen=True)

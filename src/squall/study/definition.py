@@ -43,6 +43,8 @@ PRESETS = ("paper", "paper-small", "sweeps-small", "rivals-small", "storms-small
 
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
 GRID_KEYS = {"axes", "seeds", "about", "show", "published"}
+"""All keys of a study and of one of its grids; others are refused."""
+
 SIZES = ("trajectories", "steps", "seed")
 """Keys of a system beside its parameters."""
 SHOWN = ("table", "ratios", "fields", "temperature", "one-step", "training", "sampling", "integrators")

@@ -30,8 +30,10 @@ FAILED = "failed.json"
 """In the folder of a run whose training diverged."""
 
 LEASES = ".leases"
+"""Hidden: no part of the results."""
 
 FINISHED = ("done", "failed")
+"""A training that diverged is a result and not repeated."""
 
 
 class StudyFolder:

@@ -36,6 +36,7 @@ EXPIRY = 120.0
 """Seconds without a change after which a lease of another machine is dead. NFS may show changes 60 seconds late."""
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links answer."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ ABSENT = object()
 """Default of `value_at` for a missing number; null stands for a number that is NaN or infinite."""
 
 FIELDS = "rollouts.npz"
+"""The kept fields of the last weights."""
 
 STATES: Place = ("rollout", "states")
 _ROLLOUT = ("states", "energy", "mass", "diverged")
@@ -50,6 +51,7 @@ _ONE_STEP: dict[str, Place] = {
 
 
 VALID = ("correlation", "nrmse")
+"""Criteria of a valid time, as `scores` names them."""
 
 
 class Metric(NamedTuple):

@@ -23,6 +23,7 @@ Rows = Int64[Tensor, " _"]
 
 SUFFIXES = (".hdf5", ".h5", ".nc", ".cdf", ".npy", ".npz", ".pt", ".mat")
 PARTS = ("train", "valid", "test")
+"""Names of the folders in The Well's data sets."""
 
 
 class Joint(Source):

@@ -30,6 +30,8 @@ def _series(real: type[np.floating], terms: int) -> list[np.floating]:
 
 PER_LOG2 = 1 / math.log(2)
 HIGH, LOW = _log2(40)
+"""So that exp(y) = 2^w exp(r) with r = y − w log 2 exact: Cody and Waite's reduction."""
+
 A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11, A12 = _series(np.float64, 12)
 PER_LOG2_SINGLE = np.float32(PER_LOG2)
 HIGH_SINGLE, LOW_SINGLE = map(np.float32, _log2(12))
