@@ -10,8 +10,6 @@ import yaml
 
 from squall._process.files import special_file
 
-__all__ = ["DocumentError", "dump_yaml", "load_yaml", "read_json", "read_text", "read_yaml"]
-
 LARGEST_YAML = 2**20
 """Bytes: a larger file is data that was named by mistake, and slow to parse."""
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["keep_freed_memory", "threads"]
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's settings, as in its malloc.h."""
 KEPT_BYTES, MOST_MAPPED = 1 << 30, 32 << 20

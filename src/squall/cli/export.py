@@ -10,8 +10,6 @@ from squall.cli.options import add_run, add_weights, command_parser
 from squall.runs.emulator import PROGRAM
 from squall.runs.export import export_run
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("export")

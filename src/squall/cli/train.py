@@ -27,8 +27,6 @@ from squall.runs.ranks import is_first
 from squall.runs.train import run as train
 from squall.training.loop import Recorder
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("train", _TrainParser)

@@ -17,8 +17,6 @@ from jaxtyping import Shaped
 
 from squall.data.errors import DataError
 
-__all__ = ["Datasets", "dataset_of", "in_one_piece", "member", "members", "open_file", "open_hdf5", "small_values"]
-
 SOFT_LINKS = 16
 """Links followed one after the other, as many as HDF5 itself follows; a circle has no end."""
 

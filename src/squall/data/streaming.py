@@ -39,8 +39,6 @@ from squall.data.writing import (
     write_all,
 )
 
-__all__ = ["SUFFIXES", "Stream", "part_of", "stream"]
-
 FILL_BYTES = 2**24
 """Of NaN written at a time."""
 

@@ -20,19 +20,6 @@ from squall.data import DataError, Source
 from squall.evaluation.points import PerField, Points, PointValues, cell_volumes
 from squall.evaluation.regimes import quantiles
 
-__all__ = [
-    "BANDS",
-    "ScoreTally",
-    "Scoring",
-    "contingency_scores",
-    "correlation",
-    "nrmse",
-    "quantity",
-    "shells",
-    "spectrum",
-    "valid_time",
-]
-
 BANDS = ("low", "mid", "high")
 """Of wave numbers, equally wide on a logarithmic axis up to the highest that the grid resolves."""
 

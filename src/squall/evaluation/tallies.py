@@ -17,8 +17,6 @@ from squall.evaluation.points import Points, cell_volumes
 from squall.evaluation.regimes import REGIMES, RegimeThresholds
 from squall.evaluation.scores import ScoreTally
 
-__all__ = ["FIELDS", "Keep", "Phases", "Physics", "Rollouts"]
-
 KEPT_NUMBERS = 2**20
 """Numbers of the rollouts kept for figures, per field."""
 

@@ -19,26 +19,6 @@ from squall.study.results import GridResults, Results, Row, published
 from squall.study.statistics import Ratio, Summary, compare_paired, corrected, least_median, paired_ratio
 from squall.systems import CahnHilliard
 
-__all__ = [
-    "Cell",
-    "Line",
-    "Table",
-    "evaluation_table",
-    "grid_tables",
-    "in_words",
-    "interval",
-    "markdown",
-    "medians",
-    "number",
-    "one_step_unit",
-    "ratio_tables",
-    "references",
-    "regime_table",
-    "state_counts",
-    "status_table",
-    "terminal",
-]
-
 KINDS: tuple[Kind, ...] = ("last", "best")
 """In the order of the tables: the last weights have seen no validation data."""
 

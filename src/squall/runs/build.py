@@ -34,8 +34,6 @@ from squall.runs.loss import build_loss
 from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
-__all__ = ["Experiment", "build", "integrator", "model_source", "open_data", "system_of"]
-
 INDEX_BLOCK = 2**13
 """Transitions whose stiffness index is computed at a time."""
 

@@ -16,8 +16,6 @@ from torch import Tensor
 from squall.data import Description, InMemory, Source, Split
 from squall.runs.folder import RunFolder, RunFolderError
 
-__all__ = ["ARRAYS", "DESCRIPTION", "constants", "read_description", "write_description"]
-
 DESCRIPTION, ARRAYS = "data.json", "data.npz"
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

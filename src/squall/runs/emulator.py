@@ -41,19 +41,6 @@ from squall.runs.description import DESCRIPTION as DATA
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.training.state import split_state
 
-__all__ = [
-    "BESIDE",
-    "DESCRIPTION",
-    "PROGRAM",
-    "WEIGHTS",
-    "Contents",
-    "Emulator",
-    "ExportError",
-    "checksum",
-    "describe_export",
-    "load",
-]
-
 DESCRIPTION, WEIGHTS, PROGRAM = "emulator.json", "model.safetensors", "model.pt2"
 
 BESIDE = (DATA, ARRAYS)

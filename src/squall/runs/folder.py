@@ -42,19 +42,6 @@ from squall.runs.record import is_edited, recorded
 from squall.training.loop import Checkpoint
 from squall.training.state import split_state
 
-__all__ = [
-    "CHECKPOINTS",
-    "SAMPLING",
-    "CheckpointError",
-    "DamagedCheckpointWarning",
-    "Kind",
-    "RunFolder",
-    "RunFolderError",
-    "evaluation_suffix",
-    "fingerprint",
-    "refuse_unsavable",
-]
-
 Kind = Literal["last", "best"]
 
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"

@@ -25,8 +25,6 @@ from squall.runs.installed import installed_only, is_installed, working_folder_i
 from squall.training.batches import Batches, beside, takes
 from squall.training.settings import TrainingSettings
 
-__all__ = ["build_loss"]
-
 TARGETS = 2**22
 """Most numbers of the training targets that a density is taken from."""
 

@@ -25,19 +25,6 @@ from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
 from squall.runs.folder import evaluation_suffix
 from squall.runs.simulate import SIMULATED, file_suffix
 
-__all__ = [
-    "PRESETS",
-    "SHOWN_FROM_FIELDS",
-    "SIZES",
-    "Grid",
-    "OtherIntegrator",
-    "Study",
-    "Trial",
-    "data_path",
-    "read_study",
-    "slug",
-]
-
 PRESETS = ("paper", "paper-small", "sweeps-small", "rivals-small", "storms-small", "default-small", "smoke")
 """The studies that come with the package."""
 

@@ -27,8 +27,6 @@ from pathlib import Path
 from squall._process.documents import DocumentError, read_json
 from squall._process.names import file_name
 
-__all__ = ["EXPIRY", "HEARTBEAT", "Lease", "Leases"]
-
 HEARTBEAT = 10.0
 """Seconds between two touches of a lease."""
 

@@ -13,20 +13,6 @@ from squall.evaluation.scores import BANDS
 from squall.runs.folder import SAMPLING, Kind, RunFolder
 from squall.runs.record import SEAL
 
-__all__ = [
-    "ABSENT",
-    "FIELDS",
-    "STATES",
-    "Metric",
-    "Outcome",
-    "Place",
-    "metrics",
-    "read_outcome",
-    "relative_errors",
-    "scores",
-    "value_at",
-]
-
 Place = tuple[str, ...]
 """Where a checkpoint's part of `evaluation.json` has a number: the names on the way to it."""
 

@@ -28,8 +28,6 @@ from squall._process.files import DAMAGED_ARRAYS, write_beside
 from squall.runs.folder import SAMPLING, RunFolderError
 from squall.study.outcome import FIELDS, Outcome, metrics
 
-__all__ = ["PACK", "TABLE", "csv_table", "read_pack", "write_pack"]
-
 TABLE, PACK = "results.csv", "results.npz"
 
 FORMAT = "squall study results 1"

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Ratio", "Summary", "compare_paired", "corrected", "least_median", "paired_ratio", "summarize"]
-
 RESAMPLES = 10_000
 """Bootstrap samples, drawn with a fixed seed so that tables can be reproduced."""
 LEVEL = 0.95

@@ -14,8 +14,6 @@ from jaxtyping import Float
 
 from squall._process.compiled import compiled, real_of
 
-__all__ = ["tanh_of"]
-
 
 def _log2(bits: int) -> tuple[float, float]:
     """log 2 in two parts, the first of so many bits that its product with a small integer is exact."""
