@@ -294,11 +294,7 @@ FROM_DATA = {"channels", "dimensions", "conditions", "history", "out_channels", 
 
 
 def _on_grid(
-    network: type[nn.Module],
-    sizes: Mapping[str, Any],
-    config: RunConfig,
-    source: Source,
-    generator: torch.Generator,
+    network: type[nn.Module], sizes: Mapping[str, Any], config: RunConfig, source: Source, generator: torch.Generator
 ) -> nn.Module:
     """A U-Net or FNO with the channels, axes and boundaries of the data."""
     name, given = config.model.name, config.model.arguments

@@ -54,12 +54,7 @@ def build_loss(
 
 
 def _imbalance_aware(config: LossConfig) -> nn.Module:
-    rules = {
-        "temperature": float,
-        "kl_budget": KLBudget,
-        "relative": Relative,
-        "effective_fraction": EffectiveFraction,
-    }
+    rules = {"temperature": float, "kl_budget": KLBudget, "relative": Relative, "effective_fraction": EffectiveFraction}
     names = ("error", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
     chosen = [rule(getattr(config, name)) for name, rule in rules.items() if getattr(config, name) is not None]
@@ -103,12 +98,7 @@ def _targets(batches: Batches) -> Float[Tensor, "batch channel *lead_and_space"]
 
 
 KNOWN_OF_THE_DATA: Mapping[str, Callable[[Batches], Any]] = MappingProxyType(
-    {
-        "channel": lambda batches: batches.transitions.source.channels,
-        "density": _targets,
-        "rba": _shape,
-        "vrba": _shape,
-    }
+    {"channel": lambda batches: batches.transitions.source.channels, "density": _targets, "rba": _shape, "vrba": _shape}
 )
 """What a rival must know of the training data."""
 
