@@ -18,6 +18,7 @@ Field = Float[Tensor, "*batch points"]
 """A function on the grid: space last, any leading shape."""
 
 MINIMUM_POINTS = 5
+"""A point and two neighbours on either side, all different: the bands of the implicit scheme."""
 
 
 @dataclass(frozen=True)

@@ -18,21 +18,6 @@ from torch import Tensor
 
 from squall._types import Rate, State, Trajectories
 
-__all__ = [
-    "INTEGRATORS",
-    "Integrator",
-    "IntegratorLike",
-    "RungeKutta",
-    "accepts_step",
-    "euler",
-    "increment",
-    "midpoint",
-    "next_state",
-    "rk4",
-    "rollout",
-    "substeps",
-]
-
 IntegratorLike = Callable[[Rate, Tensor, float], Tensor]
 """Anything called as `integrator(rate, u, dt)` that returns the next state; an `Integrator` is one."""
 

@@ -16,8 +16,6 @@ from numba.extending import intrinsic
 if getattr(config, "DISABLE_JIT", False):  # the loops would run uncompiled, and some of their parts not at all
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-__all__ = ["bits_of", "compiled", "real_of"]
-
 
 def compiled(
     function: Callable[..., Any], *, fastmath: frozenset[str] = frozenset({"contract"}), inlined: bool = False

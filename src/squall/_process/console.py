@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `squall --help` needs no extra
     from rich.console import Console
 
-__all__ = ["results_console", "say", "with_safe_output"]
-
 PLAIN = {"×": "x", "−": "-", "–": "-", "‖": "||", "²": "^2", "…": "...", "≤": "<=", "≥": ">=", "∞": "inf", "━": "-"}
 """What stands for a sign that an encoding lacks; a Greek letter is spelt out, the rest is a question mark."""
 

@@ -10,18 +10,23 @@ import yaml
 
 from squall._process.files import special_file
 
-__all__ = ["DocumentError", "dump_yaml", "load_yaml", "read_json", "read_text", "read_yaml"]
-
 LARGEST_YAML = 2**20
+"""Bytes: a larger file is data that was named by mistake, and slow to parse."""
+
 DEEPEST, MOST_VALUES = 64, 20_000
 """Limits of a YAML document, every alias counted as what it stands for: far beyond any configuration."""
 
 FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|[0-9][0-9_]*(?=[eE])|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
+"""Numbers as YAML 1.2 writes them: `1e-3`, which PyYAML takes for text, is one."""
+
 INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+")
+"""Without the octal and base-60 numbers of YAML 1.1, such as 010 and 1:30."""
+
 TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = {TAG + name for name in ("str", "int", "float", "bool", "null", "map", "seq")}
+"""All others would make objects, and are refused."""
 
 
 class DocumentError(ValueError):

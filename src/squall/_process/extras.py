@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
 
-__all__ = ["EXTRAS", "MissingExtraError", "explain_missing_extra", "import_matplotlib"]
-
 EXTRAS = MappingProxyType(
     {
         "train": ("h5py", "jsonargparse", "lightning_fabric", "rich", "safetensors", "scipy", "yaml"),

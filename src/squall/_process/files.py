@@ -18,21 +18,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-__all__ = [
-    "DAMAGED_ARRAYS",
-    "HALF_WRITTEN",
-    "UNSUPPORTED",
-    "read_array",
-    "refuse_existing",
-    "special_file",
-    "sync",
-    "sync_descriptor",
-    "temporary_name",
-    "write_beside",
-    "write_folder_beside",
-    "writing_into",
-]
-
 HALF_WRITTEN = re.compile(r"\..*\.[0-9a-f]{16}\.part(?:\.gif|\.mp4)?")
 """Names of what a killed process left half-written, animations among them."""
 

@@ -8,8 +8,6 @@ import torch
 
 from squall._process.extras import MissingExtraError, explain_missing_extra
 
-__all__ = ["import_harmonics"]
-
 INSTALL = "pip install --no-deps 'torch-harmonics>=0.9.3'"
 
 

@@ -1,7 +1,5 @@
 """Errors of PyTorch, NumPy and Python: those that mean "too large for this machine", and their first line."""
 
-__all__ = ["first_line", "too_large"]
-
 WORDS = (
     *("allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate"),
     *("overflow", "too large to convert", "too many elements", "maximum supported dimension", "array is too big"),

@@ -5,8 +5,6 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-__all__ = ["file_name", "suggestion"]
-
 LONGEST = 120
 """Bytes: leaves room for endings in the 255 that file systems allow."""
 

@@ -16,8 +16,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["ProgressLines", "progress_bar", "told"]
-
 LINES, SECONDS = 10, 60.0
 """A log gets a line for every tenth of the work, and at least one a minute."""
 

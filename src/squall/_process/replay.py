@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["Replayed"]
-
 WARM_UP = 3
 """How often work is done as it is, before it is recorded: libraries set themselves up in their first calls."""
 

@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["STOPPING", "Stopped", "handled", "held", "notices_raise"]
-
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C; what containers send; what batch systems send before the time of a job is over."""
 
 
 class Stopped(KeyboardInterrupt):

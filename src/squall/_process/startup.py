@@ -5,8 +5,6 @@ import signal
 import sys
 import threading
 
-__all__: list[str] = []
-
 USER_MISTAKE, INTERRUPTED = 2, 130
 
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["keep_freed_memory", "threads"]
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's settings, as in its malloc.h."""
 KEPT_BYTES, MOST_MAPPED = 1 << 30, 32 << 20
+"""Freed memory that stays with the process, and the largest piece that older versions of glibc let stay."""
 
 
 @contextlib.contextmanager

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from squall._process.extras import explain_missing_extra
 
-__all__ = ["anemoi"]
-
 
 def anemoi(loss: nn.Module) -> Any:
     """A loss as anemoi-training calls it: variables last, scaled by its scalers.

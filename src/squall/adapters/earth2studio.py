@@ -13,12 +13,11 @@ from squall.models.placement import like_model
 if TYPE_CHECKING:
     from squall.runs.emulator import Emulator
 
-__all__ = ["Coordinates", "Prognostic", "earth2studio"]
-
 Coordinates = OrderedDict[str, np.ndarray]
 """Values along every axis of a tensor by name, in the order of its axes."""
 
 NAMES = {"latitude": "lat", "longitude": "lon"}
+"""Earth2Studio's names of the axes."""
 
 
 def earth2studio(emulator: "Emulator", step: np.timedelta64) -> "Prognostic":

@@ -5,8 +5,6 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["neuraloperator"]
-
 
 @final
 class _OverSamples(nn.Module):

@@ -6,8 +6,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-__all__ = ["pina"]
-
 
 @final
 class _Unlabelled(_Loss):

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["the_well"]
-
 States = Float[Tensor, "batch time *space channel"]
 
 

@@ -11,6 +11,7 @@ from squall._process.names import suggestion
 __all__ = ["COMMANDS", "USER_MISTAKE", "main"]
 
 USER_MISTAKE = 2
+"""The exit code of argparse for the same."""
 
 COMMANDS = {
     "simulate": "Simulate a system into an HDF5 file in The Well's layout; storms on a sphere into NetCDF.",

@@ -12,8 +12,6 @@ from squall.cli.options import command_parser
 from squall.report import compare, comparison_figure, comparison_note, comparison_table, markdown, terminal
 from squall.report.figures import save
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("compare")

@@ -10,8 +10,6 @@ import squall.data
 from squall.cli.options import add_reading, command_parser, new_parser, reading
 from squall.data.summary import next_command
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("data")

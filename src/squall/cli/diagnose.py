@@ -14,8 +14,6 @@ from squall.report import diagnosis, markdown, terminal
 from squall.report.figures import save
 from squall.runs.diagnose import diagnose_run
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("diagnose")

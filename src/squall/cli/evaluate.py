@@ -10,8 +10,6 @@ from squall.cli.options import add_animate, add_run, command_parser
 from squall.runs.evaluate import conserved_quantities, evaluate_runs
 from squall.runs.folder import RunFolder, evaluation_suffix
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("evaluate")

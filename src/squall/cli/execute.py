@@ -20,8 +20,6 @@ from squall.runs.ranks import OtherProcessError
 from squall.systems import ConvergenceError
 from squall.training.loop import TrainingDiverged
 
-__all__ = ["execute"]
-
 REPORT = (
     f"This is a fault of squall {squall.__version__}, not yours. Please report the command and the lines above as an "
     "issue in squall's repository"

@@ -10,8 +10,6 @@ from squall.cli.options import add_run, add_weights, command_parser
 from squall.runs.emulator import PROGRAM
 from squall.runs.export import export_run
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("export")
@@ -24,11 +22,7 @@ def parser() -> ArgumentParser:
 def run(arguments: Namespace, console: Console) -> int:
     with console.status("exporting"):
         exported = export_run(
-            arguments.run,
-            arguments.out,
-            checkpoint=arguments.checkpoint,
-            data=arguments.data,
-            trust=arguments.trust,
+            arguments.run, arguments.out, checkpoint=arguments.checkpoint, data=arguments.data, trust=arguments.trust
         )
     if exported.refusal:
         say(console, f"warning: the weights are written, but no {PROGRAM}: {exported.refusal}", "yellow")

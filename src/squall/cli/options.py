@@ -9,17 +9,6 @@ from jsonargparse import ArgumentParser, set_loader
 from squall._process.documents import DocumentError, read_yaml
 from squall.cli import COMMANDS
 
-__all__ = [
-    "add_animate",
-    "add_reading",
-    "add_run",
-    "add_weights",
-    "command_parser",
-    "new_parser",
-    "option_names",
-    "reading",
-]
-
 
 def _value(text: str) -> Any:
     """A value of the command line or a configuration file; 'name:' and '{name}' stay text."""

@@ -11,8 +11,6 @@ from squall.cli.options import add_animate, add_run, add_weights, command_parser
 from squall.runs.predict import predict_to_file, read_start
 from squall.runs.trained import open_run
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("predict")

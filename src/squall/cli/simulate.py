@@ -16,8 +16,6 @@ from squall.data.apebench import write_scenario
 from squall.runs.simulate import simulate_sphere_to_file, simulate_to_file
 from squall.systems import SYSTEMS, ShallowWater
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """One sub-command per system, with its parameters."""

@@ -18,8 +18,6 @@ from squall.study.folder import StudyFolder
 from squall.study.results import pack_study, read_results
 from squall.study.runner import part_of, run_study
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("study")

@@ -27,17 +27,12 @@ from squall.runs.ranks import is_first
 from squall.runs.train import run as train
 from squall.training.loop import Recorder
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     parser = command_parser("train", _TrainParser)
     parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
     parser.add_argument(
-        "--out",
-        type=Path | None,
-        default=None,
-        help="the run folder; named after the configuration if left out",
+        "--out", type=Path | None, default=None, help="the run folder; named after the configuration if left out"
     )
     parser.add_argument(
         "--init", type=Path | None, default=None, help="a run folder whose weights and normalization it starts from"

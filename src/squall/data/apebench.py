@@ -15,8 +15,6 @@ from squall.data.errors import DataError
 from squall.data.reading import TrajectoryFile
 from squall.data.writing import write
 
-__all__ = ["PARTS", "load_scenario", "write_scenario"]
-
 PARTS = ("train", "test")
 """Of the data of a scenario; it has no trajectories for validation."""
 

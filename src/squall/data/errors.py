@@ -9,6 +9,7 @@ from torch import Tensor
 from squall._types import Trajectories
 
 GAPS = ". Where NaN stands for land or for missing times, `{}` takes it so"
+"""Advice that follows a count of NaN; the braces take the option that it is about."""
 
 
 class DataError(ValueError):

@@ -17,9 +17,9 @@ from jaxtyping import Shaped
 
 from squall.data.errors import DataError
 
-__all__ = ["Datasets", "dataset_of", "in_one_piece", "member", "members", "open_file", "open_hdf5", "small_values"]
-
 SOFT_LINKS = 16
+"""Links followed one after the other, as many as HDF5 itself follows; a circle has no end."""
+
 SMALL_BYTES = 2**30
 """Most that an axis or a mask may take: a packed chunk may declare far more than the file holds."""
 

@@ -36,6 +36,7 @@ Indices = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | Sequence[int]
 """Whole numbers that choose trajectories or times: a list, a range, an array or a tensor."""
 
 CHUNK_BYTES = 16 * 2**20
+"""Read at a time: large enough that a read costs more than its call, small beside the memory."""
 
 
 class Source(abc.ABC):

@@ -39,9 +39,9 @@ from squall.data.writing import (
     write_all,
 )
 
-__all__ = ["SUFFIXES", "Stream", "part_of", "stream"]
-
 FILL_BYTES = 2**24
+"""Of NaN written at a time."""
+
 BLOCK_BYTES = 2**26
 """Bytes of a block of times, and of a chunk of Zarr, at most (one time at least)."""
 

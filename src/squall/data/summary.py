@@ -18,6 +18,7 @@ WHOLE_BYTES = 192 * 2**20
 
 SAMPLE_BYTES = 64 * 2**20
 SAMPLE_STATES = 16
+"""A description of a larger file reads this many states at most, within `SAMPLE_BYTES`."""
 
 
 def summary(source: Source) -> str:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from squall.evaluation.rollouts import Evaluation
 
-__all__ = ["to_xarray"]
-
 SINGLE = {"states": "mean squared error of the states", "energy": "mean squared error of the energy"}
 BY_FIELD = {
     "nrmse": "root mean square error relative to that of zero",

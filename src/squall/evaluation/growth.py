@@ -15,8 +15,6 @@ from squall._types import Rate, State
 from squall.integrators import Array, IntegratorLike, accepts_step
 from squall.models.stacked import Stacked
 
-__all__ = ["growth_factor", "growth_factors"]
-
 DENSE_LIMIT = 64
 """Largest state, in numbers, whose full Jacobian is computed; larger ones use Arnoldi's method.
 

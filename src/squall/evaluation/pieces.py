@@ -2,8 +2,6 @@
 
 from squall.data import DataError, Source, Windows, windows
 
-__all__ = ["pieces", "without_history"]
-
 STARTS = 8
 """Pieces that are wanted at least, where their length is left to squall."""
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from squall.data import Source
 
-__all__ = ["Points", "cell_volumes"]
-
 PointValues = Float[Tensor, "batch step channel point"]
 PerField = Float[Tensor, "batch step channel"]
 

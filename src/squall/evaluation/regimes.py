@@ -11,8 +11,6 @@ from torch import Tensor
 
 from squall._types import State
 
-__all__ = ["REGIMES", "RegimeThresholds", "regime_thresholds"]
-
 REGIMES: Mapping[int, str] = MappingProxyType({0: "quiet", 1: "active", 2: "extreme"})
 """The generic regimes by |du/dt| of the truth: the lower half, the rest, the top 1 %."""
 

@@ -21,8 +21,6 @@ from squall.models.inputs import Conditions, Held, Inputs, Window, read_conditio
 from squall.models.placement import like_model
 from squall.models.stacked import Stacked
 
-__all__ = ["Alone", "Models", "Task", "chunks", "growth", "mean_rates", "roll_out", "sample"]
-
 CHUNK_NUMBERS = 2**24
 """Numbers of the truth in memory at a time: 64 MB in float32."""
 

@@ -30,8 +30,6 @@ from squall.models.stacked import Stacked
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Evaluation", "Keep", "Physics", "RolloutValidation", "Rollouts", "evaluate", "evaluate_each", "persistence"]
-
 GROWTH_STATES = 20
 """At how many states, spread evenly over the trajectories, the learned step is linearised; a tenth of it where
 the states are too large for their whole Jacobian."""

@@ -22,20 +22,8 @@ from squall.evaluation.on_sphere import SphereTally, is_on_sphere, storm_field
 from squall.evaluation.points import PerField, Points, PointValues, cell_volumes
 from squall.evaluation.regimes import quantiles
 
-__all__ = [
-    "BANDS",
-    "ScoreTally",
-    "Scoring",
-    "contingency_scores",
-    "correlation",
-    "nrmse",
-    "quantity",
-    "shells",
-    "spectrum",
-    "valid_time",
-]
-
 BANDS = ("low", "mid", "high")
+"""Of wave numbers, equally wide on a logarithmic axis up to the highest that the grid resolves."""
 
 FOURIER = "Fourier waves"
 BASIN = "modes of the Laplacian on the points that count, with no flux through coasts and open ends"

@@ -12,8 +12,6 @@ from squall._process.harmonics import import_harmonics
 from squall.data import Source
 from squall.data.measure import areas
 
-__all__ = ["EARTH_RADIUS", "SphereGrid", "great_circle"]
-
 EARTH_RADIUS = 6371.0
 """Mean radius of the Earth, km."""
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from squall._process.extras import explain_missing_extra
 from squall.evaluation.sphere import SphereGrid, great_circle
 
-__all__ = ["Match", "Storms", "cyclonic", "find_storms", "match_storms", "storm_scores", "summary"]
-
 MATCH_KM = 1000.0
 """The distance within which a forecast storm is taken for a true one."""
 

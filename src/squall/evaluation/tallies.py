@@ -17,8 +17,6 @@ from squall.evaluation.points import Points, cell_volumes
 from squall.evaluation.regimes import REGIMES, RegimeThresholds
 from squall.evaluation.scores import ScoreTally
 
-__all__ = ["FIELDS", "Keep", "Phases", "Physics", "Rollouts"]
-
 KEPT_NUMBERS = 2**20
 """Numbers of the rollouts kept for figures, per field."""
 
@@ -28,6 +26,7 @@ has a finite number. The Well adds 1e-7 itself, which is no different for fields
 variance of 1e-10."""
 
 FIELDS = ("truth", "prediction", "step_error", "regime")
+"""What can be kept of a rollout for figures."""
 
 PerStep = Float[Tensor, "trajectory step"]
 PerTrajectory = Float[Tensor, " trajectory"]

@@ -15,18 +15,6 @@ from squall._types import Trajectories
 from squall.evaluation.scores import contingency_scores
 from squall.evaluation.sphere import SphereGrid
 
-__all__ = [
-    "acc",
-    "area_mean",
-    "bias",
-    "climatology",
-    "event_scores",
-    "predictability_horizon",
-    "quantile_curve",
-    "rmse",
-    "spectra",
-]
-
 Weights = Float[Tensor, "latitude longitude"] | Float[Tensor, "channel latitude longitude"]
 ByLead = Float[Tensor, "time channel"]
 

@@ -88,12 +88,7 @@ class HNN(RateModel):
     """
 
     def __init__(
-        self,
-        structure: Operator,
-        hidden: int = 200,
-        dimensions: int = 1,
-        *,
-        generator: torch.Generator | None = None,
+        self, structure: Operator, hidden: int = 200, dimensions: int = 1, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(1, hidden, dimensions)
         if not callable(structure):

@@ -13,8 +13,6 @@ from squall import integrators
 from squall._types import Rate, State, Trajectories
 from squall.integrators import IntegratorLike
 
-__all__ = ["Conditions", "HasConditions", "Held", "Inputs", "advance", "join", "read_conditions", "rollout"]
-
 Window = Float[Tensor, "batch history channel *space"]
 """The last states, oldest first."""
 

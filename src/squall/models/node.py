@@ -42,12 +42,7 @@ class NODE(RateModel):
     """
 
     def __init__(
-        self,
-        channels: int = 1,
-        hidden: int = 200,
-        dimensions: int = 1,
-        *,
-        generator: torch.Generator | None = None,
+        self, channels: int = 1, hidden: int = 200, dimensions: int = 1, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(channels, hidden, dimensions)
         self.network = PointNetwork(channels * 3**dimensions, hidden, channels, bias=True, generator=generator)

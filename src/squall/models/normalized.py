@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from squall._types import State
 from squall.models.inputs import Joined
 
-__all__ = ["Normalized"]
-
 
 @final
 class Normalized(nn.Module):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 BOUNDARIES = ("periodic", "wall", "open", "pole")
+"""`pole` joins a latitude to the opposite meridian."""
 
 
 def boundary_per_axis(boundary: str | Sequence[str], dimensions: int) -> tuple[str, ...]:

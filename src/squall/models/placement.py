@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from squall._types import Rate
 
-__all__ = ["evaluating", "like_model"]
-
 
 def like_model(model: Rate, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The state on the device of the model and in its precision; as it is for a bare function.

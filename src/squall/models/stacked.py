@@ -15,9 +15,6 @@ from squall._types import Rate, State
 from squall.integrators import IntegratorLike, accepts_step
 from squall.models.inputs import Joined
 
-__all__ = ["Stacked"]
-
-
 States = Float[Tensor, "member batch channel *space"]
 
 

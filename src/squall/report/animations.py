@@ -14,8 +14,6 @@ from squall._process.names import file_name
 from squall.report.fields import Field, moving_frames
 from squall.report.figures import COLOURS, mesh
 
-__all__ = ["animate_field", "animate_forecast", "check_animation", "film", "forecast_animations"]
-
 SHOWN_FORECASTS = 2
 """Most trajectories of a forecast that are drawn."""
 

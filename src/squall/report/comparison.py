@@ -13,8 +13,6 @@ from squall.study.folder import StudyFolder
 from squall.study.outcome import Metric, Outcome, metrics, read_outcome, relative_errors
 from squall.study.results import Row
 
-__all__ = ["Comparison", "compare", "comparison_note", "comparison_table"]
-
 NOT_COMPARED = {
     "data.path",
     "training.seed",
@@ -29,6 +27,7 @@ NOT_COMPARED = {
 """Keys that do not tell two rows apart."""
 
 TEST_DATA = ("data", "dt", "steps", "trajectories", "fields", "system", "standardized")
+"""What two evaluations must share to stand in one table."""
 
 
 @dataclass(frozen=True)

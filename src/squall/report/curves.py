@@ -19,16 +19,6 @@ from squall.study.outcome import STATES, Outcome
 from squall.study.results import GridResults, Row
 from squall.study.statistics import Summary
 
-__all__ = [
-    "comparison_figure",
-    "energy_figure",
-    "error_figure",
-    "fixed_temperature",
-    "sampling_figure",
-    "temperature_figure",
-    "training_figure",
-]
-
 FEW_SEEDS = 4
 """Up to this many seeds, each has its own line; more are drawn as median and quartiles."""
 

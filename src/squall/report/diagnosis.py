@@ -14,8 +14,6 @@ from squall.report.figures import COLOURS
 from squall.report.tables import Cell, Line, Table, number
 from squall.runs.diagnose import RunDiagnosis
 
-__all__ = ["advice_text", "diagnosis_figure", "diagnosis_table", "weights_table", "worst_text"]
-
 REGIMES = ("in the quiet half of the change", "in the next 49 % of the change", "in the top 1 % of the change")
 
 WEIGHTS = {

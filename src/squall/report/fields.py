@@ -17,17 +17,6 @@ from squall.study.outcome import Outcome
 from squall.study.results import Row
 from squall.systems import CahnHilliard
 
-__all__ = [
-    "REGIME_COLOURS",
-    "Field",
-    "field_comparison",
-    "field_figure",
-    "kept",
-    "moving_frames",
-    "regime_figure",
-    "step_error_figure",
-]
-
 REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
 

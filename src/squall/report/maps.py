@@ -22,8 +22,6 @@ from squall.report.animations import film
 from squall.report.figures import limits as extremes
 from squall.report.figures import scale
 
-__all__ = ["animate", "coastlines", "map_figure", "project", "sample", "unproject"]
-
 PIXELS = 400
 """Of an orthographic map, on each side."""
 

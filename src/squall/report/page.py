@@ -27,8 +27,6 @@ from squall.study.outcome import STATES, Outcome, Place
 from squall.study.results import GridResults, Results, Row
 from squall.systems import CahnHilliard
 
-__all__ = ["write_page"]
-
 REGIMES = ("quiet", "active", "extreme")
 
 DECADES = 5

@@ -9,8 +9,6 @@ from squall.report.fields import Field, field_figure, kept
 from squall.report.figures import save
 from squall.runs.folder import RunFolder
 
-__all__ = ["write_animations", "write_figures"]
-
 
 def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
     """Draw the figures of one evaluated run into its folder.

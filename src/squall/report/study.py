@@ -14,8 +14,6 @@ from squall.study.definition import slug
 from squall.study.pack import csv_table
 from squall.study.results import GridResults, Results, read_results
 
-__all__ = ["study_tables", "write_report"]
-
 
 def write_report(path: Path | str) -> list[Path]:
     """Write the report of a study into its `report` folder; it can be made again at any time, however far it is.

@@ -19,29 +19,9 @@ from squall.study.results import GridResults, Results, Row, published
 from squall.study.statistics import Ratio, Summary, compare_paired, corrected, least_median, paired_ratio
 from squall.systems import CahnHilliard
 
-__all__ = [
-    "RATIOS",
-    "Cell",
-    "Line",
-    "Table",
-    "evaluation_table",
-    "grid_tables",
-    "in_words",
-    "interval",
-    "markdown",
-    "medians",
-    "number",
-    "one_step_unit",
-    "ratio_cell",
-    "ratio_tables",
-    "references",
-    "regime_table",
-    "state_counts",
-    "status_table",
-    "terminal",
-]
-
 KINDS: tuple[Kind, ...] = ("last", "best")
+"""In the order of the tables: the last weights have seen no validation data."""
+
 STATE_NAMES = {"failed": "failed: the training diverged", "started": "not finished", "missing": "missing"}
 SIGNIFICANT = 0.05
 """p below which a comparison is set in bold: the convention."""

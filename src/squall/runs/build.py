@@ -34,8 +34,6 @@ from squall.runs.loss import build_loss
 from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
-__all__ = ["Experiment", "build", "integrator", "model_source", "open_data", "system_of"]
-
 INDEX_BLOCK = 2**13
 """Transitions whose stiffness index is computed at a time."""
 
@@ -296,11 +294,7 @@ FROM_DATA = {"channels", "dimensions", "conditions", "history", "out_channels", 
 
 
 def _on_grid(
-    network: type[nn.Module],
-    sizes: Mapping[str, Any],
-    config: RunConfig,
-    source: Source,
-    generator: torch.Generator,
+    network: type[nn.Module], sizes: Mapping[str, Any], config: RunConfig, source: Source, generator: torch.Generator
 ) -> nn.Module:
     """A U-Net or FNO with the channels, axes and boundaries of the data."""
     name, given = config.model.name, config.model.arguments

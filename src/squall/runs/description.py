@@ -16,13 +16,12 @@ from torch import Tensor
 from squall.data import Description, InMemory, Source, Split
 from squall.runs.folder import RunFolder, RunFolderError
 
-__all__ = ["ARRAYS", "DESCRIPTION", "constants", "read_description", "write_description"]
-
 DESCRIPTION, ARRAYS = "data.json", "data.npz"
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 TEXTS = ("dt", "fields", "spacing", "boundary", "name", "parameters", "provenance", "start", "axes", "units")
+"""What data.json has of a description as it is; arrays are in data.npz."""
 
 
 def write_description(folder: RunFolder, source: Source) -> dict[str, str]:

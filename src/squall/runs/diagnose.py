@@ -11,8 +11,6 @@ from squall.evaluation.diagnosis import Unevenness, change, errors
 from squall.runs.folder import Kind
 from squall.runs.trained import open_run
 
-__all__ = ["RunDiagnosis", "diagnose_run"]
-
 WEIGHTS = ("temperature", "effective_fraction", "kl", "max_weight", "top_share")
 """What a loss that weights points logs."""
 

@@ -41,27 +41,16 @@ from squall.runs.description import DESCRIPTION as DATA
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.training.state import split_state
 
-__all__ = [
-    "BESIDE",
-    "DESCRIPTION",
-    "PROGRAM",
-    "WEIGHTS",
-    "Contents",
-    "Emulator",
-    "ExportError",
-    "checksum",
-    "describe_export",
-    "load",
-]
-
 DESCRIPTION, WEIGHTS, PROGRAM = "emulator.json", "model.safetensors", "model.pt2"
 
 BESIDE = (DATA, ARRAYS)
 """Copied from the run folder where the model has conditions or a mask."""
 
 INPUTS = Inputs()
+"""Of a model that sees the present state alone."""
 
 FORMAT = 1
+"""Of emulator.json; raised when an older squall could not read a new folder."""
 
 
 class ExportError(ValueError):

@@ -25,8 +25,6 @@ from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suff
 from squall.runs.installed import working_folder_importable
 from squall.runs.trained import TrainedRun, open_run
 
-__all__ = ["conserved_quantities", "evaluate_runs"]
-
 
 def evaluate_runs(
     paths: Sequence[Path | str],

@@ -19,8 +19,6 @@ from squall.runs.emulator import BESIDE, DESCRIPTION, PROGRAM, WEIGHTS, Contents
 from squall.runs.folder import Kind, RunFolder
 from squall.runs.trained import open_run
 
-__all__ = ["Exported", "export_run"]
-
 AGREEMENT = 1e-6
 """Largest difference between a step of the program and one of the model, relative to the largest value."""
 

@@ -42,26 +42,15 @@ from squall.runs.record import is_edited, recorded
 from squall.training.loop import Checkpoint
 from squall.training.state import split_state
 
-__all__ = [
-    "CHECKPOINTS",
-    "SAMPLING",
-    "CheckpointError",
-    "DamagedCheckpointWarning",
-    "Kind",
-    "RunFolder",
-    "RunFolderError",
-    "evaluation_suffix",
-    "fingerprint",
-    "refuse_unsavable",
-]
-
 Kind = Literal["last", "best"]
 
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
 
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK = 256, 2**20
+"""Up to 256 MiB every byte counts; of more, 256 blocks of 1 MiB are read, however large the data are."""
 
 SAMPLING = "sampling.npz"
+"""Written for the report of a study, which shows what a sampler picks."""
 
 CHECKPOINTS = "checkpoints"
 

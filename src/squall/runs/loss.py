@@ -25,8 +25,6 @@ from squall.runs.installed import installed_only, is_installed, working_folder_i
 from squall.training.batches import Batches, beside, takes
 from squall.training.settings import TrainingSettings
 
-__all__ = ["build_loss"]
-
 TARGETS = 2**22
 """Most numbers of the training targets that a density is taken from."""
 
@@ -56,12 +54,7 @@ def build_loss(
 
 
 def _imbalance_aware(config: LossConfig) -> nn.Module:
-    rules = {
-        "temperature": float,
-        "kl_budget": KLBudget,
-        "relative": Relative,
-        "effective_fraction": EffectiveFraction,
-    }
+    rules = {"temperature": float, "kl_budget": KLBudget, "relative": Relative, "effective_fraction": EffectiveFraction}
     names = ("error", "over", "cap", "mean_share", "trim", "winsorize", "differentiate_weights")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
     chosen = [rule(getattr(config, name)) for name, rule in rules.items() if getattr(config, name) is not None]

@@ -23,8 +23,6 @@ from squall.models.placement import like_model
 from squall.runs.config import ConfigError
 from squall.runs.trained import TrainedRun
 
-__all__ = ["Start", "predict_to_file", "read_start"]
-
 ConditionsAt = Callable[[int, int], Conditions | None]
 """Conditions of some steps: of the first of them, and how many."""
 

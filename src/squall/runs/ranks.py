@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 else:  # slow to import; whoever trains has it imported
     Fabric = Logger = Any
 
-__all__ = ["OtherProcessError", "agreed", "is_first", "joined", "refuse_other_count", "started", "stopping_together"]
-
 T = TypeVar("T")
 
 

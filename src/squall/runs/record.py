@@ -17,9 +17,8 @@ from typing import Any
 
 from squall._process.documents import DocumentError, dump_yaml, read_yaml
 
-__all__ = ["SEAL", "is_edited", "is_own", "recorded", "sealed", "source_of"]
-
 SEAL = "record"
+"""The key of environment.json that holds the record."""
 
 
 def sealed(

@@ -18,8 +18,6 @@ from squall._types import State
 from squall.systems import SYSTEMS, ShallowWater, System
 from squall.systems.shallow_water import RADIUS
 
-__all__ = ["SIMULATED", "drift", "file_suffix", "simulate_sphere_to_file", "simulate_to_file"]
-
 SIMULATED: Mapping[str, type[System] | type[ShallowWater]] = MappingProxyType(
     {**SYSTEMS, ShallowWater.name: ShallowWater}
 )

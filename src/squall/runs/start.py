@@ -12,9 +12,8 @@ from squall.runs.config import ConfigError
 from squall.runs.folder import CheckpointError, Kind, RunFolder, RunFolderError
 from squall.training.loop import Checkpoint
 
-__all__ = ["Start"]
-
 KINDS: tuple[Kind, ...] = ("best", "last")
+"""The best first: it is what an evaluation would choose."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from squall._process.documents import read_text
 from squall._process.extras import explain_missing_extra
 from squall._process.files import write_beside
 
-__all__ = ["TRACKERS", "loggers"]
-
 PROJECT = "squall"
 """What the tools call the collection of all runs."""
 

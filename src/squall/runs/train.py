@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 else:  # slow to import; whoever trains has it imported
     Fabric = Any
 
-__all__ = ["run", "run_together"]
-
 SAME_BITS = ("commit", "versions", "cpu", "device", "processes", "threads")
 """What of environment.json decides how a training rounds."""
 

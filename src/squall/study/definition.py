@@ -25,19 +25,6 @@ from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
 from squall.runs.folder import evaluation_suffix
 from squall.runs.simulate import SIMULATED, file_suffix
 
-__all__ = [
-    "PRESETS",
-    "SHOWN_FROM_FIELDS",
-    "SIZES",
-    "Grid",
-    "OtherIntegrator",
-    "Study",
-    "Trial",
-    "data_path",
-    "read_study",
-    "slug",
-]
-
 PRESETS = (
     "paper",
     "paper-small",
@@ -52,6 +39,8 @@ PRESETS = (
 
 KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
 GRID_KEYS = {"axes", "choose", "seeds", "about", "show", "published"}
+"""All keys of a study and of one of its grids; others are refused."""
+
 SIZES = ("trajectories", "steps", "seed")
 """Keys of a system beside its parameters."""
 SHOWN = (

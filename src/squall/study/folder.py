@@ -21,8 +21,6 @@ from squall.study.definition import Study, Trial, read_study
 from squall.study.outcome import Outcome, read_outcome
 from squall.study.pack import PACK, read_pack
 
-__all__ = ["FAILED", "FINISHED", "LEASES", "TRIAL", "StudyFolder"]
-
 TRIAL = "trial.json"
 """Written last into a run folder of a study: its labels and seed. It marks the run as complete."""
 
@@ -30,8 +28,10 @@ FAILED = "failed.json"
 """In the folder of a run whose training diverged."""
 
 LEASES = ".leases"
+"""Hidden: no part of the results."""
 
 FINISHED = ("done", "failed")
+"""A training that diverged is a result and not repeated."""
 
 
 class StudyFolder:

@@ -27,8 +27,6 @@ from pathlib import Path
 from squall._process.documents import DocumentError, read_json
 from squall._process.names import file_name
 
-__all__ = ["EXPIRY", "HEARTBEAT", "Lease", "Leases"]
-
 HEARTBEAT = 10.0
 """Seconds between two touches of a lease."""
 
@@ -36,6 +34,7 @@ EXPIRY = 120.0
 """Seconds without a change after which a lease of another machine is dead. NFS may show changes 60 seconds late."""
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links answer."""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ from squall.runs.folder import CHECKPOINTS, RunFolder
 from squall.study.folder import FAILED, TRIAL
 from squall.study.worker import Task, Worker, Workers, forget, run_batch
 
-__all__ = ["ClusterError", "ray_workers"]
-
 ANSWER_SECONDS = 8.0
 """How long an address may take to answer."""
 

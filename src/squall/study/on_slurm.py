@@ -17,8 +17,6 @@ from typing import Any
 from squall._process.extras import explain_missing_extra
 from squall.runs.folder import RunFolderError
 
-__all__ = ["StudyJob", "job_script", "submit"]
-
 JOBS = ".jobs"
 """The folder of the jobs' scripts and logs, in that of the study."""
 

@@ -13,20 +13,6 @@ from squall.evaluation.scores import BANDS
 from squall.runs.folder import SAMPLING, Kind, RunFolder
 from squall.runs.record import SEAL
 
-__all__ = [
-    "ABSENT",
-    "FIELDS",
-    "STATES",
-    "Metric",
-    "Outcome",
-    "Place",
-    "metrics",
-    "read_outcome",
-    "relative_errors",
-    "scores",
-    "value_at",
-]
-
 Place = tuple[str, ...]
 """Where a checkpoint's part of `evaluation.json` has a number: the names on the way to it."""
 
@@ -34,6 +20,7 @@ ABSENT = object()
 """Default of `value_at` for a missing number; null stands for a number that is NaN or infinite."""
 
 FIELDS = "rollouts.npz"
+"""The kept fields of the last weights."""
 
 STATES: Place = ("rollout", "states")
 _ROLLOUT = ("states", "energy", "mass", "diverged")
@@ -50,6 +37,7 @@ _ONE_STEP: dict[str, Place] = {
 
 
 VALID = ("correlation", "nrmse")
+"""Criteria of a valid time, as `scores` names them."""
 
 
 class Metric(NamedTuple):

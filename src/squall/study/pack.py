@@ -28,16 +28,19 @@ from squall._process.files import DAMAGED_ARRAYS, write_beside
 from squall.runs.folder import SAMPLING, RunFolderError
 from squall.study.outcome import FIELDS, Outcome, metrics
 
-__all__ = ["PACK", "TABLE", "csv_table", "read_pack", "write_pack"]
-
 TABLE, PACK = "results.csv", "results.npz"
 
 FORMAT = "squall study results 1"
+"""Of runs.json."""
+
 DIGITS = 6
 """Digits that the curves are kept to; single precision holds as many."""
 
 SAVED = ("name", "seed", "state", "config", "evaluations", "history", "environment", "failure")
+"""What of an outcome is packed, by attribute."""
+
 WITH_LISTS = ("evaluations", "history")
+"""Their lists of numbers become columns of arrays."""
 
 Columns = Callable[[str], np.ndarray]
 

@@ -18,9 +18,6 @@ from squall.study.outcome import STATES, Outcome, Place
 from squall.study.pack import write_pack
 from squall.study.statistics import Summary, summarize
 
-__all__ = ["GridResults", "Results", "Row", "pack_study", "published", "read_results"]
-
-
 _summary = functools.lru_cache(maxsize=10_000)(summarize)
 """Tables, figures and the page want the same medians, and each draws 10 000 samples."""
 

@@ -26,8 +26,6 @@ from squall.study.lease import Leases
 from squall.study.worker import Task, Worker, Workers, forget, run_batch, start_worker
 from squall.systems import ShallowWater
 
-__all__ = ["Progress", "part_of", "run_study"]
-
 PROGRESS_SECONDS = 2.0
 """How often progress is reported: often enough to watch, rarely enough that reading the folders costs little."""
 LOOKS = 8

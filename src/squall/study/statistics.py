@@ -8,19 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-__all__ = [
-    "Ranks",
-    "Ratio",
-    "Summary",
-    "compare_paired",
-    "corrected",
-    "critical_difference",
-    "least_median",
-    "mean_ranks",
-    "paired_ratio",
-    "summarize",
-]
-
 RESAMPLES = 10_000
 """Bootstrap samples, drawn with a fixed seed so that tables can be reproduced."""
 LEVEL = 0.95

@@ -31,8 +31,6 @@ from squall.study.folder import FAILED, TRIAL
 from squall.study.outcome import FIELDS
 from squall.training.loop import Recorder, TrainingDiverged
 
-__all__ = ["Task", "Worker", "Workers", "forget", "run_batch", "start_worker"]
-
 LOCK_SECONDS = 30
 """How long to wait for a worker of a study that was killed: it ends on its own within seconds."""
 

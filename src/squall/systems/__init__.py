@@ -19,15 +19,7 @@ with explain_missing_extra():
     from squall.systems.shock_tube import ShockTube
     from squall.systems.spectral import SpectralSystem
 
-ALL = (
-    CahnHilliard,
-    KortewegDeVries,
-    Burgers,
-    KuramotoSivashinsky,
-    MajdaMcLaughlinTabak,
-    CahnHilliard2D,
-    ShockTube,
-)
+ALL = (CahnHilliard, KortewegDeVries, Burgers, KuramotoSivashinsky, MajdaMcLaughlinTabak, CahnHilliard2D, ShockTube)
 
 SYSTEMS: Mapping[str, type[System]] = MappingProxyType({system.name: system for system in ALL})
 """The systems on a grid, by name; `ShallowWater`, on a sphere, has a solver of its own."""

@@ -134,10 +134,7 @@ class Block:
     """
 
     def __init__(
-        self,
-        residual: Callable[[States, States], States],
-        jacobian: Callable[[States, States], Bands],
-        initial: States,
+        self, residual: Callable[[States, States], States], jacobian: Callable[[States, States], Bands], initial: States
     ) -> None:
         self.residual, self.jacobian = residual, jacobian
         self.state = initial

@@ -14,8 +14,6 @@ from squall._process.harmonics import import_harmonics
 from squall._types import State, Trajectories
 from squall.systems.base import Generator, check_count, uniform
 
-__all__ = ["ShallowWater"]
-
 RADIUS, ROTATION, GRAVITY = 6.37122e6, 7.292e-5, 9.80616
 """Of the Earth: m, 1/s, m/s², the values of Williamson et al. (1992)."""
 

@@ -29,14 +29,7 @@ from squall.training.batches import Batches, beside
 from squall.training.loop import Stepper, run_loop
 from squall.training.sampling import Sampler, UniformSampler
 from squall.training.settings import TrainingSettings, adam, alone
-from squall.training.state import (
-    Recorder,
-    Training,
-    TrainingDiverged,
-    TrainingResult,
-    one_process,
-    private_randomness,
-)
+from squall.training.state import Recorder, Training, TrainingDiverged, TrainingResult, one_process, private_randomness
 
 __all__ = ["Member", "train_together"]
 
@@ -115,10 +108,7 @@ def train_together(
         )
     losses = _shared_losses([member.loss for member in members], device)
     batches = Batches(transitions, settings, scale)
-    with (
-        private_randomness(settings.seed, device),
-        ThreadPoolExecutor(1, thread_name_prefix="squall-writer") as writer,
-    ):
+    with private_randomness(settings.seed, device), ThreadPoolExecutor(1, thread_name_prefix="squall-writer") as writer:
         trainings = _resumed(members, settings)
         models = _stacked(trainings, device)
         minibatches = _Minibatches(batches, [member.sampler for member in members], models)

@@ -15,8 +15,6 @@ from squall.integrators import Array
 from squall.models.inputs import Conditions, Inputs, Window, read_conditions
 from squall.training.settings import TrainingSettings
 
-__all__ = ["Batch", "Batches", "beside"]
-
 Unit = Float[Tensor, "channel *ones"]
 
 Target = Float[Tensor, "batch channel *lead_and_space"]

@@ -36,15 +36,7 @@ from squall.training.state import (
 )
 from squall.training.unrolled import Unrolled
 
-__all__ = [
-    "Checkpoint",
-    "Recorder",
-    "TrainingDiverged",
-    "TrainingResult",
-    "TrainingSettings",
-    "refuse_shared",
-    "train",
-]
+__all__ = ["Checkpoint", "Recorder", "TrainingDiverged", "TrainingResult", "TrainingSettings", "refuse_shared", "train"]
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-__all__ = ["Residual", "TrainingSettings", "adam", "alone", "learning_rate_at"]
-
 Residual = Literal["rate", "state"]
 
 

@@ -13,8 +13,6 @@ from squall.models.inputs import Conditions, Held, Window, rate_of
 from squall.training.batches import Target
 from squall.training.settings import TrainingSettings
 
-__all__ = ["Unrolled"]
-
 
 class Unrolled(nn.Module):
     r"""(û_k − u)/dt after every step k, as one module, so that a wrapper such as DDP sees one forward pass.

@@ -12,7 +12,11 @@ from squall.data.formats.layout import Layout, Reading, finish
 
 TIMES = ("t", "time", "times", "t-coordinate")
 SPACE = ("x", "y", "z")
+"""Names of arrays that are taken for the coordinates of the space axes."""
+
 REAL = "biuf"
+"""NumPy's kinds of real numbers: booleans, signed and unsigned integers, floats."""
+
 GENERIC = ("array", "arr_0", "tensor", "data", "states", "x, y", "a, u")
 """Names that say nothing: such a field is called u."""
 

@@ -40,7 +40,11 @@ NAMES = {
     "level": ("level", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "height", "deptht", "model_level"),
 }
 AREAS = ("cell_area", "area", "areacella", "areacello", "tarea", "area_t")
+"""Names under which models of ocean and atmosphere keep the areas of cells."""
+
 HOURS = {"day": 24.0, "hour": 1.0, "hr": 1.0, "h": 1.0, "minute": 1 / 60, "min": 1 / 60, "second": 1 / 3600}
+"""Hours in a unit of time; months and years have no fixed length."""
+
 HOURS |= {"sec": 1 / 3600, "s": 1 / 3600}
 
 

@@ -26,6 +26,7 @@ Rows = Int64[Tensor, " _"]
 
 SUFFIXES = (".hdf5", ".h5", ".nc", ".nc4", ".cdf", ".zarr", ".npy", ".npz", ".pt", ".mat")
 PARTS = ("train", "valid", "test")
+"""Names of the folders in The Well's data sets."""
 
 
 class Joint(Source):

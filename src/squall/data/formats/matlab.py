@@ -12,6 +12,7 @@ from squall.data.formats.layout import Layout, Reading
 from squall.data.hdf5 import dataset_of, members, open_hdf5
 
 STATES = "a, u"
+"""The pair of the neural-operator benchmarks: a is the first state, u the later ones."""
 
 
 class MatlabArrays(dict[str, Any]):

@@ -14,6 +14,7 @@ from squall.data.formats.bag import read_bag
 from squall.data.formats.layout import Layout, Reading
 
 PAIR = "x, y"
+"""Input and output of neuraloperator's data sets."""
 
 
 def open_tensors(place: Path) -> dict[str, Any]:

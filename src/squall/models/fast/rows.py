@@ -29,9 +29,11 @@ WORTH_A_THREAD = 1 << 18
 """Bytes of a matrix from which the threads gain more than it takes to hand them their work."""
 
 START_SECONDS = 60.0
+"""For a thread to start; a machine that takes longer is left to PyTorch's own threads."""
 
 _STARTING = threading.RLock()
 _THREAD = threading.local()
+"""`is_ours` marks the threads of a pool, which must not start further ones."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

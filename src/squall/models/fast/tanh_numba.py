@@ -14,8 +14,6 @@ from jaxtyping import Float
 
 from squall._process.compiled import compiled, real_of
 
-__all__ = ["tanh_of"]
-
 
 def _log2(bits: int) -> tuple[float, float]:
     """log 2 in two parts, the first of so many bits that its product with a small integer is exact."""
@@ -30,6 +28,8 @@ def _series(real: type[np.floating], terms: int) -> list[np.floating]:
 
 PER_LOG2 = 1 / math.log(2)
 HIGH, LOW = _log2(40)
+"""So that exp(y) = 2^w exp(r) with r = y − w log 2 exact: Cody and Waite's reduction."""
+
 A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11, A12 = _series(np.float64, 12)
 PER_LOG2_SINGLE = np.float32(PER_LOG2)
 HIGH_SINGLE, LOW_SINGLE = map(np.float32, _log2(12))
