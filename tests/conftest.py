@@ -6,7 +6,11 @@ import re
 import pytest
 import torch
 from drawing import without_drawing
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+settings.register_profile("squall", deadline=None, derandomize=True)  # the same draws, however busy the machine is
+settings.load_profile("squall")
 
 install_import_hook("squall", "typechecking.check")
 
