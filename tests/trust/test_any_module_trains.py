@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     squall.data.write("u.hdf5", np.random.default_rng(0).normal(size=(6, 11, 1, 16)), dt=0.1)
     (tmp_path / "modules_of_ones_own.py").write_text(MODULES)
-    yield tmp_path
-    sys.modules.pop("modules_of_ones_own", None)
+    return tmp_path
 
 
 def train(folder: str, *options: str) -> list[str]:
