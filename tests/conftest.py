@@ -2,11 +2,16 @@
 
 import contextlib
 import re
+import sys
 
 import pytest
 import torch
 from drawing import without_drawing
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+settings.register_profile("squall", deadline=None, derandomize=True)  # the same draws, however busy the machine is
+settings.load_profile("squall")
 
 install_import_hook("squall", "typechecking.check")
 
@@ -29,6 +34,16 @@ def pytest_make_collect_report(collector):
 def same_seed():
     """Every test draws the same numbers, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def modules_of_a_test_end_with_it(tmp_path_factory):
+    """Else the next test whose working folder holds a module of that name would get this one's."""
+    before, temporary = set(sys.modules), str(tmp_path_factory.getbasetemp())
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(temporary):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,6 +12,26 @@ from pathlib import Path
 COMPILERS = ("torch._dynamo", "torch.export", "squall.models")
 """What a program imports that compiles or exports a model."""
 
+COMMAND = ("squall.cli.commands", "lightning_fabric")
+"""What a command imports that trains."""
+
+SIGNALLED = """
+import os, sys
+from squall.cli import main
+from squall.training.state import Training
+
+number, step, *words = sys.argv[1:]
+
+def log(self, metrics, log=Training.log):
+    if self.step >= int(step):
+        os.kill(os.getpid(), int(number))
+    log(self, metrics)
+
+Training.log = log
+sys.exit(main(words))
+"""
+"""A training that gets a signal when it logs the first step from a given one on."""
+
 SERVER = """
 import importlib, json, os, sys, traceback
 
@@ -63,3 +83,10 @@ def run_program(
     server = _server(tuple(modules), os.getpid())
     print(json.dumps((program, [str(x) for x in arguments], os.path.abspath(folder))), file=server.stdin, flush=True)
     return subprocess.CompletedProcess(program, *json.loads(server.stdout.readline()))
+
+
+def run_signalled(
+    number: int, step: int, words: Sequence[str], folder: Path | str = "."
+) -> subprocess.CompletedProcess:
+    """The command `squall` with these words, in a process that gets a signal at a step of its training."""
+    return run_program(SIGNALLED, int(number), step, *words, modules=COMMAND, folder=folder)

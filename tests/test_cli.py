@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from drawing import without_drawing
+from processes import COMMAND, run_program, run_signalled
 from safetensors.torch import load_file
 
 import squall
@@ -195,33 +195,16 @@ def lines(run: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
 
 
-def command(words: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "squall.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
-    for _ in range(600):
-        if list(run.glob("checkpoints/last-*")) or process.poll() is not None:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint in 30 seconds")
-
-
 def test_an_interrupted_command_resumes_to_the_same_bits(data, tmp_path):
     """The unbroken run and the resumed ones in this process, after whatever ran here before."""
-    settings = ("--training.checkpoint_every", "40", "--training.log_every", "15", "--training.validate_every", "100")
-    assert main(train(data, tmp_path / "whole", 400, *settings)) == 0
+    settings = ("--training.checkpoint_every", "20", "--training.log_every", "15", "--training.validate_every", "50")
+    assert main(train(data, tmp_path / "whole", 100, *settings)) == 0
     for blow in (signal.SIGKILL, signal.SIGINT):
         folder = tmp_path / blow.name
-        process = command(train(data, folder, 400, *settings))
-        wait_for_checkpoint(folder, process)
-        process.send_signal(blow)
-        out, _ = process.communicate()
-        assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), out.decode()
+        ended = run_signalled(blow, 45, train(data, folder, 100, *settings))
+        assert ended.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), ended.stderr
         assert len(lines(folder)) < len(lines(tmp_path / "whole"))
-        assert main(train(data, folder, 400, *settings)) == 0
+        assert main(train(data, folder, 100, *settings)) == 0
         whole, broken = last_weights(tmp_path / "whole"), last_weights(folder)
         assert all(torch.equal(whole[name], broken[name]) for name in whole)
         assert lines(tmp_path / "whole") == lines(folder)
@@ -526,9 +509,7 @@ def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(data, t
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    # -B: Python would cut off the bytecode that it keeps of modules
-    command = [sys.executable, "-B", "-c", program, *words]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_program(program, *words, modules=COMMAND)
     assert result.returncode == 2, result.stderr
     assert "The disk is full: what was saved is whole" in result.stderr
     assert "Traceback" not in result.stderr
@@ -566,7 +547,7 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    out, _ = two.communicate(timeout=120)
+    out, _ = two.communicate(timeout=600)
     assert two.returncode == 0, out.decode()
     expected = last_weights(tmp_path / "one")
     for name, tensor in last_weights(tmp_path / "two").items():

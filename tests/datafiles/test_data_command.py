@@ -99,9 +99,9 @@ def test_a_large_zarr_is_described_from_a_few_states(tmp_path, capsys):
         values[:10, :10] = np.nan
         values[500, 500] = np.nan if step == 0 else 1
         field[int(step)] = values
-    start = time.perf_counter()
+    start = time.process_time()
     assert main(["data", "describe", str(tmp_path / "large.zarr")]) == 0
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     text = capsys.readouterr().out
     assert "mask        100 of 1000000 points, in 16 of 2600 states looked at" in text
     assert "gaps        1 in 16 of 2600 states looked at" in text

@@ -295,7 +295,6 @@ class Odd(Model):
 @pytest.mark.parametrize(("name", "reason"), [("Model", r"torch\.export stops at \S+"), ("Noisy", "differs from")])
 def test_a_model_that_cannot_be_exported_keeps_its_weights(tmp_path, monkeypatch, capsys, name, reason):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "branching", raising=False)
     (tmp_path / "branching.py").write_text(MODULE)
     run = train(tmp_path, "--model.name", f"branching.{name}")
     assert main(["export", str(run), "--out", "out"]) == 0

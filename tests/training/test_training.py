@@ -51,12 +51,12 @@ class Interruption(Recorder):
 @pytest.mark.parametrize("loss", [MeanSquaredError, ImbalanceAwareLoss])
 def test_training_learns_the_rate(residual, loss):
     transitions = decay()
-    settings = TrainingSettings(400, 32, 1e-2, residual)
+    settings = TrainingSettings(200, 32, 2e-2, residual)
     result = train(linear(), transitions, settings, loss=loss())
     u, u_next = transitions.fetch(range(len(transitions)))
     error = (result.model(u.float()) - (u_next - u) / DT).square().mean()
     assert result.finished
-    assert error < 0.02 * (u_next - u).div(DT).square().mean()
+    assert error < 0.05 * (u_next - u).div(DT).square().mean()
 
 
 def test_an_interrupted_training_ends_with_the_same_bits():
@@ -101,7 +101,7 @@ def test_the_rate_is_the_difference_of_the_data_before_it_is_rounded():
 
 
 def test_a_model_of_the_next_state_is_trained_as_it_is():
-    settings = TrainingSettings(1000, 32, 1e-2, "state")
+    settings = TrainingSettings(300, 32, 3e-2, "state")
     result = train(nn.Linear(8, 8), decay(), settings, integrator=next_state, loss=MeanSquaredError())
     torch.testing.assert_close(result.model.weight, (1 - DT) * torch.eye(8), atol=0.02, rtol=0)
 

@@ -3,14 +3,12 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_signalled
 
 import squall
 import squall.data
@@ -60,8 +58,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     squall.data.write("u.hdf5", np.random.default_rng(0).normal(size=(6, 11, 1, 16)), dt=0.1)
     (tmp_path / "modules_of_ones_own.py").write_text(MODULES)
-    yield tmp_path
-    sys.modules.pop("modules_of_ones_own", None)
+    return tmp_path
 
 
 def train(folder: str, *options: str) -> list[str]:
@@ -108,13 +105,8 @@ def test_a_pipe_in_a_checkpoint_and_a_checkpoint_of_another_model_are_passed_ove
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138)])
 def test_the_notice_of_a_batch_system_saves_at_the_step(project, name, code):
-    words = train(
-        "run", "--training.steps", "1000000", "--training.checkpoint_every", "1000000", "--training.log_every", "1"
-    )
-    process = subprocess.Popen([sys.executable, "-m", "squall.cli", *words], stderr=subprocess.DEVNULL)
-    metrics = Path("run/metrics.jsonl")
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(getattr(signal, name))
-    assert process.wait(60) == code
-    assert list(Path("run/checkpoints").glob("last-*"))
+    words = train("run", "--training.steps", "1000", "--training.checkpoint_every", "1000", "--training.log_every", "1")
+    ended = run_signalled(getattr(signal, name), 7, words, folder=project)
+    assert ended.returncode == code, ended.stderr
+    (saved,) = Path("run/checkpoints").glob("last-*")
+    assert 7 <= int(saved.name[5:]) <= 8

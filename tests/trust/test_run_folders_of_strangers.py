@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from processes import COMMAND, run_program
 
 import squall
 import squall.data
@@ -144,16 +144,22 @@ def test_a_run_of_ones_own_with_another_module_of_that_name_is_not_trusted(proje
     assert not (project / "got" / "ran").exists()
 
 
+HOMELESS = """
+import os, sys
+os.environ["XDG_STATE_HOME"] = "/dev/null/x"
+from squall.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="home folders as on POSIX")
 def test_without_a_home_folder_a_module_of_ones_own_trains_and_asks_to_be_trusted(project, tmp_path):
     (project / "nowhere.py").write_text(MODEL)
     words = "train --data.path u.hdf5 --data.validation 0 --data.test 1 --training.steps 1 --training.batch 8 --out run"
-    command = [sys.executable, "-m", "squall.cli"]
-    env = {**os.environ, "XDG_STATE_HOME": "/dev/null/x"}
     more = ["--model.name", "nowhere.Model", "--device.accelerator", "cpu"]
-    assert subprocess.run([*command, *words.split(), *more], env=env).returncode == 0
-    assert subprocess.run([*command, "evaluate", "run"], env=env, capture_output=True).returncode == 2
-    assert subprocess.run([*command, "evaluate", "run", "--trust"], env=env, capture_output=True).returncode == 0
+    evaluate = ["evaluate", "run"]
+    for arguments, code in (([*words.split(), *more], 0), (evaluate, 2), ([*evaluate, "--trust"], 0)):
+        assert run_program(HOMELESS, *arguments, modules=COMMAND, folder=project).returncode == code
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
