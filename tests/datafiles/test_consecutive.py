@@ -100,6 +100,17 @@ def test_months_are_joined_where_dt_takes_them_as_equal(tmp_path):
     assert (source.shape[:2], source.dt) == ((1, 24), 1.0)
 
 
+def test_a_mask_that_changes_between_consecutive_files_is_said(tmp_path):
+    first, second = year(2001, 365), year(2002)
+    second.sst.values[:, 1, 1] = np.nan
+    for data in (first, second):
+        write(data, tmp_path / f"{str(data.time.values[0])[:4]}.nc")
+    source = squall.data.open(tmp_path)
+    with pytest.warns(UserWarning, match=r"mask differs between files: every state of 2002\.nc .* left out as a gap"):
+        assert source.valid.sum() == 365
+    assert (~source.mask).sum() == 1
+
+
 def test_consecutive_files_with_other_fields_are_refused(tmp_path):
     write(year(2001), tmp_path / "2001.nc")
     write(year(2002, fields=("sst", "u")), tmp_path / "2002.nc")

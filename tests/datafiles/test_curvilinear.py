@@ -104,4 +104,5 @@ def test_a_file_of_wrf_has_its_dates_and_its_curvilinear_grid(tmp_path, clock):
     assert (source.fields, source.dt, source.boundary) == (("T2",), 12.0, ("open", "open"))
     assert source.provenance["first_time"] == "0 hours since 2005-08-28 00:00:00"
     assert [condition.name for condition in source.conditions] == ["XLAT", "XLONG"]
+    assert np.array_equal(source.condition("XLAT", [0], [2], 1)[0, 0, 0], south.astype("f4"))
     assert source.measure[0, 0] > source.measure[-1, 0]

@@ -16,6 +16,7 @@ from squall.report import (
     terminal,
     write_figures,
 )
+from squall.report.figures import field_figure
 from squall.report.tables import Cell, Line, Table
 from squall.runs.config import from_dict, to_dict
 from squall.runs.folder import RunFolder, RunFolderError
@@ -140,6 +141,11 @@ def test_three_space_dimensions_show_a_middle_slice(tmp_path):
     axes = {f"axis_{i}": np.linspace(0, 1, n) for i, n in enumerate((4, 5, 6))}
     RunFolder(path).write_arrays("rollouts.npz", time=np.arange(5.0), truth=fields, prediction=fields, **axes)
     assert any(found.name == "rollout_0.png" for found in write_figures(path))
+    kept = {"time": np.arange(5.0), "truth": fields, "prediction": fields, **axes}
+    about = {"fields": ["u"], "units": {"time": "hours"}}
+    labels = {axis.get_ylabel() for axis in field_figure(kept, 0, 0, "", about).axes}
+    assert {"u at z = 0.6", "error of u at z = 0.6"} <= labels
+    assert "truth, t = 4 hours" in {axis.get_title() for axis in field_figure(kept, 0, 0, "", about).axes}
 
 
 def test_the_table_of_a_run_says_diverged(tmp_path):

@@ -156,6 +156,21 @@ def test_a_condition_that_no_file_has_is_refused(run, tmp_path):
     assert torch.equal(other.conditions(0, 10), start.conditions(0, 10))
 
 
+def test_a_forcing_in_time_and_space_is_told_from_the_fields_of_a_foreign_file(run, tmp_path):
+    """Such a file does not say which of its variables are the state, and one with levels has a channel for each."""
+    xarray = pytest.importorskip("xarray")
+    data = truth(1)
+    levels = np.stack([data.read()[0, :, 0], data.read()[0, :, 0]], 1)
+    variables = {"u": (("time", "level", "x"), levels), "depth": ("x", data.condition("depth", [0], [0], 1).flatten())}
+    variables["sun"] = (("time", "x"), data.condition("sun", [0], [0], TIMES)[0, :, 0].expand(-1, 6).numpy())
+    variables["gain"] = ((), float(data.condition("gain", [0], [0], 1)))
+    axes = {"time": DT * np.arange(TIMES), "x": 0.5 * np.arange(6), "level": [500, 850]}
+    xarray.Dataset(variables, axes).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    start = read_start(run, tmp_path / "a.nc", 10, fields=["u=u_850"])
+    found = run.advance(start.window, start.conditions(0, 10), 10)
+    torch.testing.assert_close(found, data.read(None, 1, 12), rtol=0, atol=1e-12)
+
+
 def test_forcings_of_another_time_step_are_refused(run, tmp_path):
     source = truth()
     values = {c.name: source.condition(c.name, [0, 1, 2], [0] * 3, TIMES) for c in source.conditions}

@@ -114,7 +114,7 @@ def animate_field(field: Field, title: str, path: Path) -> None:
                 image.set_ydata(values[frame])
             else:
                 image.set_array(np.ma.masked_invalid(values[frame].T))
-        figure.suptitle(f"{title}, t = {field.time[frame]:.4g}", fontsize=10)
+        figure.suptitle(f"{title}, t = {field.time[frame]:.4g}{field.unit}", fontsize=10)
 
     film(path, figure, moving_frames(len(field.time)).tolist(), draw)
 

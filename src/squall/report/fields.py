@@ -47,6 +47,7 @@ class Field:
         axes: names of the axes, with units.
         truth, prediction, error: over time and space; NaN where masked, the prediction also where it diverged. A
             forecast has no truth and no error.
+        unit: of time, after a space.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Field:
     truth: np.ndarray | None
     prediction: np.ndarray
     error: np.ndarray | None
+    unit: str = ""
 
     @classmethod
     def of(cls, rollouts: Arrays, trajectory: int, channel: int, about: Mapping[str, Any] | None = None) -> "Field":
@@ -68,7 +70,8 @@ class Field:
         shown = _Axes(points, names, about.get("units", {}))
         truth, prediction = shown.turned(truth), shown.turned(prediction)
         error = np.where(np.isfinite(prediction), prediction - truth, np.nan)
-        return cls(shown.label(fields[channel]), rollouts["time"], shown.points, shown.labels, truth, prediction, error)
+        label = shown.label(fields[channel]) + shown.cut
+        return cls(label, rollouts["time"], shown.points, shown.labels, truth, prediction, error, shown.time)
 
     @classmethod
     def forecast(cls, source: Source, trajectory: int, channel: int) -> "Field":
@@ -78,8 +81,8 @@ class Field:
         states = (source.read([trajectory], i, i + 1)[0, 0, channel].double().numpy() for i in frames.tolist())
         mask = None if source.mask is None else source.mask[channel].numpy()
         values = np.stack([state if mask is None else np.where(mask, state, np.nan) for state in states])
-        times, label = source.times[frames], shown.label(source.fields[channel])
-        return cls(label, times, shown.points, shown.labels, None, shown.turned(values), None)
+        times, label = source.times[frames], shown.label(source.fields[channel]) + shown.cut
+        return cls(label, times, shown.points, shown.labels, None, shown.turned(values), None, shown.time)
 
     def rows(self) -> list[tuple[str, Float[np.ndarray, "time *axes"], dict[str, Any]]]:
         """Truth and prediction in the same colours, and the error."""
@@ -102,6 +105,9 @@ class _Axes:
         self.is_map = len(names) > 1 and names[0].lower().startswith(NORTHWARD)  # its rows lie above each other
         turn = slice(1, None, -1) if self.is_map else slice(2)
         self.points, self.labels = list(points[turn]), [self.label(name) for name in names[turn]]
+        cuts = [f"{name} = {place[len(place) // 2]:g}" for name, place in zip(names[2:], points[2:], strict=True)]
+        self.cut = f" at {cuts[0]}" if cuts else ""  # which slice is shown
+        self.time = f" {self.units['time']}" if "time" in self.units else ""
 
     def label(self, name: str) -> str:
         """A name with its unit."""
@@ -149,7 +155,7 @@ def _space_time(field: Field, title: str) -> Figure:
         for panel, (name, values, colours) in zip(panels, field.rows(), strict=True)
     ]
     figure.suptitle(title, fontsize=10)
-    figure.supxlabel("time t", fontsize=10)
+    figure.supxlabel(f"time t [{field.unit.strip()}]" if field.unit else "time t", fontsize=10)
     panels[0].set_ylabel("space x" if field.axes[0] == "x" else field.axes[0])
     figure.colorbar(images[0], ax=panels[:2], shrink=0.9, label=field.name)
     figure.colorbar(images[2], ax=panels[2], shrink=0.9)
@@ -163,11 +169,10 @@ def _frames(field: Field, title: str) -> Figure:
     figure = Figure(figsize=(3 * len(chosen) + 1, 3 * tall + 0.9), layout="constrained")
     panels = figure.subplots(3, len(chosen), sharex=True, sharey=True, squeeze=False)
     for row, (name, values, colours) in zip(panels, field.rows(), strict=True):
+        titles = [f"{name}, t = {field.time[frame]:g}{field.unit}" for frame in chosen]
         images = [
-            mesh(
-                panel, field.points[0], field.points[1], values[frame], f"{name}, t = {field.time[frame]:g}", **colours
-            )
-            for panel, frame in zip(row, chosen, strict=True)
+            mesh(panel, *field.points, values[frame], heading, **colours)
+            for panel, frame, heading in zip(row, chosen, titles, strict=True)
         ]
         for panel in row:
             panel.set_aspect("equal" if 0.2 < height / width < 5 else "auto")

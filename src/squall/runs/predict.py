@@ -132,7 +132,8 @@ def _matching(run: TrainedRun, path: Path, axes: str | None, names: Mapping[str,
     """The source at a path, and which of its channels are the fields of the run."""
     fields, dt = [names[name] for name in run.source.fields], run.description.dt
     source = squall.data.open(path, axes=axes, initial=dt)
-    if not set(fields) <= set(source.fields):
+    beside = {names[name] for name in run.inputs.conditions}
+    if not set(fields) <= set(source.fields) or beside & set(source.fields):
         there = (*source.fields, *(c.name for c in source.conditions))
         if missing := [name for name in fields if name not in there]:
             raise ConfigError(
@@ -140,7 +141,10 @@ def _matching(run: TrainedRun, path: Path, axes: str | None, names: Mapping[str,
                 f"file has {', '.join(there)}. If it is called otherwise there: --fields "
                 f"{next(own for own, other in names.items() if other == missing[0])}={there[0]}"
             )
-        source = squall.data.open(path, fields=fields, axes=axes, initial=dt)
+        layout = getattr(source, "layout", None)  # a variable with levels has a channel for each
+        owners = {channel: v.name for v in layout.states for channel in v.channels} if layout else {}
+        wanted = list(dict.fromkeys(owners.get(name, name) for name in fields))
+        source = squall.data.open(path, fields=wanted, axes=axes, initial=dt)
         if not set(fields) <= set(source.fields):
             raise ConfigError(f"{path} gives the fields {', '.join(source.fields)}; wanted are {', '.join(fields)}")
     return source, [source.fields.index(name) for name in fields]

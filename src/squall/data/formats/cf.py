@@ -250,7 +250,9 @@ def _common_space(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str
 def _variable(
     name: str, variable: Any, roles: Mapping[Any, str], space: tuple[str, ...], data: Any, place: Path
 ) -> Variable:
-    axes = tuple(str(dim) if dim in space else roles[dim] for dim in variable.dims)
+    stored = data.variables[name].dims  # with the time of what repeats at every time
+    known = {dim: str(dim) if dim in space else roles[dim] for dim in variable.dims}
+    axes = tuple(known.get(dim, "") for dim in stored)
     channels = [name]
     for dim in variable.dims:
         if roles[dim] == "channel":

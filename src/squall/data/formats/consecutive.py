@@ -4,6 +4,7 @@ import bisect
 import datetime
 import itertools
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from squall.data.conditions import Areas, Condition, ConditionValues
 from squall.data.description import Description
 from squall.data.errors import DataError
 from squall.data.formats.layout import ArrayFile
-from squall.data.missing import Screened
+from squall.data.missing import Missing, Screened
 from squall.data.source import Numbers, Source
 
 OPEN_FILES = 128
@@ -100,6 +101,21 @@ class Continued(Screened):
     @property
     def piece_bytes(self) -> int:
         return self.files[0].piece_bytes
+
+    @property
+    def missing(self) -> Missing:
+        known = self._missing is not None
+        missing = super().missing
+        if not known and missing.valid is not None:
+            pairs = [pair for pair in zip(self.files, self.offsets, strict=True) if pair[0].shape[1] > 1]
+            left_out = [f.path.name for f, start in pairs if not missing.valid[:, start : start + f.shape[1]].any()]
+            if left_out:
+                warnings.warn(
+                    f"{self.path}: the mask differs between files: every state of {', '.join(left_out[:4])} "
+                    f"({len(left_out)} files) lacks values that others have, and is left out as a gap",
+                    stacklevel=2,
+                )
+        return missing
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
