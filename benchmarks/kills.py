@@ -4,14 +4,16 @@
 
 A kill comes at the k-th operation on a file, or in the middle of a write (a limit on the size of files, whose signal
 kills once a file has reached it, also inside of HDF5). Every command runs in a forked child: simulate, train, evaluate,
-predict, and a study whose workers are this one process. Afterwards the same command runs undisturbed; what it leaves
-must equal, byte for byte, what the command leaves that nobody killed. One line per kill goes into the file.
+predict, and a study with two workers, of which the study's own process is killed while they live, or one of them while
+it lives. The same command then runs undisturbed, at once; what it leaves must equal, byte for byte, what the command
+leaves that nobody killed, and no worker may remain. One line per kill goes into the file.
 """
 
 import argparse
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -19,11 +21,10 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, MutableSequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,7 @@ from squall.data import write
 from squall.losses import ImbalanceAwareLoss
 from squall.runs.config import from_dict
 from squall.runs.evaluate import evaluate_runs
+from squall.runs.folder import RunFolderError
 from squall.runs.simulate import simulate_to_file
 from squall.runs.train import run
 from squall.runs.trained import open_run
@@ -44,6 +46,7 @@ from squall.study.definition import read_study
 from squall.systems import CahnHilliard
 
 SWEEPING = ("train", "study")
+WORKER_KILLED = 3
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.listdir", "os.scandir"}
 STEPS = {"steps": 12, "batch": 8, "log_every": 2, "validate_every": 4, "checkpoint_every": 3}
 SETTINGS: dict[str, Any] = {
@@ -58,21 +61,6 @@ STUDY = {
     "variants": {"CH": {"system": {"name": "cahn-hilliard", "trajectories": 6, "steps": 10}, "model.name": "node"}},
     "grids": {"all": {"axes": [["CH"]], "show": ["table"]}},
 }
-
-
-class Inline:
-    """A pool whose one worker is this process."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-    def shutdown(self, **_: Any) -> None: ...
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(function(*arguments))
-        return future
 
 
 class Commands:
@@ -101,10 +89,14 @@ class Commands:
         write(out / "p.hdf5", states, dt=1.0)
 
     def study(self, out: Path) -> None:
-        vars(runner).update(
-            ProcessPoolExecutor=Inline, multiprocessing=SimpleNamespace(get_context=lambda _: threading)
-        )
-        runner.run_study(read_study(self.given / "study.yaml"), out / "study", workers=1)
+        fork = SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))  # spares the imports
+        vars(runner).update(multiprocessing=fork)
+        try:
+            runner.run_study(read_study(self.given / "study.yaml"), out / "study", workers=2)
+        except RunFolderError as error:
+            if "a worker was killed" not in str(error):
+                raise
+            os._exit(WORKER_KILLED)
 
 
 def make(out: Path, given: Path, name: str) -> None:
@@ -124,12 +116,13 @@ def import_all() -> None:
         loss(torch.ones(8, 1, 12), torch.zeros(8, 1, 12))
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """The exit code, or the signal with a minus, of work in a forked child."""
+def in_child(work: Callable[[], object]) -> tuple[int, int]:
+    """The exit code, or the signal with a minus, of work in a forked child, and the group of its processes."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            os.setpgid(0, 0)
             torch.set_num_threads(1)
             warnings.simplefilter("ignore")
             work()
@@ -138,32 +131,58 @@ def in_child(work: Callable[[], object]) -> int:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), child
 
 
-def killed_at(operation: int, out: Path, work: Callable[[], object], told: Path | None = None) -> None:
-    """Work until its k-th operation on files; with `told`, count them into that file instead."""
-    count = 0
+def killed_at(
+    operation: int, of_worker: bool, spent: Path, out: Path, work: Callable[[], object], counts: MutableSequence[int]
+) -> None:
+    """Work until the k-th operation on files of this process, or of the first worker that gets so far."""
+    main, counted = os.getpid(), Counter[int]()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
         if event in OPERATIONS and str(arguments[0]).startswith(str(out)):
-            count += 1
-            if count == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
+            process = os.getpid()
+            counted[process] += 1
+            is_worker = process != main
+            counts[is_worker] = max(counts[is_worker], counted[process])
+            if counted[process] == operation and is_worker == of_worker:
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(spent, os.O_CREAT | os.O_EXCL))
+                    os.kill(process, signal.SIGKILL)
 
     sys.addaudithook(hook)
     work()
-    if told is not None:
-        told.write_text(str(count))
 
 
-def killed_in_a_write(size: int, work: Callable[[], object]) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.dont_write_bytecode = True  # Python would cut it off
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+def killed_in_a_write(size: int, of_worker: bool, work: Callable[[], object]) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sys.dont_write_bytecode = True  # Python would cut it off
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    def start(event: Any, start: Callable[[Any], None] = runner.start_worker) -> None:
+        limit()
+        start(event)
+
+    if of_worker:
+        vars(runner).update(start_worker=start)
+    else:
+        limit()
     work()
+
+
+def remaining(group: int) -> bool:
+    """Whether a worker lives ten seconds after its study."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return True
 
 
 def contents(out: Path, swept: bool) -> dict[str, Any]:
@@ -207,39 +226,43 @@ def main() -> None:
         given.mkdir()
         commands = Commands(given)
         (given / "study.yaml").write_text(json.dumps(STUDY))
-        assert in_child(lambda: (commands.simulate(given), commands.train(given))) == 0
+        assert in_child(lambda: (commands.simulate(given), commands.train(given)))[0] == 0
         expected, operations = {}, {}
         names = ("train", "study", "simulate", "evaluate", "predict")
+        spent, counts = base / "spent", multiprocessing.Array("i", 2, lock=False)
         for name in names:
             out = base / "reference" / name
             make(out, given, name)
-            command = getattr(commands, name)
-            assert in_child(lambda: killed_at(0, out, lambda: command(out), base / "count")) == 0, name  # noqa: B023
-            expected[name], operations[name] = contents(out, name in SWEEPING), int((base / "count").read_text())
-        print(f"operations on files: {operations}", file=sys.stderr)
+            command, counts[:] = getattr(commands, name), [0, 0]
+            assert in_child(lambda: killed_at(0, False, spent, out, lambda: command(out), counts))[0] == 0, name  # noqa: B023
+            expected[name], operations[name] = contents(out, name in SWEEPING), tuple(counts)
+        print(f"operations on files, by workers: {operations}", file=sys.stderr)
         done = 0
         while done < options.kills:
             name = names[done % len(names)]
             out, command = base / "killed", getattr(commands, name)
             make(out, given, name)
-            half = draw.random() < 0.5
-            at = int(10 ** draw.uniform(0, 4.5)) if half else draw.randint(1, operations[name])
+            half, of_worker = draw.random() < 0.5, name == "study" and draw.random() < 0.5
+            at = int(10 ** draw.uniform(0, 4.5)) if half else draw.randint(1, operations[name][of_worker])
             if half:
-                code = in_child(lambda: killed_in_a_write(at, lambda: command(out)))  # noqa: B023
+                code, group = in_child(lambda: killed_in_a_write(at, of_worker, lambda: command(out)))  # noqa: B023
             else:
-                code = in_child(lambda: killed_at(at, out, lambda: command(out)))  # noqa: B023
-            if code < 0:
-                again = in_child(lambda: command(out))  # noqa: B023
+                spent.unlink(missing_ok=True)
+                code, group = in_child(lambda: killed_at(at, of_worker, spent, out, lambda: command(out), counts))  # noqa: B023
+            if code < 0 or code == WORKER_KILLED:
+                again, _ = in_child(lambda: command(out))  # noqa: B023
                 found = contents(out, name in SWEEPING)
-                equal = again == 0 and found == expected[name]
+                equal = again == 0 and found == expected[name] and not remaining(group)
                 done += 1
-                tally[name, equal] += 1
-                line = {"command": name, "half-way": half, "at": at, "equal": equal}
+                tally[name + " (worker)" * (code == WORKER_KILLED), equal] += 1
+                line = {"command": name, "worker": code == WORKER_KILLED, "half-way": half, "at": at, "equal": equal}
                 if not equal:
                     line["differs"] = sorted(
                         k for k in found.keys() | expected[name].keys() if found.get(k) != expected[name].get(k)
                     )
                 print(json.dumps(line), file=log, flush=True)
+            elif code:
+                print(f"{name}: exit {code}, {half=}, {at=}", file=log, flush=True)
             shutil.rmtree(out)
     for (name, equal), count in sorted(tally.items()):
         print(f"{name}: {count} kills, {'equal' if equal else 'DIFFERENT'}")

@@ -1,18 +1,22 @@
 """A study that is asked to stop, by Ctrl-C or by a batch system."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from squall._process.signals import Stopped, handled, held, notices_raise
+from squall.study import runner
 from squall.study.definition import read_study
 from squall.study.folder import StudyFolder
 from squall.study.runner import run_study
@@ -81,6 +85,25 @@ def test_a_worker_saves_a_training_and_leaves_all_else_at_once():
     with pytest.raises(Stopped) as stopped, other.working():
         other.notice(signal.SIGUSR1)
     assert stopped.value.number == signal.SIGUSR1
+
+
+def die(_: object) -> None:
+    time.sleep(0.2)  # until the worker waits for a word to stop
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork, which spares the imports
+def test_a_study_whose_worker_is_killed_ends_and_waits_for_nobody(monkeypatch):
+    fork = SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(runner, "multiprocessing", fork)
+    monkeypatch.setattr(runner, "run_batch", die)
+    with runner._processes(1) as workers:
+        with pytest.raises(BrokenProcessPool):
+            workers.submit([]).result(30)
+        stopping = threading.Thread(target=workers.stop, daemon=True)
+        stopping.start()
+        stopping.join(20)
+        assert not stopping.is_alive()
 
 
 def test_the_first_notice_raises_and_later_ones_do_not():

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from squall._process.progress import progress_bar
 from squall.cli import main
 from squall.cli.commands import RUN
 from squall.runs.folder import RunFolder
+from squall.study import runner
 
 
 @pytest.fixture
@@ -239,3 +241,38 @@ def test_no_file_is_written_or_read_in_the_encoding_of_the_machine():
                 if name in ("read_text", "write_text", "open") and not named and not binary:
                     careless.append(f"{path.name}:{call.lineno}")
     assert not careless
+
+
+@pytest.mark.parametrize(("backend", "warned"), [("nonsense", 1), ("svg", 0)])
+def test_a_wrong_backend_of_matplotlib_costs_a_warning_and_a_right_one_is_kept(backend, warned):
+    program = (
+        "import os, warnings, sys\n"
+        "from squall._process.extras import import_matplotlib\n"
+        "with warnings.catch_warnings(record=True) as caught:\n    import_matplotlib()\n"
+        "import matplotlib\n"
+        "print(len(caught), os.environ['MPLBACKEND'], matplotlib.rcParams['backend'] == sys.argv[1])"
+    )
+    pytest.importorskip("matplotlib")
+    environment = {**os.environ, "PYTHONPATH": str(Path(squall.__file__).parents[1]), "MPLBACKEND": backend}
+    command = [sys.executable, "-c", program, backend]
+    printed = subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+    assert printed.split() == [str(warned), backend, str(not warned)]
+
+
+def test_a_study_runs_in_its_own_process_where_no_workers_can_be_started(monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a semaphore in /dev/shm
+
+    where: list[int] = []
+
+    def run_batch(*_: object) -> None:
+        where.append(os.getpid())
+        signal.raise_signal(signal.SIGTERM)  # is noticed by the worker, and raises nothing here
+        raise LookupError
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", full)
+    monkeypatch.setattr(runner, "run_batch", run_batch)
+    with pytest.warns(UserWarning, match="one after another"), runner._processes(4) as workers:
+        assert isinstance(workers.submit([]).exception(), LookupError)
+    assert where == [os.getpid()]
+    assert workers.size == 1

@@ -1,10 +1,13 @@
 """The extras of the install, and the answer to an import that fails because one is missing."""
 
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
 
-__all__ = ["EXTRAS", "MissingExtraError", "explain_missing_extra"]
+__all__ = ["EXTRAS", "MissingExtraError", "explain_missing_extra", "import_matplotlib"]
 
 EXTRAS = MappingProxyType(
     {
@@ -47,3 +50,20 @@ def explain_missing_extra() -> Iterator[None]:
                 text = f"{package} is not installed; run: pip install 'squall[{extra}]'"
                 raise MissingExtraError(text, name=package) from None
         raise
+
+
+def import_matplotlib() -> None:
+    """Import Matplotlib, also where MPLBACKEND names none of its backends: pictures go into files, which need none."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        try:
+            matplotlib.rcParams["backend"] = backend  # as its import does
+        except ValueError as error:
+            warnings.warn(f"MPLBACKEND is set aside: {error}", stacklevel=2)

@@ -1,8 +1,9 @@
 """Tables, figures and the page, from run folders and packs alone: nothing here trains or needs a model."""
 
-from squall._process.extras import explain_missing_extra
+from squall._process.extras import explain_missing_extra, import_matplotlib
 
 with explain_missing_extra():
+    import_matplotlib()
     from squall.report import diagnosis
     from squall.report.comparison import Comparison, compare, comparison_note, comparison_table
     from squall.report.figures import (

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from squall._process.signals import held
+from squall._process.signals import handled, held
 from squall.runs.config import ConfigError, RunConfig, can_run_together
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.runs.ranks import started
@@ -23,7 +23,7 @@ from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to
 from squall.study.definition import SIZES, Study, Trial, data_path
 from squall.study.folder import FINISHED, LEASES, StudyFolder
 from squall.study.lease import Leases
-from squall.study.worker import Task, Workers, forget, run_batch, start_worker
+from squall.study.worker import Task, Worker, Workers, forget, run_batch, start_worker
 from squall.systems import ShallowWater
 
 __all__ = ["Progress", "part_of", "run_study"]
@@ -93,7 +93,7 @@ def run_study(
             folder.create(study)
         to_run = [trial for trial in trials if not folder.only_packed(trial)]
         _simulate(leases, folder, study, to_run)
-        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
+        pending = _pending([_task(study, folder, trial) for trial in to_run], folder, leases)
         count = _Count(folder, trials, progress or (lambda done, total: None))
         _run_all(leases, _batches(pending, together), pool, count)
     return [trial for trial in trials if folder.state(trial) == "failed"]
@@ -110,11 +110,11 @@ def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
     """
     i, n = part
     if not 1 <= i <= n:
-        raise ValueError(f"part is {i}/{n}, but must be one of 1/{n} ... {n}/{n}")
+        raise ValueError(f"part is {i}/{n}, but must be i/n with 1 <= i <= n")
     return list(trials[i - 1 :: n])
 
 
-def _pending(tasks: Sequence["Task"], folder: StudyFolder) -> list["Task"]:
+def _pending(tasks: Sequence[Task], folder: StudyFolder, leases: Leases) -> list[Task]:
     """What is not there yet: trainings, and evaluations that a grown study asks for where the weights were kept."""
     pending, lacking, begun = [], [], folder.begun() | folder.packed.keys()
     for task in tasks:
@@ -126,6 +126,7 @@ def _pending(tasks: Sequence["Task"], folder: StudyFolder) -> list["Task"]:
             (pending if kept else lacking).append(task)
         else:
             forget(task)  # a kill may have come before
+            leases.clear(task.trial.name)
     if lacking:
         names = ", ".join(task.trial.name for task in lacking)
         warnings.warn(
@@ -142,6 +143,7 @@ def _simulate(leases: Leases, folder: StudyFolder, study: Study, trials: Sequenc
         path = folder.path / data_path(name, options)
         halves = f".{path.name}.*.part"
         if path.exists() and not any(path.parent.glob(halves)):
+            leases.clear(f"data {name}")
             continue
         with leases.waiting(f"data {name}"):
             for half in path.parent.glob(halves):  # of a study that was killed
@@ -203,12 +205,37 @@ class _Count:
 
 @contextlib.contextmanager
 def _processes(count: int | None) -> Iterator[Workers]:
-    """Workers on this machine, one process each."""
+    """Workers on this machine, one process each; this process alone where processes can share nothing."""
     size, context = count or os.cpu_count() or 1, multiprocessing.get_context("spawn")
-    with held():  # also from the process that tracks what is shared
-        stop = context.Event()
-    with ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(stop,)) as pool:
-        yield _Processes(size, pool, stop.set)
+    with contextlib.ExitStack() as stack:
+        try:
+            told, tell = map(stack.enter_context, context.Pipe(duplex=False))  # an event would wait for killed workers
+            with held():  # also from the process that tracks what is shared
+                pool = ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(told,))
+            stack.enter_context(pool)
+        except (OSError, ImportError, NotImplementedError) as error:  # such as no room in /dev/shm
+            warnings.warn(f"no workers can be started ({error}): trials run one after another", stacklevel=3)
+            yield _Here()
+        else:
+            yield _Processes(size, pool, lambda: tell.send("stop"))
+
+
+class _Here(Workers):
+    """One worker, which is this process."""
+
+    size = 1
+
+    def submit(self, batch: Sequence[Task]) -> Future[None]:
+        job, worker = Future[None](), Worker()
+        with handled(worker.notice):
+            try:
+                job.set_result(run_batch(batch, worker))
+            except BaseException as error:
+                job.set_exception(error)
+        return job
+
+    def stop(self) -> None:
+        pass
 
 
 @dataclasses.dataclass
@@ -271,6 +298,7 @@ def _next(leases: Leases, left: deque[list[Task]]) -> list[Task]:
         while left and not (mine or held):
             for task in left.popleft():
                 if task.is_done:
+                    leases.clear(task.trial.name)
                     continue
                 if not leases.claim(task.trial.name):
                     held.append(task)

@@ -133,8 +133,8 @@ class Worker(Recorder):
 _worker = Worker()
 
 
-def start_worker(event: Any) -> None:
-    """In a new process: stop when the event is set or a signal comes, and end with the process of the study."""
+def start_worker(told: connection.Connection) -> None:
+    """In a new process: stop at a word through `told` or a signal, and end with the process of the study."""
     keep_freed_memory()
     for number in STOPPING:
         signal.signal(number, _worker.notice)
@@ -145,12 +145,12 @@ def start_worker(event: Any) -> None:
     if connection.wait([parent.sentinel], timeout=0):  # it ended while this worker was still importing
         os._exit(1)
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    threading.Thread(target=_stop_with, args=(event,), daemon=True).start()
+    threading.Thread(target=_stop_with, args=(told,), daemon=True).start()
 
 
-def _stop_with(event: Any) -> None:
-    """Notice in the main thread that the study stops."""
-    event.wait()
+def _stop_with(told: connection.Connection) -> None:
+    """Notice in the main thread that the study stops. The word stays in the pipe, for all workers to see."""
+    connection.wait([told])
     _thread.interrupt_main(signal.SIGTERM)
 
 
