@@ -39,6 +39,7 @@ from squall.runs.emulator import PROGRAM
 from squall.runs.evaluate import conserved_quantities, evaluate_runs
 from squall.runs.export import export_run
 from squall.runs.folder import RunFolder, evaluation_suffix, write_beside
+from squall.runs.installed import failed_in
 from squall.runs.ranks import OtherProcessError, is_first
 from squall.runs.simulate import simulate_sphere_to_file, simulate_to_file
 from squall.runs.train import run
@@ -83,12 +84,16 @@ def execute(words: Sequence[str]) -> int:
         console.print(f"squall: {text}", style="red")
         return 128 + number
     except Exception as error:
-        if too_large(error):
+        place = failed_in(error)
+        if too_large(error) and not (place and isinstance(error, ArithmeticError)):
             _say(
                 errors,
                 f"squall: the numbers asked for are too large or too small for this machine: {_first_line(error)}",
                 "red",
             )
+            return USER_MISTAKE
+        if place:
+            _say(errors, f"squall: code of your own, {place}, raised {type(error).__name__}: {error}", "red")
             return USER_MISTAKE
         error.add_note(REPORT)
         raise
@@ -784,8 +789,9 @@ def _refuse_elsewhere(options: Namespace) -> None:
     for name, (is_given, places) in given.items():
         if is_given and options.on not in places:
             raise ValueError(f"--{name} is for --on {' and --on '.join(places)}, and must be left out otherwise")
-    if options.jobs < 1:
-        raise ValueError(f"--jobs is {options.jobs}, but must be at least 1")
+    for name in ("jobs", "workers", "together"):
+        if (count := options[name]) is not None and count < 1:
+            raise ValueError(f"--{name} is {count}, but must be at least 1")
 
 
 def _submit_study(options: Namespace, study: Study, out: Path) -> int:
