@@ -287,6 +287,7 @@ def main() -> None:
             words = [sys.executable, __file__, "--base", place, "--out", str(options.out), str(corpus)]
             words += [f"-seed={seed}", f"-max_total_time={left}", "-len_control=0", "-max_len=65536"]
             words += ["-timeout=120", "-rss_limit_mb=0", "-runs=20000", "-reduce_inputs=0", "-keep_seed=1"]
+            words += [f"-artifact_prefix={place}/"]
             code = subprocess.run(words).returncode
             if code:
                 print(f"FAULT the process ended with {code}", flush=True)

@@ -45,6 +45,43 @@ class Lazy(Base):
     def __init__(self):
         super().__init__()
         self.net = torch.nn.LazyConv1d(1, 3, padding=1)
+class Whole(Base):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.net.register_forward_hook(lambda module, inputs, output: 2 * output)
+        torch.nn.utils.parametrizations.weight_norm(self.net)
+    def forward(self, u):
+        if self.training: self.calls += 1
+        return self.net(u)
+class Short(Base):
+    def __init__(self):
+        super().__init__()
+        self.to(torch.bfloat16)
+    def forward(self, u): return self.net(u.bfloat16()).to(u)
+class Scripted(Base):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.jit.script(self.net)
+class Recorded(Base):
+    # as neuraloperator records its arguments: within another module nobody takes them back
+    arguments = {"activation": torch.nn.functional.gelu, "layer": torch.nn.Conv1d, "args": ()}
+    def state_dict(self, *args, **options):
+        state = super().state_dict(*args, **options)
+        state["_metadata"] = self.arguments
+        return state
+    def load_state_dict(self, state, *args, **options):
+        return super().load_state_dict({k: x for k, x in state.items() if k != "_metadata"}, *args, **options)
+class RecordedPlainly(Recorded):
+    arguments = {"width": 1, "args": (1,)}
+class Detached(Base):
+    def forward(self, u): return self.net(u).detach()
+class FailsToBegin(Base):
+    def __init__(self): raise RuntimeError("no width")
+class FailsLater(Base):
+    def forward(self, u): return self.net(u) if not self.training else {}["width"]
+class DividesByZero(Base):
+    def forward(self, u): return self.net(u) if not self.training else u / (1 // 0)
 class Live:
     pass
 class Unsavable(Base):
@@ -67,7 +104,11 @@ def train(folder: str, *options: str) -> list[str]:
     return [*words.split(), "--out", folder, *options]
 
 
-@pytest.mark.parametrize("name", ["Extra", "Masked", "Tied", "Frozen", "Complex", "Lazy"])
+NAMES = ["Extra", "Masked", "Tied", "Frozen", "Complex", "Lazy", "Whole", "Short", "Scripted", "Recorded"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", [*NAMES, "RecordedPlainly"])
 def test_every_legal_module_trains_and_resumes_to_the_same_bits(project, name):
     words = train("run", "--model.name", f"modules_of_ones_own.{name}")
     assert main(words) == 0
@@ -81,6 +122,24 @@ def test_every_legal_module_trains_and_resumes_to_the_same_bits(project, name):
     assert all(
         torch.equal(x, got[name]) if isinstance(x, torch.Tensor) else x == got[name] for name, x in expected.items()
     )
+    assert main(["predict", "run", "--initial", "u.hdf5", "--steps", "2", "--out", "p.nc"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Detached", "the loss has no gradient: the model detaches its result"),
+        ("FailsToBegin", "raised RuntimeError: no width"),
+        ("FailsLater", "raised KeyError: 'width'"),
+        ("DividesByZero", "raised ZeroDivisionError"),
+    ],
+)
+def test_a_module_of_ones_own_that_fails_is_named_and_not_called_a_fault_of_squall(project, capsys, name, message):
+    assert main(train("run", "--model.name", f"modules_of_ones_own.{name}")) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert name == "Detached" or "code of your own, " in error
+    assert name == "Detached" or "modules_of_ones_own.py:" in error
 
 
 def test_a_module_that_cannot_be_saved_is_refused_before_anything_is_trained(project, capsys):

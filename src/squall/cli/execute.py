@@ -16,6 +16,7 @@ from squall._process.signals import Stopped, notices_raise
 from squall.cli import USER_MISTAKE
 from squall.cli.options import option_names
 from squall.runs.config import explain
+from squall.runs.installed import failed_in
 from squall.runs.ranks import OtherProcessError
 from squall.systems import ConvergenceError
 from squall.training.loop import TrainingDiverged
@@ -51,9 +52,13 @@ def execute(words: Sequence[str]) -> int:
         console.print(f"squall: {text}", style="red")
         return 128 + number
     except Exception as error:
-        if too_large(error):
+        place = failed_in(error)
+        if too_large(error) and not (place and isinstance(error, ArithmeticError)):
             text = f"the numbers asked for are too large or too small for this machine: {first_line(error)}"
             say(errors, f"squall: {text}", "red")
+            return USER_MISTAKE
+        if place:
+            say(errors, f"squall: code of your own, {place}, raised {type(error).__name__}: {error}", "red")
             return USER_MISTAKE
         error.add_note(REPORT)
         raise

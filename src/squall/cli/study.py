@@ -129,8 +129,9 @@ def _refuse_elsewhere(options: Namespace) -> None:
     for name, (is_given, places) in given.items():
         if is_given and options.on not in places:
             raise ValueError(f"--{name} is for --on {' and --on '.join(places)}, and must be left out otherwise")
-    if options.jobs < 1:
-        raise ValueError(f"--jobs is {options.jobs}, but must be at least 1")
+    for name in ("jobs", "workers", "together"):
+        if (count := options[name]) is not None and count < 1:
+            raise ValueError(f"--{name} is {count}, but must be at least 1")
 
 
 def _submit_study(options: Namespace, study: Study, out: Path) -> int:

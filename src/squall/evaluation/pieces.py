@@ -20,9 +20,11 @@ def pieces(source: Source, history: int = 1, steps: int | None = None, stride: i
         the source itself, or pieces of `history + steps` states.
 
     Raises:
-        DataError: where no piece is long enough or without gaps.
+        DataError: where no piece is long enough or without gaps, or `stride` is for whole trajectories.
     """
     total = source.shape[1]
+    if stride is not None and stride < 1:
+        raise DataError(f"stride is {stride}, but must be at least 1")
     gaps = source.valid is not None and not bool(source.valid.all())
     if history + (steps or 1) > total:
         raise DataError(
@@ -35,7 +37,11 @@ def pieces(source: Source, history: int = 1, steps: int | None = None, stride: i
         whole = stride is None and history + steps == total and not gaps
         return source if whole else windows(source, history + steps, stride)
     part_of_one = isinstance(source, Windows) and source.trajectories == 1
-    return _many(source, history, stride) if part_of_one or gaps else source
+    if part_of_one or gaps:
+        return _many(source, history, stride)
+    if stride is not None:
+        raise DataError(f"stride is {stride}, but rollouts over whole trajectories start once: give steps too")
+    return source
 
 
 def _many(source: Source, history: int, stride: int | None) -> Source:

@@ -277,7 +277,10 @@ class ScoreTally:
     def _add(self, truth: Trajectories, prediction: Trajectories) -> None:
         for name, of in self.quantities.items():
             for kind, states in (("truth", truth), ("prediction", prediction)):
-                values = of(states.flatten(0, 1)).reshape(states.shape[:2])
+                try:
+                    values = of(states.flatten(0, 1)).reshape(states.shape[:2])
+                except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+                    raise DataError(f"the conserved quantity '{name}' maps no states to numbers: {error}") from error
                 self.parts[f"{name} {kind}"].append(values.double().cpu())
         truth, prediction = truth[:, 1:], prediction[:, 1:]
         if self.sphere is not None:

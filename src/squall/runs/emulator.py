@@ -39,7 +39,7 @@ from squall.runs.config import ConfigError, from_dict
 from squall.runs.description import ARRAYS, read_description
 from squall.runs.description import DESCRIPTION as DATA
 from squall.runs.folder import RunFolder, RunFolderError
-from squall.training.state import split_state
+from squall.training.state import load_state, split_state
 
 DESCRIPTION, WEIGHTS, PROGRAM = "emulator.json", "model.safetensors", "model.pt2"
 
@@ -229,7 +229,7 @@ class Contents:
             split = Split(*[InMemory.described(torch.zeros(shape), description)] * 3)
         normalization = Normalization.from_dict(self.normalization)
         experiment = build(config, normalization, split=split, trusts=lambda source: trust)
-        experiment.model.load_state_dict(weights | self.state)
+        load_state(experiment.model, weights | self.state)
         return Emulator.of(experiment).eval()
 
 

@@ -110,7 +110,7 @@ def conserved_quantities(names: Sequence[str]) -> dict[str, Any]:
     """Conserved quantities by name: a field stands for itself, an import path for its function.
 
     Raises:
-        ConfigError: if a path cannot be imported, or is no function.
+        ConfigError: if a path cannot be imported, or is no function, or two have the same name.
     """
     found: dict[str, Any] = {}
     for path in names:
@@ -120,11 +120,14 @@ def conserved_quantities(names: Sequence[str]) -> dict[str, Any]:
             continue
         try:
             with working_folder_importable():
-                found[name] = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+                function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a name such as '..x'
             raise ConfigError(f"the conserved quantity '{path}' cannot be imported: {error}") from error
-        if not callable(found[name]):
+        if not callable(function):
             raise ConfigError(f"the conserved quantity '{path}' is no function of states")
+        if name in found:
+            raise ConfigError(f"two conserved quantities have the name '{name}': rename one of them")
+        found[name] = function
     return found
 
 

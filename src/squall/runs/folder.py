@@ -40,7 +40,7 @@ from squall.data import Normalization
 from squall.runs.config import difference, flat
 from squall.runs.record import is_edited, recorded
 from squall.training.loop import Checkpoint
-from squall.training.state import split_state
+from squall.training.state import load_state, split_state
 
 Kind = Literal["last", "best"]
 
@@ -394,10 +394,11 @@ def refuse_unsavable(model: nn.Module) -> None:
     try:
         weights, extra = split_state(model.state_dict())
         state = torch.load(io.BytesIO(_state_bytes({"extra": extra})), weights_only=True)
-        model.load_state_dict(Checkpoint(0, load(save(weights)), state).model_state)
+        load_state(model, Checkpoint(0, load(save(weights)), state).model_state)
     except Exception as error:  # the model's own methods are called
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"the model cannot be saved and loaded again, so nothing was trained: {first_line(error)}. Its state dict "
+            f"the model cannot be saved and loaded again, so nothing was trained: {reason}. Its state dict "
             "may hold tensors, numbers, text, lists and mappings"
         ) from error
 

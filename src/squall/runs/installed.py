@@ -6,6 +6,7 @@ import os
 import site
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def find_source(module: str) -> Path | None:
             if depth == len(parts):
                 return Path(spec.origin) if spec.origin and os.path.isfile(spec.origin) else None
     return None
+
+
+def failed_in(error: BaseException) -> str | None:
+    """The file and line of code of the user's own that an error comes from, such as that of a model; else None."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    own = os.path.dirname(squall.__file__)
+    packages = [own, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), *map(str, _package_folders(""))]
+    found, called = None, False
+    for frame in traceback.extract_tb(error.__traceback__):
+        called = called or frame.filename.startswith(own)  # frames before are of who called squall
+        if called and os.path.isfile(frame.filename) and not frame.filename.startswith(tuple(packages)):
+            found = f"{frame.filename}:{frame.lineno}"
+    return found
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from squall.models.inputs import Conditions, Window, read_conditions
 from squall.models.placement import like_model
 from squall.runs.config import ConfigError
 from squall.runs.trained import TrainedRun
+from squall.training.state import split_state
 
 ConditionsAt = Callable[[int, int], Conditions | None]
 """Conditions of some steps: of the first of them, and how many."""
@@ -94,6 +95,8 @@ def read_start(
         coordinates, time = source.coordinates, float(source.times[first])
         said = source.description.provenance
         dates = {name: said[name] for name in ("first_time", "calendar") if name in said}
+    if forcings is not None and not run.inputs.conditions:
+        raise ConfigError(f"--forcings {forcings}: the run was trained without conditions, and needs none")
     given, name = (source, path) if forcings is None else (squall.data.open(forcings), forcings)
     if forcings is not None:
         first = history - 1 if source is None else first
@@ -264,14 +267,15 @@ def predict_to_file(
         "checkpoint": run.checkpoint,
         "step": run.step,
         "steps": steps,
-        "weights": _digest(*run.model.state_dict().values()),
+        "weights": _digest(*(x for part in split_state(run.model.state_dict()) for x in part.values())),
         "initial": _digest(window, start.conditions(0, 1), start.conditions(steps - 1, 1)),
         "squall": squall.__version__,
     }
     description = _description(run.description, start, provenance)
     measure = run.source.measure if same_grid else None
     emulator = run.emulator
-    with stream(out, shape, window.dtype, description, mask, measure) as file:
+    dtype = torch.float64 if window.dtype == torch.float64 else torch.float32  # files know no bfloat16
+    with stream(out, shape, dtype, description, mask, measure) as file:
         done = file.written // file.block * file.block
         states = _last(file, window, done)
         finite = True
@@ -281,7 +285,7 @@ def predict_to_file(
             conditions = start.conditions(max(done - 1, 0), max(computed, 1))
             block = emulator.roll(states, conditions, computed)[:, 1 if done else 0 :]
             states = torch.cat([states, block if done else block[:, 1:]], 1)[:, -history:]
-            finite = finite and bool(torch.isfinite(block).all())
+            finite, block = finite and bool(torch.isfinite(block).all()), block.to(dtype)
             file.write(done, block if shown is None else block.masked_fill(~shown.to(block.device), torch.nan))
             done += count
             progress(done - 1)
@@ -327,5 +331,9 @@ def _description(about: Description, start: Start, provenance: Mapping[str, Any]
 def _digest(*values: Any) -> str:
     digest = hashlib.sha256()
     for value in values:
-        digest.update(value.detach().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+        if isinstance(value, Tensor):  # as bytes: NumPy knows no bfloat16
+            plain = value.detach().cpu().to_dense().flatten().view(torch.uint8)
+            digest.update(plain.numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
     return digest.hexdigest()

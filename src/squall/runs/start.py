@@ -11,6 +11,7 @@ from squall.data import Normalization
 from squall.runs.config import ConfigError
 from squall.runs.folder import CheckpointError, Kind, RunFolder, RunFolderError
 from squall.training.loop import Checkpoint
+from squall.training.state import load_state
 
 KINDS: tuple[Kind, ...] = ("best", "last")
 """The best first: it is what an evaluation would choose."""
@@ -68,7 +69,7 @@ class Start:
         if self.checkpoint is None:
             return
         try:
-            model.load_state_dict(self.checkpoint.model_state)
+            load_state(model, self.checkpoint.model_state)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:  # a module may load in its own way
             raise ConfigError(
                 f"the weights of {self.record['run']} do not fit the model: {error}. Give the settings under 'model' "

@@ -32,7 +32,7 @@ from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, refuse_shared, train
 from squall.training.sampling import StiffnessAwareSampler
 from squall.training.settings import adam
-from squall.training.state import load_optimizer
+from squall.training.state import load_optimizer, load_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -375,8 +375,9 @@ class _FolderRecorder(Recorder):
     def _fits(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint of another training before the training takes it."""
         model, settings = copy.deepcopy(self.experiment.model), self.experiment.config.training
-        model.load_state_dict(checkpoint.model_state)
-        optimizer = adam(model.parameters(), settings, torch.device("cpu"))
+        load_state(model, checkpoint.model_state)
+        leaves = [torch.nn.Parameter(x.detach(), x.requires_grad) for x in model.parameters()]  # copies may be none
+        optimizer = adam(leaves, settings, torch.device("cpu"))
         load_optimizer(optimizer, checkpoint.state["optimizer"])
         for parameter, values in optimizer.state.items():
             for value in values.values():

@@ -1,5 +1,6 @@
 """A trained run, read back from its folder: evaluated, and rolled out. It needs no data file."""
 
+import os
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from squall._types import Trajectories
 from squall.data import Description, Normalization, Source, Split
 from squall.data.conditions import as_conditions
+from squall.data.reading import check_exists
 from squall.models.inputs import Conditions, Inputs, Window
 from squall.models.placement import evaluating, like_model
 from squall.runs.build import Experiment, build, open_data
@@ -30,6 +32,7 @@ from squall.runs.folder import (
 )
 from squall.runs.record import is_own, recorded
 from squall.training.loop import Checkpoint
+from squall.training.state import load_state
 
 __all__ = ["TrainedRun", "open_run"]
 
@@ -117,7 +120,7 @@ class TrainedRun:
         raise CheckpointError(f"{self.folder.path} has no '{kinds[0]}' checkpoint: train it with `squall train` first")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self._built.model.load_state_dict(checkpoint.model_state)
+        load_state(self._built.model, checkpoint.model_state)
 
     @property
     def emulator(self) -> Emulator:
@@ -270,6 +273,7 @@ def open_run(
         RunFolderError: if it is no run folder or was edited after the training; for a run of an earlier version also
             if the data file is not the one that it was trained on.
         ConfigError: if its model is code that is not trusted.
+        squall.data.MissingFileError: if nothing is at `data`.
 
     Example:
         >>> run = open_run("runs/ch")  # doctest: +SKIP
@@ -279,6 +283,7 @@ def open_run(
     folder = RunFolder(path)
     config = from_dict(folder.read_config())
     if data is not None:
+        check_exists(Path(data), Path(os.path.abspath(data)))
         config = replace(config, data=replace(config.data, path=data))
     environment = folder.read_json("environment.json")
     if recorded(environment) is None:

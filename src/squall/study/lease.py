@@ -105,6 +105,11 @@ class Leases:
             with contextlib.suppress(OSError):
                 lease.path.write_text("{}", encoding="utf-8")
 
+    def clear(self, name: str) -> None:
+        """Remove the lease of work that is done, if a killed process left one."""
+        if (self.path / file_name(name)).exists() and self.claim(name):
+            self.release(name, done=True)
+
     @contextlib.contextmanager
     def waiting(self, name: str) -> Iterator[None]:
         """Hold a lease for the block, after whoever holds it now."""

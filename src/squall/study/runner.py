@@ -91,7 +91,7 @@ def run_study(
             folder.create(study)
         to_run = [trial for trial in trials if not folder.only_packed(trial)]
         _simulate(leases, folder, study, to_run)
-        pending = _pending([_task(study, folder, trial) for trial in to_run], folder)
+        pending = _pending([_task(study, folder, trial) for trial in to_run], folder, leases)
         count = _Count(folder, trials, progress or (lambda done, total: None))
         _run_all(leases, _batches(pending, together), pool, count)
     return [trial for trial in trials if folder.state(trial) == "failed"]
@@ -108,11 +108,11 @@ def part_of(trials: Sequence[Item], part: tuple[int, int]) -> list[Item]:
     """
     i, n = part
     if not 1 <= i <= n:
-        raise ValueError(f"part is {i}/{n}, but must be one of 1/{n} ... {n}/{n}")
+        raise ValueError(f"part is {i}/{n}, but must be i/n with 1 <= i <= n")
     return list(trials[i - 1 :: n])
 
 
-def _pending(tasks: Sequence["Task"], folder: StudyFolder) -> list["Task"]:
+def _pending(tasks: Sequence[Task], folder: StudyFolder, leases: Leases) -> list[Task]:
     """What is not there yet: trainings, and evaluations that a grown study asks for where the weights were kept."""
     pending, lacking, begun = [], [], folder.begun() | folder.packed.keys()
     for task in tasks:
@@ -124,6 +124,7 @@ def _pending(tasks: Sequence["Task"], folder: StudyFolder) -> list["Task"]:
             (pending if kept else lacking).append(task)
         else:
             forget(task)  # a kill may have come before
+            leases.clear(task.trial.name)
     if lacking:
         names = ", ".join(task.trial.name for task in lacking)
         warnings.warn(
@@ -139,6 +140,7 @@ def _simulate(leases: Leases, folder: StudyFolder, study: Study, trials: Sequenc
         options = dict(study.systems[name])
         path = folder.path / data_path(name, options)
         if path.exists():
+            leases.clear(f"data {name}")
             continue
         with leases.waiting(f"data {name}"):
             if path.name in os.listdir(path.parent):
@@ -291,6 +293,7 @@ def _next(leases: Leases, left: deque[list[Task]]) -> list[Task]:
         while left and not (mine or held):
             for task in left.popleft():
                 if task.is_done:
+                    leases.clear(task.trial.name)
                     continue
                 if not leases.claim(task.trial.name):
                     held.append(task)

@@ -29,6 +29,7 @@ from squall.training.state import (
     TrainingResult,
     averaged,
     draw_randomness,
+    load_state,
     one_process,
     private_randomness,
     random_state,
@@ -158,7 +159,7 @@ def _record(trainings: Sequence[Training], validations: Sequence[Validation | No
 
 def _result(training: Training, finished: bool) -> TrainingResult | TrainingDiverged:
     if training.average is not None:
-        training.model.load_state_dict(training.average.module.state_dict())
+        load_state(training.model, training.average.module.state_dict())
     training.model.eval()
     result = TrainingResult(training.model, training.step, finished, training.history, training.best)
     return training.diverged or result
@@ -333,6 +334,11 @@ class _SingleModel(Stepper):
             raise TrainingDiverged(step, str(error)) from error
         if result is not None and not torch.isfinite(result):
             raise TrainingDiverged(step, f"the loss is {result.item()}")
+        if result is not None and torch.is_grad_enabled() and not result.requires_grad:
+            raise ValueError(
+                "the loss has no gradient: the model detaches its result from its parameters, or computes it without "
+                "gradients"
+            )
         return result
 
     def _accumulated(self, parts: Sequence[Batch], step: int) -> Float[Tensor, ""]:

@@ -25,6 +25,10 @@ else:  # importing it takes as long as importing torch, and who comes for the lo
 __all__ = ["Checkpoint", "Recorder", "Training", "TrainingDiverged", "TrainingResult", "TrainingSettings", "adam"]
 
 
+EXTRA = "_extra_state"
+"""How PyTorch ends the names of what `get_extra_state` returns."""
+
+
 class TrainingDiverged(RuntimeError):
     """The loss or a weight became NaN or infinite at `step`."""
 
@@ -198,9 +202,9 @@ class Training:
         self.model.train()
         if checkpoint is None:
             return
-        self.shown.load_state_dict(checkpoint.model_state)
+        load_state(self.shown, checkpoint.model_state)
         if self.average is not None:
-            self.model.load_state_dict(checkpoint.state.get("trained", checkpoint.model_state))
+            load_state(self.model, checkpoint.state.get("trained", checkpoint.model_state))
             self.average.n_averaged.fill_(checkpoint.step)
         load_optimizer(self.optimizer, checkpoint.state["optimizer"])
         self.loss.load_state_dict(checkpoint.state["loss"])
@@ -217,18 +221,48 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
+def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a state dict as saved.
+
+    A module whose own `state_dict` adds entries, as the record of its arguments that neuraloperator's models add, takes
+    them back only where it is not part of another module. They are left out where they are refused.
+
+    Raises:
+        RuntimeError: if names or shapes differ.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        taken = {name: x for name, x in state.items() if isinstance(x, Tensor) or name.endswith(EXTRA)}
+        if len(taken) == len(state):
+            raise
+        model.load_state_dict(taken)
+
+
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Any]]:
-    """Copies of a state dict's plain tensors, which safetensors can hold, and of all else."""
+    """Copies of a state dict's plain tensors, which safetensors can hold, and of all else that a file can.
+
+    What is neither, such as a function among recorded arguments, is left out, unless a module asks for it back.
+    """
     weights: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     for name, x in state.items():
         if not isinstance(x, Tensor):
-            extra[name] = copy.deepcopy(x)
+            if name.endswith(EXTRA) or _is_plain(x):
+                extra[name] = copy.deepcopy(x)
         elif x.layout == torch.strided and not x.is_quantized and x.dtype != torch.complex128:
             weights[name] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
         else:
             extra[name] = x.detach().cpu().clone()
     return weights, extra
+
+
+def _is_plain(x: Any) -> bool:
+    if isinstance(x, Mapping):
+        return all(map(_is_plain, x)) and all(map(_is_plain, x.values()))
+    if isinstance(x, list | tuple):
+        return all(map(_is_plain, x))
+    return x is None or isinstance(x, bool | int | float | complex | str | Tensor)
 
 
 def _is_finite(x: Any) -> bool:
