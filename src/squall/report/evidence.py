@@ -121,7 +121,11 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     lines = []
     for i, loss in enumerate(ranking.losses):
         cells = [
-            Cell(f"{r.mean[i]:.2f}", f"[{r.low[i]:.2f}, {r.high[i]:.2f}]", strong=bool(r.mean[i] == best[name]))
+            Cell(
+                f"{r.mean[i]:.2f}",
+                f"[{r.low[i]:.2f}, {r.high[i]:.2f}]" if r.low[i] < r.high[i] else "",
+                strong=bool(r.mean[i] == best[name]),
+            )
             for name, r in ranking.ranks.items()
         ]
         lines.append(Line(loss, tuple(cells)))
@@ -129,11 +133,12 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     difference = tuple(Cell(f"{r.difference:.2f}") for r in ranking.ranks.values())
     lines += [Line("p of Friedman's test", p, True), Line("critical difference", difference, True)]
     count = next(iter(ranking.ranks.values())).blocks
+    settings = "; ".join(", ".join(key) or found.groups[0][0] for key in found.by_loss(baseline))
     note = (
-        f"Mean rank over {count} blocks, 1 is best [95 % bootstrap interval over seeds]; a block is a seed of a "
-        f"setting: {'; '.join(', '.join(x) for x in found.by_loss(baseline))}. Equal errors share a rank. Mean ranks "
-        "that differ by less than the critical difference (Nemenyi, 5 %) are not told apart. The blocks are few "
-        "systems with several seeds each: this says nothing of other systems."
+        f"Mean rank over {count} block{'s' if count > 1 else ''}, 1 is best [95 % bootstrap interval over seeds]; a "
+        f"block is a seed of a setting: {settings}. Equal errors share a rank. Mean ranks that differ by less than the "
+        "critical difference (Nemenyi, 5 %) are not told apart. The blocks are few systems with several seeds each: "
+        "this says nothing of other systems."
     )
     if ranking.lacking:
         note += f" Blocks that lack a loss are left out: up to {ranking.lacking}."
