@@ -86,16 +86,18 @@ def _score(row: Row, strong: bool) -> Cell:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Ranks by the name of a metric, of which losses, and how many blocks lack one of them."""
+    """Ranks by the name of a metric, of which losses, those without a run, and how many blocks lack a loss."""
 
     losses: tuple[str, ...]
+    missing: tuple[str, ...]
     ranks: Mapping[str, Ranks]
     lacking: int
 
 
 def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
     settings = found.by_loss(baseline)
-    losses = _losses(settings)
+    asked = _losses(settings)
+    losses = [loss for loss in asked if any(rows[loss].finished for rows in settings.values() if loss in rows)]
     if len(losses) < 2:
         return None
     lacking, ranks = 0, {}
@@ -109,7 +111,8 @@ def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
             blocks.append(np.array([[x[seed] for x in values] for seed in whole]).reshape(-1, len(losses)))
         if any(map(len, blocks)):
             ranks[name] = mean_ranks(blocks)
-    return _Ranking(tuple(losses), ranks, lacking) if ranks else None
+    missing = tuple(loss for loss in asked if loss not in losses)
+    return _Ranking(tuple(losses), missing, ranks, lacking) if ranks else None
 
 
 def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | None:
@@ -142,6 +145,8 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     )
     if ranking.lacking:
         note += f" Blocks that lack a loss are left out: up to {ranking.lacking}."
+    if ranking.missing:
+        note += f" Losses without a finished run are left out: {', '.join(ranking.missing)}."
     return Table("", tuple(ranking.ranks), tuple(lines)), note
 
 
