@@ -97,7 +97,7 @@ def test_the_choice_is_made_on_validation_scores_and_not_on_the_test():
     chosen = {row.labels: row.chosen for row in found.chosen.rows}
     assert chosen == {(s, loss): "a" if loss == "MSE" else "c" for s in SYSTEMS for loss in LOSSES}
     assert found.chosen.grid.axes == (SYSTEMS, tuple(LOSSES))
-    table = evidence.choice_table(found)
+    table, _ = evidence.choice_table(found)
     assert "| A, MSE | **2** | 3 | diverged |" in markdown(table)
     assert WHOLE.chosen is WHOLE
 

@@ -63,14 +63,19 @@ def _seed_counts(counts: Sequence[int]) -> str:
 # What is chosen on validation data
 
 
-def choice_table(found: GridResults) -> Table:
-    """The median validation score of every label to choose from; the chosen one in bold."""
+def choice_table(found: GridResults) -> tuple[Table, str]:
+    """The median validation score of every label to choose from, the chosen one in bold, and the note below."""
+    chosen = {row.labels: row.chosen for row in found.chosen.rows}
     lines = []
     for labels, rows in found.options.items():
-        chosen = next(row.chosen for row in found.chosen.rows if row.labels == labels)
-        cells = {row.labels[-1]: _score(row, row.labels[-1] == chosen) for row in rows}
+        several = sum(row.validation() is not None for row in rows) > 1
+        cells = {row.labels[-1]: _score(row, several and row.labels[-1] == chosen[labels]) for row in rows}
         lines.append(Line(", ".join(labels), tuple(cells.get(label, Cell()) for label in found.grid.choose)))
-    return Table("chosen on validation trajectories", found.grid.choose, tuple(lines))
+    note = (
+        "Best score on the validation trajectories, median over seeds; what is chosen in bold. In parentheses how many "
+        "seeds have one, where some lack it; without a score nothing is chosen."
+    )
+    return Table("", found.grid.choose, tuple(lines)), note
 
 
 def _score(row: Row, strong: bool) -> Cell:
