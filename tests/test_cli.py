@@ -125,7 +125,7 @@ def test_diagnose_shows_how_uneven_data_and_a_run_are(data, runs, tmp_path, caps
     out = capsys.readouterr().out
     assert "top 1 % of points" in out
     assert "begin with" in out
-    assert "fitted to nothing" in out
+    assert "no better than a coin" in out
     assert (tmp_path / "d" / "diagnosis.png").stat().st_size > 10_000
     assert "Gini coefficient" in (tmp_path / "d" / "diagnosis.md").read_text()
     assert main(["diagnose", str(data), "--out", str(tmp_path / "d")]) == 2

@@ -1,12 +1,15 @@
 """The ladder of unevenness against direct computation on all points, with masks, areas and gaps; errors of a model."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from squall.data import DataError, InMemory
 from squall.evaluation import diagnosis
-from squall.evaluation.diagnosis import advise, change, errors
+from squall.evaluation.diagnosis import RULE, advise, change, errors
 from squall.integrators import euler, next_state
 from squall.losses import ErrorSketch
 
@@ -109,15 +112,34 @@ def test_one_trajectory_has_no_shares_of_trajectories():
     assert ladder["top 10 % of times"] > 0.1
 
 
-def test_the_advice_goes_by_the_share_of_the_top():
+def test_the_advice_goes_by_what_the_model_predicts_where_the_change_is_uneven():
     even = InMemory(torch.randn(5, 40, 1, 200, generator=torch.Generator().manual_seed(0)), dt=1.0)
     found = change(even)
     assert found.top == pytest.approx(0.085, abs=0.003), "Gaussian noise"
     assert advise(found).verdict == "no"
     assert "mse" in advise(found).options
-    uneven = advise(change(InMemory(spiky((5, 40, 1, 200)), dt=1.0)))
-    assert uneven.verdict == "try"
-    assert "budget_cap" in uneven.options
+    assert advise(found, "rate").verdict == "no"
+    uneven = change(InMemory(spiky((5, 40, 1, 200)), dt=1.0))
+    verdicts = {predicts: advise(uneven, predicts).verdict for predicts in (None, "rate", "state")}
+    assert verdicts == {None: "perhaps", "rate": "try", "state": "no"}
+    assert "kl_budget" in advise(uneven, "rate").options
+    assert advise(uneven, "state").options == "--loss.name mse"
+
+
+def test_the_hit_rates_that_the_advice_prints_are_those_of_the_committed_results(monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    advice = importlib.import_module("advice")
+    found = list(advice.cases())
+    for loss, share, never, rate, count in (("cap 3", 6, 8, 8, 11), ("KL budget 0.3", 7, 11, 14, 15)):
+        some = [case for case in found if (case.loss, case.outcome) == (loss, "rollout, best weights")]
+        assert len(some) == count
+        assert sum(not case.helped for case in some) == never
+        assert advice.hits(some, "share of the top 1 %") == share
+        assert advice.hits(some, "the model predicts the rate") == rate
+    for words in ("14 of 15", "7 of 15, and in 6 of 11", "(11 and 8)"):
+        assert words in RULE
 
 
 def test_the_errors_of_a_model_are_found_where_they_are():

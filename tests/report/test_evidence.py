@@ -75,6 +75,11 @@ def test_ranks_are_means_over_seeds_of_settings_and_a_block_without_a_loss_is_le
     assert lacking is not None
     assert "over 5 blocks" in lacking[1]
     assert "Blocks that lack a loss are left out: up to 1" in lacking[1]
+    gone = [Row(r.labels, ()) if r.labels[1] == "cap 3" else r for r in WHOLE.rows]
+    without = evidence.rank_table(GridResults(WHOLE.grid, tuple(gone), {}), "MSE")
+    assert without is not None
+    assert cells(without[0], "MSE")[0] == "2.00"
+    assert "without a finished run are left out: cap 3" in without[1]
     assert evidence.rank_table(WHOLE, "no such loss") is None
 
 
@@ -92,7 +97,7 @@ def test_the_choice_is_made_on_validation_scores_and_not_on_the_test():
     chosen = {row.labels: row.chosen for row in found.chosen.rows}
     assert chosen == {(s, loss): "a" if loss == "MSE" else "c" for s in SYSTEMS for loss in LOSSES}
     assert found.chosen.grid.axes == (SYSTEMS, tuple(LOSSES))
-    table = evidence.choice_table(found)
+    table, _ = evidence.choice_table(found)
     assert "| A, MSE | **2** | 3 | diverged |" in markdown(table)
     assert WHOLE.chosen is WHOLE
 

@@ -142,6 +142,7 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"grids": {"a": {"axes": []}}}, "the grid 'a' has no axes"),
         ({"grids": {"a": {"axis": [["CH"]]}}}, "'axis' is not a known key of the grid 'a': did you mean 'axes'"),
         ({"grids": {"a": {"axes": [["original"]]}}}, "names no system"),
+        ({"base": {"data": {"path": "a.hdf5"}}}, "names both a system and a file"),
         ({"grids": {"a": {"axes": [["CH"]], "show": ["tabel"]}}}, "did you mean 'table'"),
         ({"grids": grid_with(choose=["original"])}, "'choose' of the grid 'a' is .*at least two names"),
         (
@@ -222,6 +223,24 @@ def test_a_folder_of_another_study_is_refused(tmp_path, finished):
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match="is not empty and not a study folder"):
         StudyFolder(tmp_path / "full").create(read_study(written(tmp_path, TINY)))
+
+
+def test_a_file_of_the_users_is_the_data_of_a_study(tmp_path, finished):
+    data = tmp_path / "mine.hdf5"
+    base = {key: x for key, x in TINY["base"].items() if key != "data"} | {"model": {"name": "hnn", "hidden": 3}}
+    grids = {"a": {"axes": [["original"]], "seeds": 1}}
+    values = changed(base=base | {"data": {"path": "../mine.hdf5", "validation": 1, "test": 2}}, grids=grids)
+    study = read_study(written(tmp_path, values))
+    with pytest.raises(ConfigError, match=r"there is no .*mine.hdf5: give an absolute path, or one relative"):
+        run_study(study, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+    shutil.copy(next((finished / "data").glob("*.hdf5")), data)
+    for _ in range(2):  # the second time nothing is left to do, and the folder is known again
+        assert run_study(study, tmp_path / "out", workers=1) == []
+    ours = StudyFolder(tmp_path / "out").outcome(study.trials[0])
+    same = read_results(finished).grids["all"].rows[0].outcomes[0]
+    assert ours.value(("rollout", "states")) == same.value(("rollout", "states"))
+    assert list((tmp_path / "out" / "data").iterdir()) == []
 
 
 def test_a_study_may_grow_but_not_change_a_run(tmp_path, finished):

@@ -45,7 +45,7 @@ def run(arguments: Namespace, console: Console) -> int:
         with console.status("reading"):
             rows = {"squared change": change(source)}
     tables = [diagnosis.diagnosis_table(x, f"Shares of the {name}, {source.name}") for name, x in rows.items()]
-    text = diagnosis.advice_text(rows["squared change"])
+    text = diagnosis.advice_text(rows["squared change"], found and found.predicts)
     if found is not None:
         tables += [diagnosis.weights_table(found.weights)] if found.weights else []
         text += "\n" + diagnosis.worst_text(found)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -42,9 +43,9 @@ def _share(value: float, name: str = "") -> Cell:
     return Cell(number(value) if name == "Gini coefficient" else f"{100 * value:.3g} %")
 
 
-def advice_text(unevenness: Unevenness) -> str:
-    """Whether to weight, which budget to begin with, and what the rule rests on."""
-    advice = advise(unevenness)
+def advice_text(unevenness: Unevenness, predicts: Literal["rate", "state"] | None = None) -> str:
+    """Whether to weight, what to begin with, and how often the rule was right; as `advise` takes them."""
+    advice = advise(unevenness, predicts)
     heads = {
         "no": "weighting is unlikely to help",
         "perhaps": "weighting may help",

@@ -63,14 +63,19 @@ def _seed_counts(counts: Sequence[int]) -> str:
 # What is chosen on validation data
 
 
-def choice_table(found: GridResults) -> Table:
-    """The median validation score of every label to choose from; the chosen one in bold."""
+def choice_table(found: GridResults) -> tuple[Table, str]:
+    """The median validation score of every label to choose from, the chosen one in bold, and the note below."""
+    chosen = {row.labels: row.chosen for row in found.chosen.rows}
     lines = []
     for labels, rows in found.options.items():
-        chosen = next(row.chosen for row in found.chosen.rows if row.labels == labels)
-        cells = {row.labels[-1]: _score(row, row.labels[-1] == chosen) for row in rows}
+        several = sum(row.validation() is not None for row in rows) > 1
+        cells = {row.labels[-1]: _score(row, several and row.labels[-1] == chosen[labels]) for row in rows}
         lines.append(Line(", ".join(labels), tuple(cells.get(label, Cell()) for label in found.grid.choose)))
-    return Table("chosen on validation trajectories", found.grid.choose, tuple(lines))
+    note = (
+        "Best score on the validation trajectories, median over seeds; what is chosen in bold. In parentheses how many "
+        "seeds have one, where some lack it; without a score nothing is chosen."
+    )
+    return Table("", found.grid.choose, tuple(lines)), note
 
 
 def _score(row: Row, strong: bool) -> Cell:
@@ -86,16 +91,18 @@ def _score(row: Row, strong: bool) -> Cell:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Ranks by the name of a metric, of which losses, and how many blocks lack one of them."""
+    """Ranks by the name of a metric, of which losses, those without a run, and how many blocks lack a loss."""
 
     losses: tuple[str, ...]
+    missing: tuple[str, ...]
     ranks: Mapping[str, Ranks]
     lacking: int
 
 
 def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
     settings = found.by_loss(baseline)
-    losses = _losses(settings)
+    asked = _losses(settings)
+    losses = [loss for loss in asked if any(rows[loss].finished for rows in settings.values() if loss in rows)]
     if len(losses) < 2:
         return None
     lacking, ranks = 0, {}
@@ -109,7 +116,8 @@ def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
             blocks.append(np.array([[x[seed] for x in values] for seed in whole]).reshape(-1, len(losses)))
         if any(map(len, blocks)):
             ranks[name] = mean_ranks(blocks)
-    return _Ranking(tuple(losses), ranks, lacking) if ranks else None
+    missing = tuple(loss for loss in asked if loss not in losses)
+    return _Ranking(tuple(losses), missing, ranks, lacking) if ranks else None
 
 
 def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | None:
@@ -121,7 +129,11 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     lines = []
     for i, loss in enumerate(ranking.losses):
         cells = [
-            Cell(f"{r.mean[i]:.2f}", f"[{r.low[i]:.2f}, {r.high[i]:.2f}]", strong=bool(r.mean[i] == best[name]))
+            Cell(
+                f"{r.mean[i]:.2f}",
+                f"[{r.low[i]:.2f}, {r.high[i]:.2f}]" if r.low[i] < r.high[i] else "",
+                strong=bool(r.mean[i] == best[name]),
+            )
             for name, r in ranking.ranks.items()
         ]
         lines.append(Line(loss, tuple(cells)))
@@ -129,14 +141,17 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     difference = tuple(Cell(f"{r.difference:.2f}") for r in ranking.ranks.values())
     lines += [Line("p of Friedman's test", p, True), Line("critical difference", difference, True)]
     count = next(iter(ranking.ranks.values())).blocks
+    settings = "; ".join(", ".join(key) or found.groups[0][0] for key in found.by_loss(baseline))
     note = (
-        f"Mean rank over {count} blocks, 1 is best [95 % bootstrap interval over seeds]; a block is a seed of a "
-        f"setting: {'; '.join(', '.join(x) for x in found.by_loss(baseline))}. Equal errors share a rank. Mean ranks "
-        "that differ by less than the critical difference (Nemenyi, 5 %) are not told apart. The blocks are few "
-        "systems with several seeds each: this says nothing of other systems."
+        f"Mean rank over {count} block{'s' if count > 1 else ''}, 1 is best [95 % bootstrap interval over seeds]; a "
+        f"block is a seed of a setting: {settings}. Equal errors share a rank. Mean ranks that differ by less than the "
+        "critical difference (Nemenyi, 5 %) are not told apart. The blocks are few systems with several seeds each: "
+        "this says nothing of other systems."
     )
     if ranking.lacking:
         note += f" Blocks that lack a loss are left out: up to {ranking.lacking}."
+    if ranking.missing:
+        note += f" Losses without a finished run are left out: {', '.join(ranking.missing)}."
     return Table("", tuple(ranking.ranks), tuple(lines)), note
 
 

@@ -51,7 +51,8 @@ def study_tables(results: Results) -> str:
         heading = f"### {found.grid.about or name}"
         finished = any(row.finished for row in found.rows)
         if whole.grid.choose and finished:
-            parts.append(f"{heading}: the choice\n\n{markdown(evidence.choice_table(whole))}")
+            table, note = evidence.choice_table(whole)
+            parts.append(f"{heading}: the choice\n\n{markdown(table)}\n{note}\n")
         if "table" in found.grid.show:
             tables, note = grid_tables(found, study.baseline)
             parts += [

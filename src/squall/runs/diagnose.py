@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from squall.data import Source
 from squall.evaluation.diagnosis import Unevenness, change, errors
@@ -26,6 +26,7 @@ class RunDiagnosis:
         part: which these are: `test`, `validation` or `train`.
         source: these trajectories.
         checkpoint: whose errors, and its step.
+        predicts: what the model predicts, `rate` or `state`.
         weights: first, median and last logged value of what the weights did; empty for a loss without weights.
     """
 
@@ -34,6 +35,7 @@ class RunDiagnosis:
     part: str
     source: Source
     checkpoint: tuple[Kind, int]
+    predicts: Literal["rate", "state"]
     weights: Mapping[str, tuple[float, float, float]]
 
 
@@ -55,7 +57,8 @@ def diagnose_run(path: Path | str, data: str | None = None, *, trust: bool = Fal
     part = next(name for name in ("test", "validation", "train") if parts[name].trajectories)
     found = errors(experiment.model, parts[part], experiment.integrator, experiment.normalization.std)
     weights = _weights(run.folder.read_metrics())
-    return RunDiagnosis(change(experiment.split.train), found, part, parts[part], checkpoint, weights)
+    predicts = experiment.config.model.predicts
+    return RunDiagnosis(change(experiment.split.train), found, part, parts[part], checkpoint, predicts, weights)
 
 
 def _weights(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:

@@ -72,8 +72,8 @@ class Trial:
     Attributes:
         labels: the names of its variants, one per axis of the grid that asked for it first.
         seed: of the training.
-        system: which data set, as `systems` of the study has it.
-        config: the configuration, with `data.path` relative to the study's folder.
+        system: which data set, as `systems` of the study has it, or the path of a file of the user's.
+        config: the configuration, with `data.path` absolute or relative to the study's folder.
     """
 
     labels: tuple[str, ...]
@@ -366,13 +366,21 @@ def _trial(
     for part in (base, *(variants[label] or {} for label in labels)):
         for key, value in _dotted(part):
             values[key] = value
-    system = values.pop("system", None)
-    if system is None:
-        raise ConfigError(f"{', '.join(labels)} names no system: set 'system' to one of {', '.join(SIMULATED)}")
-    data, about = _data(system)
-    systems.setdefault(data, about)
+    system, path = values.pop("system", None), values.get("data.path")
+    if (system is None) == (path is None):
+        both = "both a system and a file: leave out 'system' or 'data.path'" if path else "no system"
+        raise ConfigError(
+            f"{', '.join(labels)} names {both}"
+            + ("" if path else f": set 'system' to one of {', '.join(SIMULATED)}, or 'data.path' to a file")
+        )
+    if path is None:
+        data, about = _data(system)
+        systems.setdefault(data, about)
+        path = data_path(data, about)
+    else:
+        data = path = str(path)
     nested: dict[str, Any] = {}
-    for key, value in (values | {"data.path": data_path(data, about), "training.seed": 0}).items():
+    for key, value in (values | {"data.path": path, "training.seed": 0}).items():
         *groups, name = key.split(".")
         place = nested
         for group in groups:

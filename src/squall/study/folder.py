@@ -88,9 +88,8 @@ class StudyFolder:
                 asked = to_dict(trial.config)
                 if asked["data"]["inputs"] == "all":  # a run folder has the names that it stands for
                     asked["data"]["inputs"] = with_defaults(there)["data"]["inputs"]
-                there["data"]["path"] = (
-                    f"data/{Path(there['data']['path']).name}"  # absolute in folders of earlier versions
-                )
+                if trial.system in study.systems:  # absolute in folders of earlier versions
+                    there["data"]["path"] = f"data/{Path(there['data']['path']).name}"
                 lines = [
                     line for line in difference(with_defaults(there), asked) if not line.startswith("device.threads:")
                 ]

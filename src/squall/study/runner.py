@@ -69,7 +69,7 @@ def run_study(
 
     Raises:
         RunFolderError: if the folder holds another study, or other processes took over what this one held.
-        ConfigError: if the study has no such grid, or torchrun started this process.
+        ConfigError: if the study has no such grid, a file of data is missing, or torchrun started this process.
         ValueError: for a part or a number of workers that cannot be.
         squall._process.signals.Stopped: if a worker was asked to stop.
     """
@@ -84,6 +84,7 @@ def run_study(
     trials = part_of(study.trials if grids is None else study.trials_of(grids), part)
     folder = StudyFolder(path)
     folder.refuse_other(study)
+    _refuse_missing_data(folder, study, [trial for trial in trials if not folder.only_packed(trial)])
     with (on or _processes)(workers) as pool:
         RunFolder(folder.path).create()
         leases = Leases(folder.path / LEASES)
@@ -135,8 +136,19 @@ def _pending(tasks: Sequence[Task], folder: StudyFolder, leases: Leases) -> list
     return pending
 
 
+def _refuse_missing_data(folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> None:
+    """Of the files that the user names; the folder of the study may not exist yet."""
+    for trial in trials:
+        path = os.path.normpath(folder.path / trial.config.data.path)
+        if trial.system not in study.systems and not os.path.exists(path):
+            raise ConfigError(
+                f"'{trial.name}' has data.path {trial.config.data.path}, but there is no {path}: give an absolute "
+                "path, or one relative to the folder of the study"
+            )
+
+
 def _simulate(leases: Leases, folder: StudyFolder, study: Study, trials: Sequence[Trial]) -> None:
-    for name in dict.fromkeys(trial.system for trial in trials):
+    for name in dict.fromkeys(trial.system for trial in trials if trial.system in study.systems):
         options = dict(study.systems[name])
         path = folder.path / data_path(name, options)
         if path.exists():
