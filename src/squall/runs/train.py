@@ -28,7 +28,7 @@ from squall.runs.folder import SAMPLING, Kind, RunFolder, RunFolderError, finger
 from squall.runs.ranks import agreed, joined, refuse_other_count, stopping_together
 from squall.runs.record import recorded, sealed
 from squall.runs.start import Start
-from squall.runs.tracking import loggers
+from squall.runs.tracking import log_picture, loggers, rollout_picture
 from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, refuse_shared, train
 from squall.training.sampling import StiffnessAwareSampler
@@ -407,6 +407,10 @@ class _FolderRecorder(Recorder):
 
     def improved(self, checkpoint: Checkpoint, validation: Validation) -> None:
         self._save("best", checkpoint)
+        if validation.fields is not None and self.fabric.is_global_zero:
+            picture = rollout_picture(*validation.fields)
+            for logger in self.fabric.loggers:
+                log_picture(logger, picture, checkpoint.step)
 
     def _save(self, kind: Kind, checkpoint: Checkpoint) -> None:
         if self.fabric.is_global_zero:
