@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +33,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation found: the score that selects the best model, and numbers to log."""
+    """What a validation found: the score that selects the best model, and numbers to log.
+
+    `fields` are truth and prediction of the first rollout, (time, channel, *space), where they are kept for a picture.
+    """
 
     score: Score
     metrics: Mapping[str, float | None]
+    fields: tuple[Any, Any] | None = None

@@ -15,7 +15,7 @@ SCRIPT = """
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
     from torch.nn.parallel import DistributedDataParallel
     from squall.losses import (
         Accumulation, EffectiveFraction, ImbalanceAwareLoss, KLBudget, LaggedAccumulation, MeanSquaredError, Relative
@@ -143,18 +143,44 @@ SCRIPT = """
     full = torch.cat([p.grad.full_tensor().reshape(-1) for p in sharded.parameters()])
     torch.testing.assert_close(full, gradient(whole), rtol=1e-5, atol=1e-9)
     mesh = init_device_mesh("cpu", (world,))
-    spread = [distribute_tensor(u, mesh, [Shard(2)]) for u in (x, y)]
-    for refusing in (ImbalanceAwareLoss(), MeanSquaredError(), lambda *pair: ImbalanceAwareLoss()(pair[0], y)):
+    area = torch.linspace(0.1, 1, 8, dtype=x.dtype)
+    half = torch.arange(13).view(13, 1, 1) % 2 == 0
+    for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
+        spread = [distribute_tensor(u, mesh, [placement]) for u in (x, y)]
+        given = {"mask": half, "measure": distribute_tensor(area, mesh, [Replicate()])}
+        for over in ("all", "sample", "channel", "mse", "map"):
+            here, all_of_it = spread[0].detach().requires_grad_(), x.clone().requires_grad_()
+            if over == "mse":
+                value, expected = MeanSquaredError()(here, spread[1]), (all_of_it - y).square().mean()
+            elif over == "map":
+                value = ImbalanceAwareLoss(reduction="none")(here, spread[1]).sum().full_tensor()
+                expected = ImbalanceAwareLoss(group=None)(all_of_it, y)
+            else:
+                value = ImbalanceAwareLoss(over=over)(here, spread[1], **given)
+                expected = ImbalanceAwareLoss(over=over, group=None)(all_of_it, y, mask=half, measure=area)
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+            value.backward()
+            expected.backward()
+            assert here.grad.placements == (placement,)
+            torch.testing.assert_close(here.grad.full_tensor(), all_of_it.grad, rtol=1e-5, atol=1e-9)
+    partial = DTensor.from_local(x, mesh, [Partial()])
+    for pair, text in (((spread[0], y), "distribute both alike"), ((partial, partial), "redistribute(placements=...)"),
+                       ((distribute_tensor(x, mesh, [Shard(0)]), spread[1]), "redistribute one like the other")):
         try:
-            refusing(*spread)
-        except TypeError as error:
-            assert "prediction.to_local()" in str(error)
+            ImbalanceAwareLoss()(*pair)
+        except (TypeError, ValueError) as error:
+            assert text in str(error), error
         else:
             raise AssertionError("not refused")
-    local, goal_here = (u.to_local() for u in spread)
+    try:
+        Accumulation(ImbalanceAwareLoss()).observe(*spread)
+    except TypeError as error:
+        assert "prediction.to_local()" in str(error)
+    else:
+        raise AssertionError("not refused")
+    local, goal_here = (distribute_tensor(u, mesh, [Shard(2)]).to_local() for u in (x, y))
     for over in ("all", "channel"):
         here, all_of_it = local.clone().requires_grad_(), x.clone().requires_grad_()
-        area = torch.linspace(0.1, 1, 8, dtype=x.dtype)
         value = ImbalanceAwareLoss(over=over, group=mesh.get_group())(
             here, goal_here, measure=distribute_tensor(area, mesh, [Shard(0)]).to_local()
         )

@@ -29,6 +29,7 @@ def test_a_configuration_survives_the_way_to_a_file_and_back():
         ({"loss": {"relative": 4.0, "budget_cap": 2.0}}, "loss.budget_cap belongs to loss.kl_budget"),
         ({"loss": {"over": "space"}}, "loss.over"),
         ({"loss": {"error": "cubed"}}, "loss.error"),
+        ({"device": {"strategy": "fsdp", "precision": "16-mixed"}}, "choose 'bf16-mixed'"),
     ],
 )
 def test_a_configuration_that_cannot_be_run_is_refused(values, message):

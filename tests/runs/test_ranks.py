@@ -18,6 +18,7 @@ from squall.cli import main
 from squall.runs.config import from_dict
 from squall.runs.folder import RunFolder
 from squall.runs.train import run
+from squall.training import sharded
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 
@@ -28,6 +29,8 @@ FORKS.set_forkserver_preload(
 
 EVERYTHING = ["--training.input_noise", "0.01", "--training.clip", "1", "--training.average", "0.9"]
 EVERYTHING += ["--training.accumulate", "2", "--training.unroll", "2"]
+
+SHARDED = ["--device.strategy", "fsdp"]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def train(data: Path, out: Path, steps: int, *more: str) -> list[str]:
 
 def _rank(environment: dict[str, str], words: list[str], said: Path, dies_at: int) -> None:
     os.environ.update(environment)
+    sharded.UNIT = 100  # so that a small model has several parts
     if dies_at:
         from squall.training.state import Training
 
@@ -122,25 +126,29 @@ def test_processes_train_what_one_trains_and_one_writes(data, alone, tmp_path):
     assert json.loads((out / "environment.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("loss", ["mse", "imbalance-aware"])
-def test_all_options_of_a_training_are_those_of_one_process(data, tmp_path, loss):
+@pytest.mark.parametrize(
+    "option",
+    [["--loss.name", "mse"], ["--model.name", "unet", "--model.arguments", "{width: 4, levels: 1}", *SHARDED]],
+)
+def test_all_options_of_a_training_are_those_of_one_process(data, tmp_path, option):
     def words(out: str) -> list[str]:
-        return train(data, tmp_path / out, 30, "--loss.name", loss, "--device.precision", "64-true", *EVERYTHING)
+        return train(data, tmp_path / out, 30, "--device.precision", "64-true", *EVERYTHING, *option)
 
     assert main(words("one")) == 0
     assert together(tmp_path, *[words("three")] * 3)[0] == [0, 0, 0]
     assert_equal(tmp_path / "three", tmp_path / "one")
 
 
-def test_when_a_process_dies_all_stop_and_the_run_goes_on_with_another_number_of_them(data, alone, tmp_path):
+@pytest.mark.parametrize("strategy", [[], SHARDED])
+def test_when_a_process_dies_all_stop_and_the_run_goes_on_with_another_number_of_them(data, alone, tmp_path, strategy):
     out = tmp_path / "killed"
-    codes, said = together(tmp_path, *[train(data, out, 100)] * 3, dies_at=50)
+    codes, said = together(tmp_path, *[train(data, out, 100, *strategy)] * 3, dies_at=50)
     assert codes == [2, 2, -signal.SIGKILL]
     assert "another process of this training ended" in said[0]
     assert "Traceback" not in "".join(said)
     assert 40 <= RunFolder(out).checkpoint_steps("last")[0] <= 50
     shutil.copytree(out, tmp_path / "one")
-    assert together(tmp_path, *[train(data, out, 100)] * 2)[0] == [0, 0]
+    assert together(tmp_path, *[train(data, out, 100, *strategy)] * 2)[0] == [0, 0]
     assert_equal(out, alone)
     segments = json.loads((out / "environment.json").read_text())["segments"]
     assert [segment["processes"] for segment in segments] == [3]

@@ -10,6 +10,7 @@ import squall.data
 from squall.cli import main
 from squall.runs.config import from_dict
 from squall.runs.folder import RunFolder
+from squall.runs.tracking import rollout_picture
 
 STEPS = 20
 
@@ -20,6 +21,7 @@ def words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     squall.data.write("u.hdf5", np.random.default_rng(0).normal(size=(5, 9, 1, 16)), dt=0.1)
     options = "--data.path u.hdf5 --data.validation 1 --data.test 1 --training.batch 8 --training.log_every 10"
+    options += " --training.validate_every 20"
     return ["train", *options.split(), "--model.hidden", "4", "--device.accelerator", "cpu", "--out", "run"]
 
 
@@ -36,6 +38,8 @@ def test_tensorboard(words):
     found = events.EventAccumulator("run/tensorboard")
     found.Reload()
     np.testing.assert_allclose([(x.step, x.value) for x in found.Scalars("loss")], expected, rtol=1e-6)
+    (picture,) = found.Images("rollout")
+    assert (picture.step, picture.width) == (STEPS, 135 + 4)  # nine times, each 15 pixels wide
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -48,6 +52,8 @@ def test_mlflow(words, monkeypatch):
     history = client.get_metric_history(found.info.run_id, "loss")
     np.testing.assert_allclose([(x.step, x.value) for x in history], expected)
     assert (found.info.status, found.data.params["model.hidden"]) == ("FINISHED", "4")
+    names = [file.path for file in client.list_artifacts(found.info.run_id, "images")]
+    assert any("rollout" in name for name in names)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -59,6 +65,8 @@ def test_trackio(words, tmp_path, monkeypatch):
     rows = sqlite3.connect(path).execute("select step, metrics from metrics order by step").fetchall()
     found = [(step, json.loads(text)["loss"]) for step, text in rows if "loss" in json.loads(text)]
     np.testing.assert_allclose(found, expected)
+    assert [step for step, text in rows if "rollout" in json.loads(text)] == [STEPS]
+    assert list((tmp_path / "trackio").rglob("*.png"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -68,6 +76,7 @@ def test_wandb_offline(words, monkeypatch):
     train(words, "wandb")
     (log,) = RunFolder("run").path.glob("wandb/offline-run-*/run-*.wandb")
     assert b"loss" in log.read_bytes()
+    assert list(log.parent.rglob("rollout*.png"))
 
 
 def test_several_at_once_and_names_of_none(words, capsys):
@@ -84,3 +93,20 @@ def test_the_old_key_still_works_and_warns(words, capsys, tmp_path):
     assert main([*words, "--training.steps", "10", "--tensorboard", "true"]) == 0
     assert "tensorboard: true is now logger: tensorboard" in capsys.readouterr().err
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("space", "shape"), [((200,), (204, 132)), ((128, 64), (132, 260)), ((2, 128, 64), (132, 260))]
+)
+def test_a_picture_has_truth_prediction_and_their_difference(space, shape):
+    truth = np.random.default_rng(0).normal(size=(4, 2, *space)).astype("f4")
+    prediction = truth.copy()
+    prediction[-1, 1] = np.nan
+    picture = rollout_picture(truth, prediction)
+    height, width = shape
+    assert picture.shape == (3 * height, 2 * width, 3)
+    above, middle, below = picture.reshape(3, height, 2 * width, 3)[:, : height - 4]
+    first, last = np.s_[:, : width - 4], np.s_[:, -8:-4]  # a field that is predicted exactly; a time that is not
+    assert (above[first] == middle[first]).all()
+    assert (below[first] == 255).all()
+    assert (middle[last] == 127).all()

@@ -17,6 +17,7 @@ from squall.models.normalized import Normalized
 from squall.training import Member, Recorder, TrainingSettings, UniformSampler, train, train_together
 from squall.training.batches import Batches
 from squall.training.settings import learning_rate_at
+from squall.training.sharded import refuse_unshardable
 from squall.training.unrolled import Unrolled
 
 DT = 0.1
@@ -482,3 +483,17 @@ def test_accumulation_with_a_loss_that_it_is_not_exact_for_is_refused():
 def test_patience_without_validation_is_refused():
     with pytest.raises(ValueError, match="nothing validates"):
         train(pointwise(), Transitions(source()), TrainingSettings(1, 4, patience=2))
+
+
+def test_a_model_that_cannot_be_sharded_is_refused_with_the_parameter():
+    refuse_unshardable(nn.Linear(1, 1))
+    for odd, reason in (
+        (torch.zeros(2, dtype=torch.complex64), "is complex"),
+        (torch.tensor(1.0), "is a scalar"),
+        (torch.zeros(2, 3).T, "is not contiguous"),
+        (torch.zeros(2, dtype=torch.float64), "is torch.float64 where others are torch.float32"),
+    ):
+        model = nn.Linear(1, 1)
+        model.gain = nn.Parameter(odd)
+        with pytest.raises(ValueError, match=f"the parameter 'gain' {reason}"):
+            refuse_unshardable(model)

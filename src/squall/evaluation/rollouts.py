@@ -230,6 +230,7 @@ class RolloutValidation:
         scale: one number per channel, in whose units the channels count alike for the score; 1 if left out.
         states: at how many states the growth factor is taken; a tenth of it where states are large.
         inputs, steps, stride: as `evaluate` takes them.
+        picture: keep truth and prediction of the first trajectory, at some of the times.
     """
 
     source: Source
@@ -239,6 +240,7 @@ class RolloutValidation:
     inputs: Inputs = Inputs()  # noqa: RUF009
     steps: int | None = None
     stride: int | None = None
+    picture: bool = False
 
     def __post_init__(self) -> None:
         if self.scale is not None:
@@ -254,17 +256,20 @@ class RolloutValidation:
     def _validate(self, models: Models) -> list[Validation]:
         task = Task(_some(self.source, self.inputs, self.steps, self.stride), self.integrator, self.inputs)
         validations = []
+        times = 128 if len(self.source.space) == 1 else 4
+        keep = Keep(1, times, ("truth", "prediction")) if self.picture else None
         with torch.no_grad(), evaluating(models.skeleton):
             for part in _parts(models, task):
-                tallies = [RolloutTally(task.truth, None, None, self.scale) for _ in range(len(part))]
+                tallies = [RolloutTally(task.truth, None, keep, self.scale) for _ in range(len(part))]
                 roll_out(part, task, tallies)
                 growths = growth(part, task, self.states)
                 pairs = zip(tallies, growths, strict=True)
-                validations += [_validation(tally.errors(), factors["max"]) for tally, factors in pairs]
+                validations += [_validation(tally, factors["max"]) for tally, factors in pairs]
         return validations
 
 
-def _validation(errors: dict[str, Any], growth: float | None) -> Validation:
+def _validation(tally: RolloutTally, growth: float | None) -> Validation:
+    errors = tally.errors()
     error = errors["scaled_of_finite"]
     score = Score(errors["diverged"], math.inf if error is None else error)
     metrics = {
@@ -274,7 +279,8 @@ def _validation(errors: dict[str, Any], growth: float | None) -> Validation:
         "diverged": errors["diverged"],
         "growth_factor": growth,
     }
-    return Validation(score, metrics)
+    _, truth, prediction = tally.fields()
+    return Validation(score, metrics, None if truth is None or prediction is None else (truth[0], prediction[0]))
 
 
 def _mean_state(source: Source) -> Float[Tensor, "channel *space"]:

@@ -11,6 +11,7 @@ from squall.losses._tracing import is_traced
 __all__ = [
     "broadcasts",
     "check_any",
+    "check_broadcast",
     "check_errors",
     "check_finite",
     "check_labels",
@@ -52,23 +53,23 @@ def check_pair(prediction: Tensor, target: Tensor, over: str, *, may_be_empty: b
 
 
 def _refuse_sharded(*tensors: Tensor) -> None:
-    """Refuse a DTensor, of which every process has a part: who reduces its gradients is not known here."""
+    """Refuse a DTensor, of which every process has a part."""
     if any(hasattr(x, "device_mesh") for x in tensors):
         raise TypeError(
-            "prediction or target is a DTensor: give the loss the local parts, prediction.to_local() and "
-            "target.to_local(), and the processes that share them, group=mesh.get_group(). The value is that of the "
-            "whole; the gradient is that of the whole times the number of processes, for a reduction that averages"
+            "prediction or target is a DTensor, which only the call of ImbalanceAwareLoss and MeanSquaredError takes: "
+            "here give the local parts, prediction.to_local() and target.to_local(), and to the loss the processes "
+            "that share them, group=mesh.get_group()"
         )
 
 
 def check_weights(mask: Tensor | None, measure: Tensor | None, like: Tensor) -> None:
     """A mask that is boolean and a measure that is finite and not negative where it counts, both broadcastable."""
     if mask is not None:
-        _check_broadcast("mask", mask, like)
+        check_broadcast("mask", mask, like)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be boolean (True: counts), got {mask.dtype}; weights go into measure")
     if measure is not None:
-        _check_broadcast("measure", measure, like)
+        check_broadcast("measure", measure, like)
         _check_measure(measure if mask is None else torch.where(mask, measure, 0))
 
 
@@ -140,7 +141,7 @@ def _counted(bad: Tensor, what: str) -> str:
 
 def check_labels(labels: Tensor, like: Tensor, names: Sequence[str] | None) -> None:
     """Classes of points: integers from 0 that broadcast, with a name each where there are names."""
-    _check_broadcast("labels", labels, like)
+    check_broadcast("labels", labels, like)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels must be integers from 0, got {labels.dtype}")
     if labels.numel() and int(labels.min()) < 0:
@@ -184,7 +185,8 @@ def broadcasts(values: Tensor, like: Tensor) -> bool:
         return False
 
 
-def _check_broadcast(name: str, values: Tensor, like: Tensor) -> None:
+def check_broadcast(name: str, values: Tensor, like: Tensor) -> None:
+    """Values that broadcast to the shape of `like`."""
     if not broadcasts(values, like):
         raise ValueError(f"{name} has shape {tuple(values.shape)}, which does not broadcast to {tuple(like.shape)}")
 

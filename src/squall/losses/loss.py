@@ -1,5 +1,6 @@
 """The imbalance-aware loss: a mean in which a point counts the more, the worse it is predicted."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from squall.losses.distributed import (
     Sharding,
     globally,
     globally_each,
+    own_parts,
     process_group,
     sharding_of,
     together,
@@ -58,7 +60,7 @@ class Recipe:
     @property
     def sharding(self) -> Sharding:
         """The processes that share a batch now."""
-        return sharding_of(self.over, process_group(self.group))
+        return sharding_of(self.over, self.group)
 
     def evaluate(
         self,
@@ -69,6 +71,8 @@ class Recipe:
         step: Tensor | None = None,
     ) -> Evaluated:
         """The loss; `step` is the number of calls before this one, for a `Schedule`."""
+        if hasattr(prediction, "device_mesh") or hasattr(target, "device_mesh"):
+            return self._of_parts(prediction, target, mask, measure, step)
         sharding = self.sharding
         if is_compiled(prediction, self.weighing, sharding):
             evaluated = self._compiled(prediction, target, mask, measure, step)
@@ -77,6 +81,17 @@ class Recipe:
         if self.reduction != "sum":
             return evaluated
         return evaluated._replace(value=evaluated.value * self._count(prediction, mask, sharding))
+
+    def _of_parts(self, prediction: Any, target: Any, mask: Any, measure: Any, step: Tensor | None) -> Evaluated:
+        """The loss of DTensors, a plain tensor that is the same on all processes; the map is placed like them."""
+        parts, shares = own_parts(prediction, target, mask, measure, self.group)
+        evaluated = dataclasses.replace(self, group=shares).evaluate(*parts, step)
+        if self.reduction != "none":
+            return evaluated
+        mesh, placements, shape = prediction.device_mesh, prediction.placements, prediction.shape
+        stride = prediction.stride()
+        value = type(prediction).from_local(evaluated.value, mesh, placements, shape=shape, stride=stride)
+        return evaluated._replace(value=value)
 
     def _count(self, prediction: Tensor, mask: Tensor | None, sharding: Sharding) -> Any:
         """n, the points that count, of all processes."""
@@ -267,7 +282,8 @@ class ImbalanceAwareLoss(nn.Module):
         trim: fraction of the points, largest errors first, that gets no weight at all (suspected outliers).
         winsorize: fraction of the points that is weighed like the largest of the rest.
         differentiate_weights: let the gradient flow through w (T stays a constant).
-        group: which processes share the batch: "world" (all, where torch.distributed runs), a group, or None.
+        group: which processes share the batch: "world" (all, where torch.distributed runs), a group, or None. DTensors
+            say themselves how they are shared.
         reduction: "mean" for the loss; "sum" for n times it, n the number of points that count; "none" for the map
             w_i l_i, whose sum is the loss.
 

@@ -84,7 +84,8 @@ class Experiment:
         source = self.split.validation
         if not source.trajectories:
             return None
-        return RolloutValidation(source, self.integrator, self.normalization.std, inputs=self.inputs)
+        picture = bool(self.config.trackers)
+        return RolloutValidation(source, self.integrator, self.normalization.std, inputs=self.inputs, picture=picture)
 
 
 def build(

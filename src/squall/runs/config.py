@@ -43,8 +43,8 @@ __all__ = [
 FULL_PRECISIONS = ("32-true", "64-true")
 """Those in which weights and states have one type, and no scaling is needed."""
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
-"""Of lightning-fabric's, those whose checkpoints any number of processes can read."""
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
+"""By lightning-fabric's names; any number of processes can read the checkpoints."""
 
 OWN_LOSSES = ("imbalance-aware", "mse")
 """The losses with settings of their own; all others have `loss.options`."""
@@ -243,7 +243,8 @@ class DeviceConfig:
         accelerator: `auto`, `cpu`, `cuda`, `mps`.
         devices: how many processes, one device each; torchrun's number where it starts them.
         strategy: `auto`, `ddp`, or `ddp_find_unused_parameters_true` for a model that does not use all its parameters
-            in every step.
+            in every step; `fsdp` for a large model, of whose parameters, gradients and moments each process keeps a
+            share.
         precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`.
         threads: threads of the CPU; 0 leaves PyTorch's choice.
     """
@@ -258,9 +259,11 @@ class DeviceConfig:
         if self.devices < 1:
             raise ValueError(f"device.devices is {self.devices}, but must be at least 1")
         if self.strategy not in STRATEGIES:
+            raise ValueError(f"device.strategy is '{self.strategy}', but must be one of {', '.join(STRATEGIES)}")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise ValueError(
-                f"device.strategy is '{self.strategy}', but must be one of {', '.join(STRATEGIES)}, where each process "
-                "holds the whole model; for a larger model use the loss with fully_shard in a loop of your own"
+                "device.precision is '16-mixed', but device.strategy is 'fsdp', where each "
+                "process would scale its gradients by itself: choose 'bf16-mixed' or '32-true'"
             )
         if self.threads < 0:
             raise ValueError(f"device.threads is {self.threads}, but must be 0 (PyTorch's choice) or more")

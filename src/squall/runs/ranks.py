@@ -9,6 +9,7 @@ from torch import distributed
 
 from squall._process.extras import explain_missing_extra
 from squall.runs.config import ConfigError, DeviceConfig, difference
+from squall.training.sharded import shard
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -40,15 +41,19 @@ def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
         ConfigError: for settings that cannot be used here.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import DoublePrecision
 
     here, machines = started() or (device.devices, 1)
+    precision: Any = {"precision": device.precision}
+    if device.precision == "64-true" and device.strategy == "fsdp":  # which its strategy takes as an object only
+        precision = {"plugins": DoublePrecision()}
     try:
         fabric = Fabric(
             accelerator=device.accelerator,
             devices=here,
             num_nodes=machines,
-            strategy=device.strategy,
-            precision=device.precision,
+            strategy=_strategy(device.strategy, here * machines),
+            **precision,
             loggers=loggers,
         )
         if not os.environ.get("LT_CLI_USED"):  # `fabric run` has done it
@@ -56,6 +61,21 @@ def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
     return fabric
+
+
+def _strategy(name: str, processes: int) -> Any:
+    """`fsdp` as Fabric's strategy for FSDP2; its own `fsdp` is that of before. One process has nothing to share."""
+    if name != "fsdp":
+        return name
+    if processes == 1:
+        return "auto"
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    def in_shares(unrolled: Any, mesh: Any) -> Any:
+        shard(unrolled.model, mesh["data_parallel"])
+        return unrolled
+
+    return ModelParallelStrategy(in_shares, data_parallel_size=processes, tensor_parallel_size=1)
 
 
 def started() -> tuple[int, int] | None:

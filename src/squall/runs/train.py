@@ -32,6 +32,7 @@ from squall.training.batched import Member, train_together
 from squall.training.loop import Checkpoint, Recorder, TrainingDiverged, TrainingResult, refuse_shared, train
 from squall.training.sampling import StiffnessAwareSampler
 from squall.training.settings import adam
+from squall.training.sharded import refuse_unshardable
 from squall.training.state import load_optimizer, load_state
 
 if TYPE_CHECKING:
@@ -208,6 +209,8 @@ def _prepare(
         refuse_unsavable(experiment.model)
         _ = experiment.sampler  # refuses too large a minibatch
         refuse_shared(config.training, experiment.loss, fabric.world_size)
+        if config.device.strategy == "fsdp" and fabric.world_size > 1:
+            refuse_unshardable(experiment.model)
         return (experiment, start), _description(named, start) if fabric.world_size > 1 else {}
 
     experiment, start = agreed(fabric, prepare)
@@ -357,7 +360,8 @@ class _FolderRecorder(Recorder):
         return settings.steps if early else checkpoint.step
 
     def resume(self) -> Checkpoint | None:
-        checkpoint = self._load("last", self._fits)
+        sharded = self.experiment.config.device.strategy == "fsdp"  # and cannot be copied; `reached` has checked it
+        checkpoint = self._load("last", *(() if sharded else (self._fits,)))
         self.saved_step = checkpoint and checkpoint.step
         if self.fabric.is_global_zero:
             self.folder.rewind_metrics(self.saved_step or 0)
@@ -411,6 +415,12 @@ class _FolderRecorder(Recorder):
 
     def improved(self, checkpoint: Checkpoint, validation: Validation) -> None:
         self._save("best", checkpoint)
+        if validation.fields is not None and self.fabric.is_global_zero:
+            from squall.runs.tracking import log_picture, rollout_picture  # here, as `loggers` above
+
+            picture = rollout_picture(*validation.fields)
+            for logger in self.fabric.loggers:
+                log_picture(logger, picture, checkpoint.step)
 
     def _save(self, kind: Kind, checkpoint: Checkpoint) -> None:
         if self.fabric.is_global_zero:

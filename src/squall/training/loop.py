@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from squall._types import Validation
 from squall.data import Transitions
@@ -21,6 +22,7 @@ from squall.models.placement import like_model
 from squall.training.batches import Batch, Batches, beside, takes
 from squall.training.sampling import Sampler, UniformSampler
 from squall.training.settings import TrainingSettings, adam, learning_rate_at
+from squall.training.sharded import shard
 from squall.training.state import (
     Checkpoint,
     Recorder,
@@ -219,14 +221,11 @@ def train(
     sampler = sampler or UniformSampler(len(transitions), settings.batch, settings.seed)
     loss = (loss or ImbalanceAwareLoss()).to(fabric.device)
     refuse_shared(settings, loss, fabric.world_size)
-    optimizer = optimizer or adam(model.parameters(), settings, fabric.device)
     batches = Batches(transitions, settings, scale, conditions)
-    predict: Any
     unrolled = Unrolled(model, integrator, transitions.dt, settings, transitions.source.mask)
-    predict, update = fabric.setup(unrolled, optimizer)
-    average = averaged(model, settings.average)
+    predict, update, average = _placed(unrolled, optimizer, settings, fabric)
     training = Training(model, update, loss, recorder or Recorder(), fabric, validate, average)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates = [group["lr"] for group in update.param_groups]
     with private_randomness(settings.seed, fabric.device):
         training.resume()
         stepper = _SingleModel(training, predict, batches, settings, sampler, substeps, rates)
@@ -234,6 +233,27 @@ def train(
     if isinstance(result, TrainingDiverged):
         raise result
     return result
+
+
+def _placed(
+    unrolled: Unrolled, optimizer: torch.optim.Optimizer | None, settings: TrainingSettings, fabric: Fabric
+) -> tuple[Any, Any, AveragedModel | None]:
+    """The model and its optimizer on the device or spread over processes, and the average of the weights."""
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    model, strategy = unrolled.model, fabric.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        optimizer = optimizer or adam(model.parameters(), settings, fabric.device)
+        return *fabric.setup(unrolled, optimizer), averaged(model, settings.average)
+    if optimizer is not None:
+        raise ValueError("the model is to be sharded, which replaces its parameters: leave the optimizer out")
+    average = averaged(model, settings.average)  # before: a sharded model cannot be copied
+    predict = fabric.setup_module(unrolled, move_to_device=False)
+    if average is not None:
+        shard(strategy.precision.convert_module(average.module), strategy.device_mesh["data_parallel"])
+    if unrolled.mask is not None:
+        unrolled.mask = unrolled.mask.to(fabric.device)
+    return predict, fabric.setup_optimizers(adam(model.parameters(), settings, fabric.device)), average
 
 
 def _refuse_misfits(

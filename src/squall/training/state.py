@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from squall._process.extras import explain_missing_extra
 from squall._types import Score, Validation
 from squall.training.settings import TrainingSettings, adam
+from squall.training.sharded import all_finite, gathered, is_sharded, spread, spread_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -173,7 +174,7 @@ class Training:
     def _checkpoint(self) -> Checkpoint:
         weights, extra = self._finite_state(self.shown)
         state: dict[str, Any] = {
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer": copy.deepcopy(gathered(self.optimizer.state_dict(), self.fabric.is_global_zero)),
             "loss": copy.deepcopy(self.loss.state_dict()),
             "random": random_state(self.fabric.device),
             "precision": copy.deepcopy(self.fabric.strategy.precision.state_dict()),
@@ -190,11 +191,11 @@ class Training:
         return Checkpoint(self.step, weights, state)
 
     def _finite_state(self, model: nn.Module) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Any]]:
-        weights, extra = split_state(model.state_dict())
-        for name, tensor in (weights | extra).items():
+        state = model.state_dict()
+        for name, tensor in state.items():
             if name not in self.unbounded and not _is_finite(tensor):
                 raise TrainingDiverged(self.step, f"the weight {name!r} is not finite")
-        return weights, extra
+        return split_state(gathered(state, self.fabric.is_global_zero))
 
     def resume(self) -> None:
         """Go on from the recorder's checkpoint, if it has one."""
@@ -202,9 +203,10 @@ class Training:
         self.model.train()
         if checkpoint is None:
             return
-        load_state(self.shown, checkpoint.model_state)
+        load_state(self.shown, spread_state(checkpoint.model_state, self.shown))
         if self.average is not None:
-            load_state(self.model, checkpoint.state.get("trained", checkpoint.model_state))
+            trained = checkpoint.state.get("trained", checkpoint.model_state)
+            load_state(self.model, spread_state(trained, self.model))
             self.average.n_averaged.fill_(checkpoint.step)
         load_optimizer(self.optimizer, checkpoint.state["optimizer"])
         self.loss.load_state_dict(checkpoint.state["loss"])
@@ -269,7 +271,7 @@ def _is_finite(x: Any) -> bool:
     """Of what is no plain tensor nothing is known."""
     if not isinstance(x, Tensor) or is_lazy(x) or x.layout != torch.strided or x.is_quantized:
         return True
-    return bool(x.isfinite().all())
+    return all_finite(x) if is_sharded(x) else bool(x.isfinite().all())
 
 
 @explain_missing_extra()
@@ -289,7 +291,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
             group["fused"] = ours
     for parameter, values in bare.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                continue
+            if is_sharded(parameter):
+                values[name] = spread(value, parameter)
+            elif value.stride() != parameter.stride():
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -11,8 +11,9 @@ Gain: a training step of the paper's size (10 000 rows, 200 hidden units, two co
 products alone, where plain PyTorch takes 1.9 to 2.4 times; `benchmarks/training_step.py` measures it, and
 docs/models.md has the numbers.
 
-Where it falls back to the formulas: second derivatives, forward mode, `torch.compile`, autocast, and on a GPU members
-that share weights. With more than 6 threads it leaves the rows to PyTorch; without numba or AVX-512, the tanh.
+Where it falls back to the formulas: small matrices without gradients, second derivatives, forward mode,
+`torch.compile`, autocast, and on a GPU members that share weights. With more than 6 threads it leaves the rows to
+PyTorch; without numba or AVX-512, the tanh.
 
 Off: `SQUALL_FAST=0` in the environment, or `squall.models.fast.enabled = False`; both models then compute by the plain
 formulas and automatic differentiation.
