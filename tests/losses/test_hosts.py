@@ -1,11 +1,14 @@
 """What the trainers of others do with a loss: save, load another checkpoint, validate, accumulate, call it by name."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import squall
 from squall.losses import (
     Accumulation,
     ImbalanceAwareLoss,
@@ -15,6 +18,9 @@ from squall.losses import (
     Schedule,
     imbalance_aware_loss,
 )
+from squall.losses.weights import compiled_kernels
+
+OURS = str(Path(squall.__file__).parent)
 
 
 def module(loss: nn.Module) -> nn.ModuleDict:
@@ -163,3 +169,23 @@ def test_an_accumulated_step_counts_once():
         whole.loss(*batch(seed))
     assert int(loss.step) == 1
     assert loss.report()["max_error"] > 0
+
+
+@pytest.mark.skipif(compiled_kernels() is None, reason="numba is not installed")
+def test_a_warm_plain_call_makes_few_python_calls():
+    """Forward and backward, 10 000 points: at that size Python is most of what the loss costs."""
+    loss, calls = ImbalanceAwareLoss(), []
+    prediction, target = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(0))
+    prediction.requires_grad_()
+    loss(prediction, target).backward()
+
+    def count(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(OURS):
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(count)
+    try:
+        loss(prediction, target).backward()
+    finally:
+        sys.setprofile(None)
+    assert 0 < len(calls) <= 30, calls

@@ -32,7 +32,12 @@ def check_errors(errors: Tensor, over: str) -> Tensor:
 
 def check_pair(prediction: Tensor, target: Tensor, over: str, *, may_be_empty: bool = False) -> tuple[Tensor, Tensor]:
     """Prediction and target in one precision, float32 or better."""
-    _refuse_sharded(prediction, target)
+    if hasattr(prediction, "device_mesh") or hasattr(target, "device_mesh"):
+        raise TypeError(
+            "prediction or target is a DTensor, which only the call of ImbalanceAwareLoss and MeanSquaredError takes: "
+            "here give the local parts, prediction.to_local() and target.to_local(), and to the loss the processes "
+            "that share them, group=mesh.get_group()"
+        )
     plain = prediction.dtype == target.dtype == torch.float32 and over == "all"
     if plain and prediction.shape == target.shape and prediction.numel():
         return prediction, target
@@ -50,16 +55,6 @@ def check_pair(prediction: Tensor, target: Tensor, over: str, *, may_be_empty: b
         return prediction, target
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return prediction.to(dtype), target.to(dtype)
-
-
-def _refuse_sharded(*tensors: Tensor) -> None:
-    """Refuse a DTensor, of which every process has a part."""
-    if any(hasattr(x, "device_mesh") for x in tensors):
-        raise TypeError(
-            "prediction or target is a DTensor, which only the call of ImbalanceAwareLoss and MeanSquaredError takes: "
-            "here give the local parts, prediction.to_local() and target.to_local(), and to the loss the processes "
-            "that share them, group=mesh.get_group()"
-        )
 
 
 def check_weights(mask: Tensor | None, measure: Tensor | None, like: Tensor) -> None:
