@@ -268,7 +268,7 @@ def _frames(field: Field, title: str) -> Figure:
     for row, (name, values, colours) in zip(panels, field.rows(), strict=True):
         titles = [f"{name}, t = {field.time[frame]:g}{field.unit}" for frame in chosen]
         images = [
-            _mesh(panel, *field.points, values[frame], heading, **colours)
+            _mesh(panel, field.points[0], field.points[1], values[frame], heading, **colours)
             for panel, frame, heading in zip(row, chosen, titles, strict=True)
         ]
         for panel in row:
