@@ -25,7 +25,6 @@ from squall.evaluation.regimes import quantiles
 BANDS = ("low", "mid", "high")
 """Of wave numbers, equally wide on a logarithmic axis up to the highest that the grid resolves."""
 
-FOURIER = "Fourier waves"
 BASIN = "modes of the Laplacian on the points that count, with no flux through coasts and open ends"
 
 LEAST_SHARE = 0.25
@@ -261,7 +260,6 @@ class ScoreTally:
             self.thresholds = quantiles(flat[:, 0], [scoring.events], weights).flatten()
         self.no_spectrum = _no_spectrum(source)
         self.spacing = None if self.no_spectrum else [h for h in source.spacing if h is not None]
-        self.spectrum_of = FOURIER if source.mask is None else BASIN
         self.quantities = {name: quantity(source, chosen) for name, chosen in scoring.conserved.items()}
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
         self.sphere = None
@@ -346,7 +344,8 @@ class ScoreTally:
                 scores["events"][name] = {"threshold": self.thresholds[i].item(), **values}
         if self.spacing is not None:
             bands = self._all("spectrum").sum((1, 2))
-            scores["spectrum_of"] = self.spectrum_of
+            if self.source.mask is not None:
+                scores["spectrum_of"] = BASIN
             scores["spectrum"] = {
                 name: {band: _coherence(*bands[:, i, j]) for j, band in enumerate(BANDS)}
                 for i, name in enumerate(self.source.fields)

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from squall._process.extras import explain_missing_extra
+
 States = Float[Tensor, "batch points"]
 Bands = Float[Tensor, "5 batch points"]
 """`bands[s + 2][..., m]` is the derivative of F at point m with respect to the next state at point m + s."""
@@ -90,7 +92,8 @@ class PeriodicBandedSolver:
 
 @functools.cache
 def _gbsv() -> Callable[..., Any]:
-    from scipy.linalg import get_lapack_funcs  # slow to import, and most commands simulate nothing
+    with explain_missing_extra():
+        from scipy.linalg import get_lapack_funcs  # slow to import, and most commands simulate nothing
 
     return get_lapack_funcs(("gbsv",), dtype=np.float64)[0]
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from squall._process.extras import explain_missing_extra
 from squall._types import State, Trajectories
 from squall.systems.base import Generator, System, check_count, uniform
 
@@ -138,7 +139,8 @@ class _Riemann:
 
     def __init__(self, left: Gas, right: Gas, adiabatic: float) -> None:
         self.left, self.right, self.adiabatic = left, right, adiabatic
-        from scipy.optimize import brentq  # slow to import, and most commands simulate nothing
+        with explain_missing_extra():
+            from scipy.optimize import brentq  # slow to import, and most commands simulate nothing
 
         gap = right.velocity - left.velocity
         if 2 / (adiabatic - 1) * (self._sound(left) + self._sound(right)) <= gap:
