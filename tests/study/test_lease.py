@@ -56,6 +56,17 @@ def test_of_work_that_is_done_nothing_remains(tmp_path):
     assert list(leases.path.iterdir()) == []
 
 
+def test_what_a_killed_process_left_of_work_that_is_done_is_removed_and_of_a_living_one_is_not(tmp_path, monkeypatch):
+    ours, theirs = Leases(tmp_path / "l"), Leases(tmp_path / "l")
+    theirs.claim("run")
+    ours.clear("run")
+    ours.clear("other")
+    assert numbers(ours, "run") == ["1"]
+    monkeypatch.setattr(lease, "_ended", lambda holder: True)
+    ours.clear("run")
+    assert list(ours.path.iterdir()) == []
+
+
 def test_a_lease_that_does_not_change_expires_and_its_holder_notices(tmp_path, clock, elsewhere):
     a, b = Leases(tmp_path / "l"), Leases(tmp_path / "l")
     assert a.claim("run")
