@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from drawing import without_drawing
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from shortcuts import without_drawing
 
 settings.register_profile("squall", deadline=None, derandomize=True)  # the same draws, however busy the machine is
 settings.load_profile("squall")

@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from drawing import without_drawing
 from processes import COMMAND, run_program, run_signalled
 from safetensors.torch import load_file
+from shortcuts import without_drawing
 
 import squall
 from squall.cli import main

@@ -81,6 +81,19 @@ def test_every_import_is_of_the_core_or_of_an_extra():
                 assert name.partition(".")[0] in known, f"{path} imports {name}, which no extra installs"
 
 
+def test_what_stands_beside_the_tests_imports_the_core_alone():
+    """A test file whose package is missing is skipped; a conftest.py would end the collection."""
+    core = {"squall", "squall.losses", "squall._process.extras", "torch", "numpy", "jaxtyping"}
+    known = core | {"pytest", "hypothesis", "shortcuts", *sys.stdlib_module_names}
+    for path in Path(__file__).parent.rglob("conftest.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= known, path
+            elif isinstance(node, ast.ImportFrom):
+                assert {node.module, str(node.module).partition(".")[0]} & known, path
+                assert not str(node.module).startswith("squall.") or node.module in core, path
+
+
 NEEDS = {
     "train": [
         "squall.train",

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from squall.evaluation.sphere import SphereGrid
 from squall.evaluation.storms import Storms
 from squall.report.maps import PIXELS, animate, coastlines, map_figure, project, sample, unproject
+
+Image = pytest.importorskip("PIL.Image", reason="comes with matplotlib")
 
 GRID = SphereGrid(np.arange(88.0, -90.0, -4.0), np.arange(0.0, 360.0, 4.0))
 PLACES = {"Paris": (48.9, 2.4), "Tokyo": (35.7, 139.7), "Lima": (-12.0, -77.0), "Sydney": (-33.9, 151.2)}

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from drawing import without_drawing
+from shortcuts import without_drawing
 
 import squall
 import squall.data

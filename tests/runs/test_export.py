@@ -1,17 +1,16 @@
 """An exported model: the same rollouts here, in a program without squall, and in Earth2Studio's loop."""
 
-import contextlib
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
 from processes import run_program
+from shortcuts import without_shape_checks
 
 import squall
 import squall.data
@@ -37,16 +36,6 @@ def train(tmp_path: Path, *options: str, channels: int = 1, space: tuple[int, ..
 
 def initial(emulator: squall.Emulator, batch: int = 3) -> torch.Tensor:
     return torch.randn(batch, *emulator.state_shape, generator=torch.Generator().manual_seed(1))
-
-
-@contextlib.contextmanager
-def without_shape_checks():
-    """The checks of the tests know no symbolic sizes, such as that of the batch in `torch.export`."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 MODELS = {

@@ -6,7 +6,7 @@ import torch
 from processes import run_program
 
 from squall._process.files import write_beside
-from squall.runs.folder import CheckpointError, RunFolder, RunFolderError, fingerprint
+from squall.runs.folder import CheckpointError, RunFolder, RunFolderError
 from squall.training.loop import Checkpoint
 
 
@@ -152,18 +152,3 @@ def test_what_is_no_run_folder_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"a file of that name is in the way"):
         RunFolder(tmp_path / "file").create()
-
-
-def test_the_fingerprint_of_a_folder_changes_with_names_and_contents(tmp_path):
-    data = tmp_path / "data.zarr"
-    (data / "u").mkdir(parents=True)
-    for name in ("zarr.json", "u/0", "u/1"):
-        (data / name).write_text(name * 50)
-    before = fingerprint(data)
-    assert before == fingerprint(data)
-    assert before["bytes"] == 50 * len("zarr.jsonu/0u/1")
-    (data / "u" / "1").write_text("u/2" * 50)
-    changed = fingerprint(data)
-    assert changed != before
-    (data / "u" / "1").rename(data / "u" / "2")
-    assert fingerprint(data) not in (before, changed)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from in_process import run_here
 
 from squall._process.signals import Stopped, handled, held, notices_raise
 from squall.study import runner
@@ -47,7 +48,7 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_saves_at_the_step_and_resumes_to_the_same_bits(run_here, tmp_path):
+def test_a_study_that_is_stopped_saves_at_the_step_and_resumes_to_the_same_bits(tmp_path):
     path, out = tmp_path / "study.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
     command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers"]

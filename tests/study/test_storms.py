@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from in_process import run_here
 
 import squall
 import squall.data
@@ -34,7 +35,7 @@ grids:
 
 
 @pytest.fixture(scope="module")
-def study(run_here, tmp_path_factory) -> Path:
+def study(tmp_path_factory) -> Path:
     pytest.importorskip("torch_harmonics", reason="pip install 'squall[sphere]'")
     folder = tmp_path_factory.mktemp("storms")
     (folder / "study.yaml").write_text(STUDY)

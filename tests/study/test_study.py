@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from in_process import run_here
 from rich.console import Console
 from scipy import stats
 
@@ -96,7 +97,7 @@ def changed(**changes) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(run_here, tmp_path_factory) -> Path:
+def finished(tmp_path_factory) -> Path:
     """A finished study; a test may write its report or let it grow, and leaves its runs as they are."""
     folder = tmp_path_factory.mktemp("study")
     run_here(read_study(written(folder, TINY)), folder / "out")
@@ -279,7 +280,7 @@ def test_a_grown_study_says_what_it_can_no_longer_evaluate(tmp_path, finished):
         run_study(read_study(written(tmp_path, more)), tmp_path / "out", workers=1)
 
 
-def test_a_grown_study_evaluates_what_it_kept(run_here, tmp_path):
+def test_a_grown_study_evaluates_what_it_kept(tmp_path):
     values = changed(seeds=1, keep_weights=True, grids={"a": {"axes": [["CH"], ["original"]]}})
     out = tmp_path / "out"
     run_here(read_study(written(tmp_path, values)), out)
@@ -339,7 +340,7 @@ def test_a_worker_does_not_outlive_its_study(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_killed_three_times_equals_one_that_was_not(run_here, tmp_path, finished):
+def test_a_study_killed_three_times_equals_one_that_was_not(tmp_path, finished):
     """Killed with its workers, and killed alone: orphans stop by themselves and leave what they have."""
     path, out = written(tmp_path, TINY), tmp_path / "out"
     command = [sys.executable, "-m", "squall.cli", "study", "run", str(path), "--out", str(out), "--workers"]
@@ -365,7 +366,7 @@ def test_a_study_killed_three_times_equals_one_that_was_not(run_here, tmp_path, 
     }
 
 
-def test_a_training_that_diverges_is_a_result(run_here, tmp_path):
+def test_a_training_that_diverges_is_a_result(tmp_path):
     values = changed(seeds=1)
     values["variants"]["CH"]["training.learning_rate"] = 1e30
     values["variants"]["sharp"] = {"loss": {"temperature": "inf"}}  # no point of a figure over temperatures, but a line
@@ -531,7 +532,7 @@ def test_weights_are_rolled_out_by_the_other_integrators_of_a_study(finished):
 # Together
 
 
-def test_trials_together_end_where_they_end_apart(run_here, tmp_path, finished):
+def test_trials_together_end_where_they_end_apart(tmp_path, finished):
     run_here(read_study(written(tmp_path, TINY)), tmp_path / "out", together=4)
     apart, together = results_of(finished), results_of(tmp_path / "out")
     assert apart.keys() == together.keys()
@@ -593,7 +594,7 @@ class StopAt(Recorder):
 # SANN
 
 
-def test_the_report_shows_what_sann_picks(run_here, tmp_path):
+def test_the_report_shows_what_sann_picks(tmp_path):
     values = changed(seeds=2)
     values["variants"]["SANN"] = {"loss.name": "mse", "sampling": {"name": "stiffness-aware", "fraction": 0.25}}
     values["grids"] = {"sann": {"axes": [["CH"], ["SANN"]], "show": ["table", "sampling"]}}

@@ -67,11 +67,8 @@ class StudyFolder:
         Raises:
             RunFolderError: as `create`.
         """
-        there = self.path / "study.yaml"
-        if there.exists():
-            before = load_yaml(there)
-            if not isinstance(before, dict) or before.get("name") != study.name:
-                other = before.get("name") if isinstance(before, dict) else before
+        if (self.path / "study.yaml").exists():
+            if (other := self._name()) != study.name:
                 raise RunFolderError(
                     f"{self.path} holds the study '{other}', not '{study.name}': choose another folder"
                 )
@@ -123,7 +120,12 @@ class StudyFolder:
     def packed(self) -> dict[str, Outcome]:
         """The runs of the pack, by name."""
         there = all((self.path / name).exists() for name in ("study.yaml", PACK))
-        return read_pack(self.path, self.read().name) if there else {}
+        return read_pack(self.path, self._name()) if there else {}
+
+    def _name(self) -> str:
+        """Of the study, without its trials: to read many takes seconds."""
+        study = load_yaml(self.path / "study.yaml")
+        return str(study.get("name") if isinstance(study, dict) else study)
 
     def only_packed(self, trial: Trial) -> bool:
         """Whether a finished run is in the pack and not, or not finished, in its folder."""

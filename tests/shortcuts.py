@@ -1,10 +1,11 @@
-"""Figures that no test looks at."""
+"""What a test leaves out that it does not look at."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 
@@ -22,3 +23,13 @@ def without_drawing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
         yield
+
+
+@contextlib.contextmanager
+def without_shape_checks() -> Iterator[None]:
+    """They take half of a small training, and know no symbolic sizes, such as that of the batch in `torch.export`."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,11 +1,12 @@
 """Studies whose runs are trained where the test is: a worker's own process would import PyTorch first."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
-import pytest
+from shortcuts import without_shape_checks
 
 from squall.study.definition import Study, Trial
 from squall.study.runner import run_study
@@ -17,7 +18,8 @@ class _Here(Workers):
 
     def submit(self, batch: Sequence[Task]) -> Future[None]:
         done = Future[None]()
-        done.set_result(run_batch(batch, Worker()))
+        with without_shape_checks():
+            done.set_result(run_batch(batch, Worker()))
         return done
 
     def stop(self) -> None:
@@ -29,11 +31,6 @@ def _here(count: int | None) -> Iterator[Workers]:
     yield _Here()
 
 
-@pytest.fixture(scope="session")
-def run_here() -> Callable[..., list[Trial]]:
+def run_here(study: Study, path: Path, **options: Any) -> list[Trial]:
     """`run_study` without processes."""
-
-    def run(study: Study, path: Path, **options: object) -> list[Trial]:
-        return run_study(study, path, on=_here, **options)
-
-    return run
+    return run_study(study, path, on=_here, **options)
