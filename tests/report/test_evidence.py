@@ -75,11 +75,12 @@ def test_ranks_are_means_over_seeds_of_settings_and_a_block_without_a_loss_is_le
     assert lacking is not None
     assert "over 5 blocks" in lacking[1]
     assert "Blocks that lack a loss are left out: up to 1" in lacking[1]
-    gone = [Row(r.labels, ()) if r.labels[1] == "cap 3" else r for r in WHOLE.rows]
+    gone = [Row(r.labels, ()) if r.labels == ("B", "cap 3") else r for r in WHOLE.rows]
     without = evidence.rank_table(GridResults(WHOLE.grid, tuple(gone), {}), "MSE")
     assert without is not None
     assert cells(without[0], "MSE")[0] == "2.00"
-    assert "without a finished run are left out: cap 3" in without[1]
+    assert "over 6 blocks" in without[1]
+    assert "without a finished run in a setting are left out: cap 3" in without[1]
     assert evidence.rank_table(WHOLE, "no such loss") is None
 
 

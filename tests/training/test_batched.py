@@ -52,6 +52,19 @@ def test_an_ensemble_equals_its_members_alone(source, kind, step, at_once, monke
         assert result.best.step == alone.best.step
 
 
+def test_wrong_targets_are_those_of_its_members_alone(source):
+    settings = dataclasses.replace(SETTINGS, steps=5, corrupt_share=0.1, corrupt_by=3.0, validate_every=0)
+    members = [member(seed, MeanSquaredError(), source) for seed in range(2)]
+    together = train_together(members, Transitions(source), settings)
+    for seed, (result, one) in enumerate(zip(together, members, strict=True)):
+        alone = train(
+            model(seed), Transitions(source), settings, loss=MeanSquaredError(), integrator=euler, sampler=one.sampler
+        )
+        assert result.history[-1]["loss"] == pytest.approx(alone.history[-1]["loss"], rel=1e-6)
+        for ours, theirs in zip(result.model.parameters(), alone.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 def test_a_schedule_goes_on_where_it_stood(source):
     """Half of the steps together, the rest alone, as all of them alone."""
     rule = Schedule(KLBudget(0.5), steps=8)

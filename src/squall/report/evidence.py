@@ -91,8 +91,10 @@ def _score(row: Row, strong: bool) -> Cell:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Ranks by the name of a metric, of which losses, those without a run, and how many blocks lack a loss."""
+    """Ranks by the name of a metric, in which settings, of which losses, those left out, and how many blocks lack a
+    loss."""
 
+    settings: tuple[tuple[str, ...], ...]
     losses: tuple[str, ...]
     missing: tuple[str, ...]
     ranks: Mapping[str, Ranks]
@@ -100,16 +102,17 @@ class _Ranking:
 
 
 def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
-    settings = found.by_loss(baseline)
+    named = found.by_loss(baseline)
+    settings = {key: rows for key, rows in named.items() if baseline in rows and rows[baseline].finished}
     asked = _losses(settings)
-    losses = [loss for loss in asked if any(rows[loss].finished for rows in settings.values() if loss in rows)]
+    losses = [loss for loss in asked if all(loss in rows and rows[loss].finished for rows in settings.values())]
     if len(losses) < 2:
         return None
     lacking, ranks = 0, {}
     for name, metric in RATIOS.items():
         blocks = []
         for rows in settings.values():
-            values = [rows[loss].values(*metric) if loss in rows else {} for loss in losses]
+            values = [rows[loss].values(*metric) for loss in losses]
             seeds = set().union(*values)
             whole = sorted(seed for seed in seeds if all(seed in x for x in values))
             lacking = max(lacking, len(seeds) - len(whole))
@@ -117,7 +120,7 @@ def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
         if any(map(len, blocks)):
             ranks[name] = mean_ranks(blocks)
     missing = tuple(loss for loss in asked if loss not in losses)
-    return _Ranking(tuple(losses), missing, ranks, lacking) if ranks else None
+    return _Ranking(tuple(settings), tuple(losses), missing, ranks, lacking) if ranks else None
 
 
 def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | None:
@@ -141,7 +144,7 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     difference = tuple(Cell(f"{r.difference:.2f}") for r in ranking.ranks.values())
     lines += [Line("p of Friedman's test", p, True), Line("critical difference", difference, True)]
     count = next(iter(ranking.ranks.values())).blocks
-    settings = "; ".join(", ".join(key) or found.groups[0][0] for key in found.by_loss(baseline))
+    settings = "; ".join(", ".join(key) or found.groups[0][0] for key in ranking.settings)
     note = (
         f"Mean rank over {count} block{'s' if count > 1 else ''}, 1 is best [95 % bootstrap interval over seeds]; a "
         f"block is a seed of a setting: {settings}. Equal errors share a rank. Mean ranks that differ by less than the "
@@ -151,7 +154,7 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     if ranking.lacking:
         note += f" Blocks that lack a loss are left out: up to {ranking.lacking}."
     if ranking.missing:
-        note += f" Losses without a finished run are left out: {', '.join(ranking.missing)}."
+        note += f" Losses without a finished run in a setting are left out: {', '.join(ranking.missing)}."
     return Table("", tuple(ranking.ranks), tuple(lines)), note
 
 
