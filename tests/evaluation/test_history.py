@@ -119,7 +119,7 @@ def test_masked_points_are_held_in_a_rollout():
         ({"inputs": Inputs(14)}, "1 step.* from 14 state.* the 14 states of a trajectory"),
         ({"steps": 20}, "20 step.* from 1 state"),
         ({"steps": 0}, "steps is 0"),
-        ({"inputs": Inputs(1, ("g",))}, "no condition 'g': there are f, p"),
+        ({"inputs": Inputs(1, ("g",))}, "no condition 'g': known are f, p"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
 
+__all__ = ["EXTRAS", "MissingExtraError", "explain_missing_extra"]
+
 EXTRAS = MappingProxyType(
     {
         "train": ("h5py", "jsonargparse", "lightning_fabric", "rich", "safetensors", "scipy", "yaml"),

@@ -9,8 +9,7 @@ from torch import nn
 
 from squall._process.extras import explain_missing_extra
 from squall._types import State
-from squall.models.grid_network import GridNetwork, Output
-from squall.models.inputs import Held
+from squall.models.grid_network import AnyFloats, GridNetwork, Output
 
 
 @final
@@ -99,7 +98,7 @@ class FNO(GridNetwork):
             )
         self.register_state_dict_post_hook(_tensors_only)
 
-    def forward(self, u: State, conditions: Held | None = None) -> Output:
+    def forward(self, u: State, conditions: AnyFloats | None = None) -> Output:
         return self.network(self._input(u, conditions))
 
 

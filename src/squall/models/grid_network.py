@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from squall._types import State
 from squall.models.base import check_precision, check_sizes
-from squall.models.inputs import Held, Joined
+from squall.models.inputs import Joined
 from squall.models.padding import boundary_per_axis
+
+AnyFloats = Float[Tensor, "..."]
+"""What a caller gives beside the states, before it is checked."""
 
 Output = Float[Tensor, "batch out *space"]
 """States or rates, with channels of their own."""
@@ -76,7 +79,7 @@ class GridNetwork(nn.Module, abc.ABC):
                 torch.set_default_dtype(dtype)
         self.to(device, dtype)
 
-    def _input(self, u: State, conditions: Held | None) -> Joined:
+    def _input(self, u: State, conditions: AnyFloats | None) -> Joined:
         """States and conditions, checked, as channels of one tensor; `u` may hold both."""
         name, batch = type(self).__name__, u.shape[:1]
         joined = conditions is None and self.conditions > 0 and u.shape[1:2] == (self.in_channels,)
@@ -93,7 +96,7 @@ class GridNetwork(nn.Module, abc.ABC):
         check_precision(self, u)
         return u if conditions is None else torch.cat((u, conditions.to(u.dtype)), 1)
 
-    def _check(self, given: Float[Tensor, "..."] | None, name: str, count: int, shape: tuple[int, ...]) -> None:
+    def _check(self, given: AnyFloats | None, name: str, count: int, shape: tuple[int, ...]) -> None:
         """An input that is missing, not expected or of another shape is an error."""
         model = f"{type(self).__name__}: {name}"
         if given is None and count:

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall._types import State
-from squall.models.grid_network import GridNetwork, Output
-from squall.models.inputs import Held
+from squall.models.grid_network import AnyFloats, GridNetwork, Output
 from squall.models.padding import CONVOLUTIONS, convolution
 
 
@@ -88,9 +87,7 @@ class UNet(GridNetwork):
             self.up = nn.ModuleList(_Block(3 * w, w, edges, features) for w in reversed(widths))
             self.last = convolution(width, self.out_channels, edges)
 
-    def forward(
-        self, u: State, conditions: Held | None = None, scalars: Float[Tensor, "batch scalar"] | None = None
-    ) -> Output:
+    def forward(self, u: State, conditions: AnyFloats | None = None, scalars: AnyFloats | None = None) -> Output:
         x, skips = self.first(self._input(u, conditions)), []
         self._check(scalars, "scalars", self.film, (u.shape[0], self.film))
         features = None if self.embedding is None else self.embedding(scalars)

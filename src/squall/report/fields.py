@@ -99,7 +99,7 @@ class _Axes:
     """One or two axes of a picture, the horizontal one first, from the space axes of a state."""
 
     def __init__(
-        self, points: Sequence[Float[np.ndarray, " _points"]], names: Sequence[str], units: Mapping[str, str]
+        self, points: Sequence[Shaped[np.ndarray, " _points"]], names: Sequence[str], units: Mapping[str, str]
     ) -> None:
         self.units = {name: f"°{unit[8].upper()}" for name, unit in DEGREES.items()} | dict(units)
         self.is_map = len(names) > 1 and names[0].lower().startswith(NORTHWARD)  # its rows lie above each other

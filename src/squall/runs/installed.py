@@ -12,6 +12,8 @@ from pathlib import Path
 
 import squall
 
+__all__ = ["find_source", "installed_only", "is_installed", "working_folder_importable"]
+
 
 def is_installed(module: str) -> bool:
     """Whether a module is part of an installed package, found without importing it.

@@ -125,7 +125,7 @@ class Batches:
         future = future.transpose(1, 2)
         return (future - u.unsqueeze(2)) / self.dt if self.residual == "rate" else future
 
-    def compared(self, change: Array, u: State, target: Array, unit: Unit) -> tuple[Array, Array]:
+    def compared(self, change: Array, u: Float[Tensor, "..."], target: Array, unit: Unit) -> tuple[Array, Array]:
         """Prediction and target for the loss, from (û − u)/dt; `unit` where and as they are."""
         if self.residual == "state":
             change = (u if self.leads == 1 else u.unsqueeze(2)) + self.dt * change
