@@ -28,8 +28,7 @@ quick: $(VENV)/.installed-test
 peers:
 	$(MAKE) VENV=.venv-peers run-peers
 
-# Their newest versions, beside the pinned torch. anemoi-training and physicsnemo ask for another torch: without them, their
-# tests are skipped.
+# Their newest versions, beside the pinned torch. anemoi-training asks for another torch: its test is skipped without it.
 run-peers: | $(BIN)/python
 	grep '^torch==' constraints.txt > $(VENV)/torch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/torch.txt -e '.[all,test,peers]'

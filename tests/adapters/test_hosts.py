@@ -218,26 +218,6 @@ def test_accumulation_in_accelerate_is_exact_with_two_calls():
     torch.testing.assert_close(*([p.grad for p in m.parameters()] for m in (accelerator.unwrap_model(model), start)))
 
 
-def test_physicsnemo_needs_no_adapter():
-    models = pytest.importorskip("physicsnemo.models.fno", exc_type=ImportError)
-    x, y = data()
-
-    def train(loss: nn.Module) -> torch.Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = models.FNO(1, 1, dimension=1, latent_channels=4, num_fno_layers=1, num_fno_modes=4, padding=0)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(3):
-            loss(model(x), y).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return torch.cat(
-            [torch.view_as_real(p).flatten() if p.is_complex() else p.flatten() for p in model.parameters()]
-        )
-
-    check(lambda loss: train(loss).detach())
-
-
 def test_deepxde_needs_no_adapter(monkeypatch):
     monkeypatch.setenv("DDE_BACKEND", "pytorch")
     deepxde = pytest.importorskip("deepxde", exc_type=ImportError)

@@ -16,7 +16,7 @@ EXTRAS = MappingProxyType(
         "sphere": ("torch_harmonics",),
         "tensorboard": ("tensorboard",),
         "mlflow": ("mlflow",),
-        "wandb": ("wandb",),
+        "wandb": ("PIL", "wandb"),
         "trackio": ("trackio",),
         "anemoi": ("anemoi",),
         "ray": ("ray",),
