@@ -13,8 +13,7 @@ import squall
 from squall._process.extras import EXTRAS
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-MODULE_OF = {
-    "pillow": "PIL",  # where it differs from the name to install
+MODULE_OF = {  # where it differs from the name to install
     "anemoi-training": "anemoi",
     "lightning-fabric": "lightning_fabric",
     "neuraloperator": "neuralop",
