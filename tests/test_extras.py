@@ -19,6 +19,7 @@ MODULE_OF = {  # where it differs from the name to install
     "basemap-data": "basemap_data",
     "lightning-fabric": "lightning_fabric",
     "neuraloperator": "neuralop",
+    "pillow": "PIL",
     "pyyaml": "yaml",
     "torch-harmonics": "torch_harmonics",
 }

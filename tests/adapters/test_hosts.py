@@ -6,15 +6,16 @@ and with the default loss, which has to end elsewhere.
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import squall.data
 from squall import ImbalanceAwareLoss
 from squall.adapters import anemoi, neuraloperator, pina, the_well
+from squall.losses import Accumulation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the packages
 
@@ -80,25 +81,38 @@ def test_neuraloperator_reports_the_mean_over_samples():
     torch.testing.assert_close(loss(x, x=None, y=y) / 12, ImbalanceAwareLoss()(x, y))
 
 
-def test_the_well():
-    """Its Metric's call in training and in validation, channels last."""
-    metrics = pytest.importorskip("the_well.benchmark.metrics")
-    x, y = (z.reshape(12, 1, 4, 4, 1) for z in data())
-    metadata = SimpleNamespace(n_spatial_dims=2)
+def test_the_well(tmp_path, monkeypatch):
+    """The benchmark's own Trainer, on files in its layout: an epoch, and a validation, which reports the MSE."""
+    training = pytest.importorskip("the_well.benchmark.trainer.training")
+    from the_well.benchmark.metrics import MSE
+    from the_well.data import WellDataModule
+
+    monkeypatch.setattr(training, "validation_plots", [])
+    u = torch.randn(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).pow(3).numpy()
+    for part in ("train", "valid", "test"):
+        squall.data.write(tmp_path / "active_matter" / "data" / part / "u.hdf5", u, dt=1.0)
+    options = {"n_steps_input": 1, "n_steps_output": 1, "use_normalization": False, "data_workers": 0}
+    files = WellDataModule(str(tmp_path), "active_matter", batch_size=3, **options)
+    validated = []
 
     def train(loss: nn.Module) -> torch.Tensor:
-        model, call = network().to(torch.float32), the_well(loss)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(5):
-            prediction = model(x.reshape(12, 1, 16)).reshape(x.shape)
-            call(prediction, y, metadata).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Conv2d(1, 1, 3, padding=1)
+            call = MSE() if isinstance(loss, nn.MSELoss) else the_well(loss)
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+            counts = dict.fromkeys(("epochs", "checkpoint_frequency", "val_frequency", "rollout_val_frequency"), 1)
+            counts |= {"max_rollout_steps": 1, "short_validation_length": 1, "num_time_intervals": 1}
+            trainer = training.Trainer(
+                "", "", "", "channels_first_default", model, files, optimizer, call, make_rollout_videos=False,
+                device=torch.device("cpu"), **counts,
+            )  # fmt: skip
+            trainer.train_one_epoch(1, files.train_dataloader())
+        validated.append(trainer.validation_loop(files.val_dataloader(), full=True)[0])
         return weights(model)
 
     check(train, rtol=1e-6)
-    with torch.inference_mode():
-        torch.testing.assert_close(the_well(ImbalanceAwareLoss())(x, y, metadata), metrics.MSE()(x, y, metadata))
+    assert validated[1] == pytest.approx(validated[0])
 
 
 def test_pina():
@@ -186,6 +200,22 @@ def test_accelerate_needs_no_adapter():
         return weights(accelerator.unwrap_model(model))
 
     check(train)
+
+
+def test_accumulation_in_accelerate_is_exact_with_two_calls():
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=3)
+    start, (x, y), loss = network(), data(), ImbalanceAwareLoss()
+    loss(start(x), y).backward()  # the whole batch at once
+    model, batches = accelerator.prepare(network(), loader())
+    parts, whole = list(batches), Accumulation(loss)
+    with torch.no_grad():
+        for a, b in parts:
+            whole.observe(model(a), b)
+    for a, b in parts:
+        with accelerator.accumulate(model):  # whose backward divides by the number of parts
+            accelerator.backward(len(parts) * whole.loss(model(a), b))
+    torch.testing.assert_close(*([p.grad for p in m.parameters()] for m in (accelerator.unwrap_model(model), start)))
 
 
 def test_deepxde_needs_no_adapter(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +76,10 @@ def test_wandb_offline(words, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     train(words, "wandb")
     (log,) = RunFolder("run").path.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(100):  # wandb's own process writes it
+        if b"loss" in log.read_bytes():
+            break
+        time.sleep(0.1)
     assert b"loss" in log.read_bytes()
     assert list(log.parent.rglob("rollout*.png"))
 

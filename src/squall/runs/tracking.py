@@ -146,6 +146,10 @@ class _WandB(_Tracker):
 
     tool = "wandb"
 
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        super().__init__(folder, settings)
+        importlib.import_module("PIL")  # which it asks for at the first picture
+
     def start(self) -> Any:
         name, _ = self.identity(lambda: secrets.token_hex(4))
         project, mode = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_MODE", "offline")
