@@ -12,7 +12,7 @@ from pathlib import Path
 COMPILERS = ("torch._dynamo", "torch.export", "squall.models")
 """What a program imports that compiles or exports a model."""
 
-COMMAND = ("squall.cli.commands", "lightning_fabric")
+COMMAND = ("squall.cli.execute", "squall.cli.train", "lightning_fabric")
 """What a command imports that trains."""
 
 SIGNALLED = """

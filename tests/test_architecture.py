@@ -21,6 +21,7 @@ FLOORS = [
     {"adapters", "study"},
     {"report"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

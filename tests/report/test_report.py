@@ -16,7 +16,7 @@ from squall.report import (
     terminal,
     write_figures,
 )
-from squall.report.figures import field_figure
+from squall.report.fields import field_figure
 from squall.report.tables import Cell, Line, Table
 from squall.runs.config import from_dict, to_dict
 from squall.runs.folder import RunFolder, RunFolderError

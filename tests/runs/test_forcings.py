@@ -167,7 +167,7 @@ def test_a_forcing_in_time_and_space_is_told_from_the_fields_of_a_foreign_file(r
     axes = {"time": DT * np.arange(TIMES), "x": 0.5 * np.arange(6), "level": [500, 850]}
     xarray.Dataset(variables, axes).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     start = read_start(run, tmp_path / "a.nc", 10, fields=["u=u_850"])
-    found = run.advance(start.window, start.conditions(0, 10), 10)
+    found = run.emulator.roll(start.window, start.conditions(0, 10), 10)
     torch.testing.assert_close(found, data.read(None, 1, 12), rtol=0, atol=1e-12)
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -106,10 +107,7 @@ def test_a_mistake_is_answered_by_a_sentence_in_time(tmp_path, data, monkeypatch
 
 
 def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypatch):
-    def command(*_: object) -> int:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr("squall.cli.evaluate.run", command)
+    monkeypatch.setattr("squall.cli.evaluate.run", Mock(side_effect=KeyError("a bug")))
     with pytest.raises(KeyError) as caught:
         main(["evaluate", "x"])
     assert "Please report" in caught.value.__notes__[0]
@@ -126,6 +124,7 @@ import os, runpy, signal, sys
 
 _, module = sys.argv
 sys.argv[:] = ["squall", "train", "--help"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 class Interrupts:
     def find_spec(self, name, *place):

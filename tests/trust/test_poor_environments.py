@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -205,10 +206,7 @@ def test_a_cache_of_compiled_loops_that_fails_is_a_warning(monkeypatch):
     ],
 )
 def test_memory_that_does_not_suffice_gets_a_sentence(monkeypatch, capsys, error):
-    def command(*_: object) -> int:
-        raise error
-
-    monkeypatch.setattr("squall.cli.evaluate.run", command)
+    monkeypatch.setattr("squall.cli.evaluate.run", Mock(side_effect=error))
     assert too_large(error)
     assert main(["evaluate", "x"]) == 2
     assert "too large or too small" in capsys.readouterr().err

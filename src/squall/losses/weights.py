@@ -84,7 +84,7 @@ class Weighing:
             object.__setattr__(self, "mean_share", 0.0)
             object.__setattr__(self, "cap", math.inf)
 
-    @functools.cached_property
+    @property
     def final(self) -> TemperatureRule:
         """The rule, once a schedule has ended."""
         return self.rule.final if isinstance(self.rule, Schedule) else self.rule

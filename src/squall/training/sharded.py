@@ -81,7 +81,7 @@ def gathered(state: Any, keep: bool) -> Any:
     return whole.cpu() if keep else whole.new_empty(0, device="cpu")
 
 
-def spread(whole: Tensor, like: Any) -> Tensor:
+def spread(whole: Any, like: Any) -> Any:
     """This process's share of a tensor that all of them hold; the tensor itself where `like` is whole."""
     if not is_sharded(like):
         return whole

@@ -235,7 +235,8 @@ def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError:
-        taken = {name: x for name, x in state.items() if isinstance(x, Tensor) or name.endswith(EXTRA)}
+        own = model.state_dict()
+        taken = {x: y for x, y in state.items() if isinstance(y, Tensor) or x.endswith(EXTRA) or x not in own}
         if len(taken) == len(state):
             raise
         model.load_state_dict(taken)

@@ -240,7 +240,7 @@ def date_hours(date: str, calendar: str = "standard") -> float | None:
 
     Example:
         >>> date_hours("2001-03-01") - date_hours("2001-02-28T00:00:00"), date_hours("2000-03-01", "360_day")
-        (24.0, 17281440.0)
+        (24.0, 17281464.0)
     """
     match = re.match(
         r"\s*(\d+)-(\d+)-(\d+)(?:[T ]+(\d+)(?::(\d+)(?::(\d+(?:\.\d*)?))?)?)?\s*(?:Z|UTC|[+]?0+:?0*)?\s*$", date
