@@ -163,3 +163,11 @@ def test_the_study_of_the_page_is_one(tmp_path):
     assert len(read_study(tmp_path / "study.yaml").trials) == 2 * 4 * 3
     for program in blocks(page, "python"):
         exec(compile(program, "page", "exec"), {})
+
+
+def test_links_lead_to_files_of_the_project():
+    """In a clean checkout also: a file that git ignores is not there."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
