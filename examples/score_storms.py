@@ -17,6 +17,7 @@ that threshold.
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -229,7 +230,7 @@ def range_over_seeds(panel: Axes, x: np.ndarray, courses: Sequence[Sequence[floa
 def lead_time_figure(groups: Groups, references: Mapping[str, BySeed], dt: float) -> Figure:
     figure, axes = panels(groups)
     for panel, (group, losses) in zip(axes[0], groups.items(), strict=True):
-        for colour, (label, by_seed) in zip(COLOURS, losses.items(), strict=False):
+        for colour, (label, by_seed) in zip(itertools.cycle(COLOURS), losses.items(), strict=False):
             courses = [[np.nan if x is None else x for x in scores["storm CSI"]] for scores in by_seed.values()]
             lead = np.arange(1, len(courses[0]) + 1) * dt / 24
             range_over_seeds(panel, lead, courses, label, colour)
@@ -249,7 +250,7 @@ def price_figure(groups: Groups, baseline: str, days: Sequence[int]) -> Figure:
     figure, axes = panels(groups, len(days))
     for row, day, step in zip(axes, DAYS, days, strict=True):
         for panel, (group, losses) in zip(row, groups.items(), strict=True):
-            for colour, (label, by_seed) in zip(COLOURS, losses.items(), strict=False):
+            for colour, (label, by_seed) in zip(itertools.cycle(COLOURS), losses.items(), strict=False):
                 if not paired(everywhere, step, by_seed, losses[baseline]):
                     continue
                 ratios = [
@@ -273,7 +274,7 @@ def spectra_figure(groups: Mapping[str, Mapping[str, Sequence[Mapping[str, np.nd
     figure = Figure(figsize=(4.6 * len(groups) + 1.8, 6.4), layout="constrained")
     axes = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row")
     for column, (group, losses) in zip(axes.T, groups.items(), strict=True):
-        for colour, (label, found) in zip(COLOURS, losses.items(), strict=False):
+        for colour, (label, found) in zip(itertools.cycle(COLOURS), losses.items(), strict=False):
             for panel, name in zip(column, ("power_ratio", "coherence"), strict=True):
                 courses = [spectrum[name] for spectrum in found]
                 range_over_seeds(panel, np.arange(1, len(courses[0]) + 1), courses, label, colour)

@@ -1,5 +1,6 @@
 """A diagnosis as tables, text and one picture."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -82,7 +83,7 @@ def diagnosis_figure(rows: Mapping[str, Unevenness], source: Source) -> Figure:
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for (name, unevenness), (lorenz, course, place) in zip(rows.items(), panels, strict=True):
         shown = [i for i, field in enumerate(unevenness.fields) if field not in unevenness.constant]
-        for colour, i in zip(COLOURS, shown, strict=False):
+        for colour, i in zip(itertools.cycle(COLOURS), shown, strict=False):
             label = unevenness.fields[i]
             lorenz.plot(*unevenness.sketches[i].lorenz(), color=colour, label=label)
             times = source.dt * np.arange(unevenness.time.shape[1])
@@ -104,7 +105,7 @@ def _places(
     name: str,
 ) -> None:
     if len(axes) == 1:
-        for colour, i in zip(COLOURS, shown, strict=False):
+        for colour, i in zip(itertools.cycle(COLOURS), shown, strict=False):
             panel.plot(axes[0], _relative(unevenness.place[i]), color=colour)
         panel.set(xlabel="space x", ylabel="relative to the mean", title=f"{name} by place")
         return

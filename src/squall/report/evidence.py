@@ -44,7 +44,7 @@ SETTING = {"loss.budget_cap": 1.0, "loss.kl_budget": 0.0, "loss.options.alpha": 
 
 def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for every loss."""
-    pairs = zip(itertools.cycle((*COLOURS, "0.5")), itertools.cycle(MARKERS), strict=False)
+    pairs = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
     return dict(zip(names, pairs, strict=False))
 
 

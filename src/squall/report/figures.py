@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from squall._process.files import write_beside
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The colour-blind-safe palette of Okabe and Ito, Color Universal Design (2008)."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""The colour-blind-safe palette of Okabe and Ito, Color Universal Design (2008), and a grey in place of its yellow."""
 
 
 def save(figure: Figure, path: Path | str) -> Path:

@@ -54,8 +54,8 @@ class RegimeBudget(Rival):
     ) -> None:
         super().__init__()
         channels = targets.shape[1]
-        falling = all(0 < low < high < 1 for high, low in zip((0.9999999, *shares), shares, strict=False))
-        require(falling and len(shares) > 0, f"RegimeBudget: shares must fall and be in (0, 1), got {list(shares)}")
+        falling = len(shares) > 0 and list(shares) == sorted({x for x in shares if 0 < x < 1}, reverse=True)
+        require(falling, f"RegimeBudget: shares must fall and be in (0, 1), got {list(shares)}")
         require(window >= 1, f"RegimeBudget: window must be at least 1, got {window}")
         require(
             channel is None or 0 <= channel < channels,
