@@ -220,6 +220,21 @@ def panels(groups: Groups, rows: int = 1) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(rows, len(groups), squeeze=False, sharey="row")
 
 
+def colours_of(groups: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """One colour for a loss, in whatever group it stands."""
+    losses = dict.fromkeys(label for losses in groups.values() for label in losses)
+    return dict(zip(losses, itertools.cycle(COLOURS), strict=False))
+
+
+def legend(figure: Figure, corner: Axes) -> None:
+    """Of all panels, each name once, beside the last panel of the first row."""
+    handles = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    corner.legend(handles.values(), handles, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+
+
 def range_over_seeds(panel: Axes, x: np.ndarray, courses: Sequence[Sequence[float]], label: str, colour: str) -> None:
     """The median as a line, and a band from the smallest to the largest."""
     values = np.array(courses, dtype=float)
@@ -228,18 +243,18 @@ def range_over_seeds(panel: Axes, x: np.ndarray, courses: Sequence[Sequence[floa
 
 
 def lead_time_figure(groups: Groups, references: Mapping[str, BySeed], dt: float) -> Figure:
-    figure, axes = panels(groups)
+    (figure, axes), colours = panels(groups), colours_of(groups)
     for panel, (group, losses) in zip(axes[0], groups.items(), strict=True):
-        for colour, (label, by_seed) in zip(itertools.cycle(COLOURS), losses.items(), strict=False):
+        for label, by_seed in losses.items():
             courses = [[np.nan if x is None else x for x in scores["storm CSI"]] for scores in by_seed.values()]
             lead = np.arange(1, len(courses[0]) + 1) * dt / 24
-            range_over_seeds(panel, lead, courses, label, colour)
+            range_over_seeds(panel, lead, courses, label, colours[label])
         for style, (label, by_seed) in zip(("--", ":"), references.items(), strict=False):
             values = [np.nan if x is None else x for x in by_seed[0]["storm CSI"]]
             panel.plot(lead, values, style, color="0.5", label=label, lw=1.2)
         panel.set(title=group, xlabel="lead time, days", ylim=(0, 0.9))
     axes[0, 0].set_ylabel("storm CSI (1 is best)")
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+    legend(figure, axes[0, -1])
     return figure
 
 
@@ -247,10 +262,10 @@ def price_figure(groups: Groups, baseline: str, days: Sequence[int]) -> Figure:
     """Errors in storms against errors everywhere, both in units of the baseline with the same seed."""
     everywhere, storms = "RMSE vorticity, 1e-5/s", "RMSE vorticity in storms, 1e-5/s"
     groups = {group: losses for group, losses in groups.items() if baseline in losses}
-    figure, axes = panels(groups, len(days))
+    (figure, axes), colours = panels(groups, len(days)), colours_of(groups)
     for row, day, step in zip(axes, DAYS, days, strict=True):
         for panel, (group, losses) in zip(row, groups.items(), strict=True):
-            for colour, (label, by_seed) in zip(itertools.cycle(COLOURS), losses.items(), strict=False):
+            for label, by_seed in losses.items():
                 if not paired(everywhere, step, by_seed, losses[baseline]):
                     continue
                 ratios = [
@@ -259,32 +274,32 @@ def price_figure(groups: Groups, baseline: str, days: Sequence[int]) -> Figure:
                 ]
                 x, y = (np.median(values) for values in ratios)
                 bars = [np.abs([[m - v.min()], [v.max() - m]]) for m, v in zip((x, y), ratios, strict=True)]
-                panel.errorbar(x, y, bars[1], bars[0], "o", color=colour, label=label, ms=5, lw=1)
+                panel.errorbar(x, y, bars[1], bars[0], "o", color=colours[label], label=label, ms=5, lw=1)
             panel.axhline(1, color="0.7", lw=0.8, zorder=0)
             panel.axvline(1, color="0.7", lw=0.8, zorder=0)
             panel.set_title(f"{group}, day {day}", fontsize=9)
         row[0].set_ylabel(f"error in storms / {baseline}")
     for panel in axes[-1]:
         panel.set_xlabel(f"error everywhere / {baseline}")
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+    legend(figure, axes[0, -1])
     return figure
 
 
 def spectra_figure(groups: Mapping[str, Mapping[str, Sequence[Mapping[str, np.ndarray]]]]) -> Figure:
     figure = Figure(figsize=(4.6 * len(groups) + 1.8, 6.4), layout="constrained")
-    axes = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row")
+    axes, colours = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row"), colours_of(groups)
     for column, (group, losses) in zip(axes.T, groups.items(), strict=True):
-        for colour, (label, found) in zip(itertools.cycle(COLOURS), losses.items(), strict=False):
+        for label, found in losses.items():
             for panel, name in zip(column, ("power_ratio", "coherence"), strict=True):
                 courses = [spectrum[name] for spectrum in found]
-                range_over_seeds(panel, np.arange(1, len(courses[0]) + 1), courses, label, colour)
+                range_over_seeds(panel, np.arange(1, len(courses[0]) + 1), courses, label, colours[label])
         column[0].axhline(1, color="0.7", lw=0.8, zorder=0)
         column[0].set(title=f"{group}, day {DAYS[1]}", yscale="log")
         column[1].set_xlabel("total wavenumber")
         column[1].set_xticks(range(0, 21, 5))
     axes[0, 0].set_ylabel("power of the vorticity / truth")
     axes[1, 0].set_ylabel("coherence with the truth")
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+    legend(figure, axes[0, -1])
     return figure
 
 
