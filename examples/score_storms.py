@@ -29,7 +29,6 @@ import yaml
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 import squall
@@ -368,7 +367,6 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     for path, draw in zip(paths[2:], figures, strict=True):
         save(draw(), path)
-        Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
     print("\n".join([*lines, "", *map(str, paths)]))
 
 
