@@ -1,5 +1,6 @@
 """Scores on the sphere, on fields made by hand with known answers and against independent formulas."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -360,6 +361,18 @@ def test_storms_are_lows_of_a_field_with_a_minus_before_it():
         for x, name in ((source, "height"), (turned, "-height"))
     )
     assert {**high, "field": "-height"} == low
+
+
+@pytest.mark.parametrize(("called", "cyclonic"), [("vo_500", True), ("volume", False)])
+def test_only_the_vorticity_turns_its_sign_with_the_hemisphere(called, cyclonic):
+    source = weather()
+    about = dataclasses.replace(source.description, fields=(called, "vorticity"))
+    renamed = squall.data.InMemory.described(source.read(), about, source)
+    scores = [
+        evaluate(damped, x, integrator=next_state, scoring=Scoring(storms=x.fields[0])).scores["storms"]
+        for x in (source, renamed)
+    ]
+    assert (scores[0]["threshold"] != scores[1]["threshold"]) == cyclonic
 
 
 def test_storms_of_an_unknown_field_or_off_the_sphere_are_refused():

@@ -22,11 +22,6 @@ def storm_field(name: str) -> tuple[str, bool]:
     return name.removeprefix("-"), name.startswith("-")
 
 
-def is_on_sphere(source: Source) -> bool:
-    """Whether the axes of space are latitude and longitude."""
-    return [name.lower()[:3] for name in source.description.axes] == ["lat", "lon"]
-
-
 class SphereTally:
     r"""Gathers over chunks of trajectories, with the climatology c, the mean of the truth over trajectories and times,
 
@@ -61,8 +56,8 @@ class SphereTally:
             self.threshold = quantiles(self._intensity(sample[:, None])[:, 0].unsqueeze(1), [share], weights).item()
 
     def _intensity(self, states: Trajectories) -> Float[Tensor, "batch step latitude longitude"]:
-        field = states[:, :, self.channel]
-        if self.source.fields[self.channel].lower().startswith(("vort", "vo")):
+        field, name = states[:, :, self.channel], self.source.fields[self.channel].lower()
+        if name.startswith("vort") or name.split("_")[0] == "vo":  # ERA5's name, with its level: vo_500
             field = cyclonic(field, self.grid)
         else:
             field = field - self.climatology[self.channel].to(field)

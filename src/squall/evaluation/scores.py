@@ -18,9 +18,10 @@ from torch import Tensor
 from squall._types import State, Trajectories
 from squall.data import DataError, Source
 from squall.evaluation.basin import basin_spectrum
-from squall.evaluation.on_sphere import SphereTally, is_on_sphere, storm_field
+from squall.evaluation.on_sphere import SphereTally, storm_field
 from squall.evaluation.points import PerField, Points, PointValues, cell_volumes
 from squall.evaluation.regimes import quantiles
+from squall.evaluation.sphere import is_on_sphere
 
 BANDS = ("low", "mid", "high")
 """Of wave numbers, equally wide on a logarithmic axis up to the highest that the grid resolves."""

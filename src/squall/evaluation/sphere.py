@@ -19,6 +19,11 @@ Degrees = Shaped[np.ndarray, "..."] | float
 Field = Float[Tensor, "*batch latitude longitude"]
 
 
+def is_on_sphere(source: Source) -> bool:
+    """Whether the axes of space are latitude and longitude, in this order."""
+    return [name.lower()[:3] for name in source.description.axes] == ["lat", "lon"]
+
+
 @dataclass(frozen=True, eq=False)
 class SphereGrid:
     """Latitudes and longitudes in degrees, each in order, on the whole sphere or a part of it.
@@ -58,8 +63,7 @@ class SphereGrid:
     @classmethod
     def of(cls, source: Source) -> "SphereGrid":
         """The grid of a source whose two axes are latitude and longitude, in this order, such as a weather file's."""
-        axes = [name.lower()[:3] for name in source.description.axes]
-        if axes != ["lat", "lon"]:
+        if not is_on_sphere(source):
             raise ValueError(
                 f"{source.name}: the axes of space are {source.description.axes}; a sphere needs latitude and "
                 "longitude, in this order. NetCDF and Zarr files name them; where longitude comes first, write the "
