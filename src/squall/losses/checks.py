@@ -99,12 +99,15 @@ def warn_unmet(missed: int, groups: int, number: float) -> None:
     )
 
 
-def check_finite(errors: Tensor, prediction: Tensor | None = None, target: Tensor | None = None) -> None:
+def check_finite(
+    errors: Tensor, prediction: Tensor | None = None, target: Tensor | None = None, mask: Tensor | None = None
+) -> None:
     """Raise where an error is NaN, infinite or negative, with the count and the first index of the culprits.
 
     Args:
         errors: the pointwise errors.
-        prediction, target: what they came from, masked points replaced; None where only the errors are known.
+        prediction, target: what they came from; None where only the errors are known.
+        mask: where they count; the errors of the other points have been replaced.
     """
     if errors.numel() == 0 or is_traced(errors):
         return
@@ -117,6 +120,7 @@ def check_finite(errors: Tensor, prediction: Tensor | None = None, target: Tenso
     if prediction is None:
         raise ValueError(f"errors {_culprits(errors)}; mask them, or find where they come from")
     for name, values in (("prediction", prediction), ("target", target)):
+        values = values if values is None or mask is None else torch.where(mask, values, 0)
         if values is not None and not bool(values.isfinite().all()):
             raise ValueError(f"{name} {_culprits(values)}; mask them, or find where they come from")
     raise ValueError(

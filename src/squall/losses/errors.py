@@ -19,7 +19,7 @@ Over = Literal["all", "sample", "channel"]
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """l = (prediction − target)², in the squared unit of the prediction."""
-    return (prediction - target).square()
+    return functional.mse_loss(prediction, target, reduction="none")
 
 
 def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class Recipe:
         made = weigh_compiled(variables, delta, mask, measure, self.over, self.weighing, softness, wanted)
         if made.account is None:
             errors = self.errors(prediction, target, mask)
-            check_finite(errors, *(x if mask is None else torch.where(mask, x, 0) for x in (prediction, target)))
+            check_finite(errors, prediction, target, mask)
         return variables, made
 
     def errors(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -165,7 +165,7 @@ class Recipe:
             pair = check_pair(prediction, target, self.over, may_be_empty=group is not None)
             total = combined_measure(mask, measure, pair[0])
             errors = self.errors(*pair, mask)
-            check_finite(errors, *(x if mask is None else torch.where(mask, x, 0) for x in pair))
+            check_finite(errors, *pair, mask)
             return errors, total
 
         return together(prepare, prediction.device, group)
@@ -185,7 +185,7 @@ class Recipe:
         grouped, total = to_groups(errors, self.over), None if total is None else to_groups(total, self.over)
         made = program.weigh(grouped, total, self.weighing, self.weighing.softness(step), sharding)
         weighted = made.weights * grouped
-        value = globally(weighted.sum(dtype=torch.float64), sharding).to(errors.dtype)
+        value = globally(program.sum_of_rows(weighted).sum(), sharding).to(errors.dtype)
         if not is_traced(prediction):
             check_any(float(sharding.across(made.total.sum(), "sum")))
         account = None
@@ -215,7 +215,7 @@ class Recipe:
         grouped, total = to_groups(errors, self.over), None if total is None else to_groups(total, self.over)
         made = program.weigh(grouped, total, self.weighing, self.weighing.softness(step))
         shares = made.share.to(errors.dtype).unsqueeze(1)
-        return (made.weights / shares * grouped).sum(1, dtype=torch.float64).to(errors.dtype)
+        return program.sum_of_rows(made.weights / shares * grouped).to(errors.dtype)
 
 
 class _Weighted(torch.autograd.Function):

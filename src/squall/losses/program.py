@@ -123,9 +123,10 @@ def weigh(
     if cap < math.inf:
         tilt = _place_edge(tilt, l, mass, points, binds, total / cap, demand)
     weights, tilt = _density(errors, points, tilt, binds, total, cap, weighing)
-    partition = within(weights.sum(1, dtype=torch.float64), "sum")
+    partition = within(sum_of_rows(weights), "sum")
     share = total / _positive(sharding.across(total.sum(), "sum"))
-    weights = weights * (share / _positive(partition)).to(weights.dtype).unsqueeze(1)
+    factor = (share / _positive(partition)).to(weights.dtype).unsqueeze(1)
+    weights = weights * factor if weighing.differentiate else weights.mul_(factor)
     return Weighed(weights, tilt, l, mass, total, share, mean, met)
 
 
@@ -153,6 +154,11 @@ def _sum(values: Points, measure: Points | None, within: Reduce) -> Groups:
     return within((values if measure is None else values * measure).sum(1, dtype=torch.float64), "sum")
 
 
+def sum_of_rows(values: Points) -> Groups:
+    """Sums to 1e-7, without a copy in float64 where PyTorch's own sums are that exact; compiled ones are not."""
+    return values.sum(1, dtype=torch.float64) if is_traced(values) else values.sum(1).double()
+
+
 def _amax(values: Points) -> Groups:
     return values.amax(1) if values.shape[1] else values.new_zeros(len(values))
 
@@ -172,15 +178,11 @@ def _atoms(
         few = None
     if few is not None:
         return *_each(*few, top, torch.full_like(top, math.inf), ordered), None
-    first = (_bits(top.to(errors.dtype)) >> KEY_SHIFT[errors.dtype]).unsqueeze(1) - (WINDOW - 1)
-    mass, rest = (within(x, "sum") for x in _fill(errors, measure, first, BLOCK if waits else TRACED_BLOCK))
-    ties = _sum((errors == top.to(errors.dtype).unsqueeze(1)).to(errors.dtype), measure, within).unsqueeze(1)
-    values = _decoded(mass, rest, first, errors.dtype)
-    of_top, largest = mass[:, -1:] - ties, top.unsqueeze(1)
-    alone = of_top <= 1e-9 * mass[:, -1:]
-    other = torch.where(alone, largest, (mass[:, -1:] * values[:, -1:] - ties * largest) / _positive(of_top))
-    l = torch.cat((values[:, :-1], torch.minimum(other, largest), largest), 1)
-    return l, torch.cat((mass[:, :-1], torch.where(alone, 0, of_top), ties), 1), first
+    largest = _bits(top.to(errors.dtype)).unsqueeze(1)
+    first = (largest >> KEY_SHIFT[errors.dtype]) - (WINDOW - 1)
+    mass, rest = (within(x, "sum") for x in _fill(errors, measure, first, largest, BLOCK if waits else TRACED_BLOCK))
+    values = _decoded(mass[:, :-1], rest[:, :-1], first, errors.dtype)
+    return torch.cat((values, top.unsqueeze(1)), 1), mass, first
 
 
 def _each(errors: Points, measure: Points | None, top: Groups, limit: Groups, ordered: bool) -> tuple[Atoms, Atoms]:
@@ -214,15 +216,18 @@ def _bits(errors: Tensor) -> Tensor:
     return errors.view(torch.int32 if errors.dtype == torch.float32 else torch.int64)
 
 
-def _fill(errors: Points, measure: Points | None, first: Int[Tensor, "group 1"], size: int) -> tuple[Atoms, Atoms]:
-    """Σμ and Σμr of the bins of a window, (group, WINDOW); of the lowest, Σμr means nothing."""
+def _fill(
+    errors: Points, measure: Points | None, first: Int[Tensor, "group 1"], largest: Int[Tensor, "group 1"], size: int
+) -> tuple[Atoms, Atoms]:
+    """Σμ and Σμr of the bins of a window, and last of the points that tie at the largest error, (group, WINDOW + 1); of
+    the lowest, Σμr means nothing."""
     groups, shift, bits = len(errors), KEY_SHIFT[errors.dtype], _bits(errors)
-    rows = torch.arange(groups, device=errors.device).unsqueeze(1) * WINDOW
-    mass, rest = errors.new_zeros(2, groups * WINDOW, dtype=torch.float64)
+    rows = torch.arange(groups, device=errors.device).unsqueeze(1) * (WINDOW + 1)
+    mass, rest = errors.new_zeros(2, groups * (WINDOW + 1), dtype=torch.float64)
     columns = max(1, size // max(groups, 1))
     for start in range(0, bits.shape[1], columns):
         part = bits[:, start : start + columns]
-        places = (part >> shift).sub_(first).clamp(0, WINDOW - 1).long().add_(rows).reshape(-1)
+        places = (part >> shift).sub_(first).clamp(0, WINDOW - 1).add_(part >= largest).long().add_(rows).reshape(-1)
         rests = (part >> (shift - REST_BITS)).bitwise_and_((1 << REST_BITS) - 1)
         if measure is None:
             packed = torch.zeros(len(mass), dtype=torch.int64, device=errors.device)
@@ -232,7 +237,7 @@ def _fill(errors: Points, measure: Points | None, first: Int[Tensor, "group 1"],
             weights = measure[:, start : start + columns].double()
             mass = mass.scatter_add(0, places, weights.reshape(-1))
             rest = rest.scatter_add(0, places, (weights * rests).reshape(-1))
-    return mass.reshape(groups, WINDOW), rest.reshape(groups, WINDOW)
+    return mass.reshape(groups, WINDOW + 1), rest.reshape(groups, WINDOW + 1)
 
 
 def _decoded(mass: Atoms, rest: Atoms, first: Int[Tensor, "group 1"], dtype: torch.dtype) -> Atoms:
@@ -452,8 +457,7 @@ def _resolved(
     e = mass * z.clamp(max=0).exp()
     exact = (mass <= 1.5) if counts else torch.zeros_like(mass, dtype=torch.bool)
     exact[:, -1] = True  # the ties
-    # A bin above another one at the cap is whole at the cap.
-    exact[:, 1:] |= torch.where(mass > 0, z, -math.inf).cummax(1).values[:, :-1] > 0
+    exact |= ((z > 0) & (mass > 0)).cumsum(1) > 1  # a bin above another one at the cap is whole at the cap
     e_free = torch.where(exact, 0, e)
     width = (e_free * torch.maximum(ratio, least).square()).sum(1) / (48 * 64**2)
     below = torch.where(ratio == 0, e_free, 0).sum(1) * BELOW

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from squall.losses.checks import check_errors, check_finite, check_labels, combined_measure
 
-__all__ = ["BELOW", "BIAS", "KEY_SHIFT", "REST_BITS", "SMALL", "WINDOW", "ErrorSketch", "keys_and_rests"]
+__all__ = ["BELOW", "BIAS", "KEY_SHIFT", "REST_BITS", "SMALL", "WINDOW", "ErrorSketch"]
 
 REST_BITS = 17
 """Bits below the key that say where in its bin an error is: all that float32 has."""
@@ -32,13 +31,6 @@ SMALL = 2048
 DOUBLE_MANTISSA = 52
 CHUNK = 1 << 20
 """Points that are added at a time: their keys and errors in float64 take 16 MB."""
-
-
-def keys_and_rests(errors: Float[Tensor, "*points"]) -> tuple[Int[Tensor, "*points"], Int[Tensor, "*points"]]:
-    """The key of every error and where in its bin it is, in [0, 2^17); int64."""
-    shift = KEY_SHIFT[errors.dtype]
-    bits = errors.abs().view(torch.int32 if errors.dtype == torch.float32 else torch.int64)
-    return (bits >> shift).long(), ((bits >> (shift - REST_BITS)) & ((1 << REST_BITS) - 1)).long()
 
 
 class ErrorSketch:
