@@ -1,6 +1,5 @@
 """Names become objects, here and nowhere else: a configuration turns into all that training and evaluation take."""
 
-import importlib
 import inspect
 import math
 import warnings
@@ -29,7 +28,7 @@ from squall.models.inputs import Inputs, join, read_conditions
 from squall.models.normalized import Normalized
 from squall.models.placement import evaluating, like_model
 from squall.runs.config import ConfigError, DataConfig, ModelConfig, RunConfig
-from squall.runs.installed import find_source, installed_only, is_installed, working_folder_importable
+from squall.runs.installed import find_source, imported, is_installed
 from squall.runs.loss import build_loss
 from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
@@ -237,6 +236,11 @@ def _normalization(config: DataConfig, training: Source, system: System | None) 
     return Normalization.identity(training.channels)
 
 
+def condition_channels(source: Source, names: Sequence[str]) -> int:
+    """How many channels some conditions have together."""
+    return sum(known(name, source.conditions).shape[2] for name in names)
+
+
 def condition_statistics(source: Source, names: Sequence[str]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the channels of some conditions; 1 for the deviation of a constant."""
     means, stds = [], []
@@ -305,9 +309,9 @@ def _on_grid(
         raise ConfigError(f"model.arguments.{unknown[0]} is unknown to '{name}': {hint}")
     boundary = ["wall" if name == "mixed" else name for name in source.boundary]
     options = {"boundary": boundary, **sizes, **given, "generator": generator, "dimensions": len(source.space)}
-    channels = sum(known(name, source.conditions).shape[2] for name in config.data.inputs)
+    seen = {"conditions": condition_channels(source, config.data.inputs), "history": config.data.history}
     try:
-        return network(source.channels, conditions=channels, history=config.data.history, **options)
+        return network(source.channels, **seen, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.arguments do not fit '{name}': {error}") from error
 
@@ -335,6 +339,9 @@ MODELS: Mapping[str, Callable[[RunConfig, Source, System | None, torch.Generator
     {"node": _node, "hnn": _hnn, "unet": _unet, "fno": _fno}
 )
 """Models by name; any other name is the import path of a module."""
+
+MISFITS = (RuntimeError, TypeError, ValueError, IndexError)
+"""What models raise for an input of a shape that they cannot take."""
 
 PRESENT_RATE = ("node", "hnn")
 """Those that map the present state alone, to its rate."""
@@ -374,7 +381,7 @@ def _in_units(
     if normalization == Normalization.identity(source.channels) and mask is None and not residual and not conditions[0]:
         return model
     if data.inputs and not conditions[0]:  # as they are
-        channels = sum(known(name, source.conditions).shape[2] for name in data.inputs)
+        channels = condition_channels(source, data.inputs)
         conditions = [0.0] * channels, [1.0] * channels
     return Normalized(
         model,
@@ -412,20 +419,14 @@ def _refuse_strange_model(name: str, trusts: Callable[[Path | None], bool]) -> N
 
 def _imported(config: ModelConfig) -> nn.Module:
     """A module by its import path, of an installed package or of the user's own."""
-    module, _, name = config.name.rpartition(".")
-    if not module:
+    if not config.name.rpartition(".")[0]:
         raise ConfigError(
             f"model.name is '{config.name}', but must be one of {', '.join(MODELS)} or the import path of a "
             "torch.nn.Module, such as my_package.MyModel"
         )
     try:
-        if is_installed(module):
-            with installed_only():
-                model_class = getattr(importlib.import_module(module), name)
-        else:
-            with working_folder_importable():
-                model_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a name such as '..x'
+        model_class = imported(config.name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"model.name is '{config.name}', which cannot be imported: {error}") from error
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise ConfigError(f"model.name is '{config.name}', which is not a class of torch.nn.Module")
@@ -458,15 +459,20 @@ def _try(model: nn.Module, transitions: Transitions, inputs: Inputs) -> None:
     conditions = read_conditions(transitions.source, inputs.conditions, trajectories, starts + inputs.history - 1, 1)
     u, x = window[:, -1], join(window, None if conditions is None else conditions[:, 0])
     try:
-        with torch.no_grad(), evaluating(model):
-            shape = tuple(model(like_model(model, x)).shape)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = output_shape(model, x)
+    except MISFITS as error:
         raise ConfigError(f"the model cannot take states of shape {tuple(x.shape)}: {error}") from error
     if shape != tuple(u.shape):
         raise ConfigError(
             f"the model maps states of shape {tuple(x.shape)} to {shape}, but must return {tuple(u.shape)}, "
             "(batch, channel, *space)"
         )
+
+
+def output_shape(model: nn.Module, x: Tensor) -> tuple[int, ...]:
+    """Of what a model makes of an input; raises one of `MISFITS` where it cannot take it."""
+    with torch.no_grad(), evaluating(model):
+        return tuple(model(like_model(model, x)).shape)
 
 
 def integrator(name: str) -> IntegratorLike:

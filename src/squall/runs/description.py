@@ -4,7 +4,6 @@ data.json   fields, units, axes, time step, boundary, parameters, provenance, co
 data.npz    coordinates, and where there are some: mask, areas, static fields
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from squall._process.files import sha256
 from squall.data import Description, InMemory, Source, Split
 from squall.runs.folder import RunFolder, RunFolderError
 
@@ -49,7 +49,7 @@ def write_description(folder: RunFolder, source: Source) -> dict[str, str]:
     values |= {"dtype": str(source.dtype).removeprefix("torch.")}
     values["conditions"] = [{"name": c.name, "shape": c.shape} for c in source.conditions]
     folder.write_json(DESCRIPTION, values)
-    return {name: _checksum(folder, name) for name in (DESCRIPTION, ARRAYS)}
+    return {name: sha256(folder.path / name) for name in (DESCRIPTION, ARRAYS)}
 
 
 def constants(source: Source) -> set[str]:
@@ -74,7 +74,7 @@ def read_description(folder: RunFolder, checksums: Mapping[str, str], states: in
     for name, checksum in checksums.items():
         if not folder.has(name):
             raise RunFolderError(f"{folder.path} has no {name}: bring the file back, or name the data file by --data")
-        if _checksum(folder, name) != checksum:
+        if sha256(folder.path / name) != checksum:
             raise RunFolderError(f"{folder.path / name} was edited after the training: its checksum does not match")
     values, arrays = folder.read_json(DESCRIPTION), folder.read_arrays(ARRAYS)
     try:
@@ -110,7 +110,3 @@ def _condition(
     if values is not None:
         return torch.from_numpy(values)
     return torch.zeros(1, times if shape[1] > 1 else 1, *shape[2:])
-
-
-def _checksum(folder: RunFolder, name: str) -> str:
-    return hashlib.sha256((folder.path / name).read_bytes()).hexdigest()

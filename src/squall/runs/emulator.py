@@ -34,7 +34,7 @@ from squall.data import DataError, Description, InMemory, Normalization, Split, 
 from squall.integrators import IntegratorLike
 from squall.models.inputs import Conditions, Held, Inputs, Window, advance, rollout
 from squall.models.placement import evaluating, like_model
-from squall.runs.build import Experiment, build
+from squall.runs.build import Experiment, build, condition_channels
 from squall.runs.config import ConfigError, from_dict
 from squall.runs.description import ARRAYS, read_description
 from squall.runs.description import DESCRIPTION as DATA
@@ -97,8 +97,7 @@ class Emulator(nn.Module):
     def of(cls, experiment: Experiment) -> "Emulator":
         """The emulator of a model that was built from a configuration and data."""
         source, inputs = experiment.split.train, experiment.inputs
-        channels = {condition.name: condition.shape[2] for condition in source.conditions}
-        count = sum(channels[name] for name in inputs.conditions)
+        count = condition_channels(source, inputs.conditions)
         return cls(experiment.model, experiment.integrator, source.description, inputs, count, source.mask)
 
     @property

@@ -21,7 +21,7 @@ from squall.losses import (
 from squall.losses.rivals import rival
 from squall.models.placement import evaluating
 from squall.runs.config import ConfigError, LossConfig
-from squall.runs.installed import installed_only, is_installed, working_folder_importable
+from squall.runs.installed import importable
 from squall.training.batches import Batches, beside, takes
 from squall.training.settings import TrainingSettings
 
@@ -68,8 +68,7 @@ def _imbalance_aware(config: LossConfig) -> nn.Module:
 
 def _rival(config: LossConfig, batches: Batches) -> nn.Module:
     data = (KNOWN_OF_THE_DATA[config.name](batches),) if config.name in KNOWN_OF_THE_DATA else ()
-    module = config.name.rpartition(".")[0]
-    with installed_only() if not module or is_installed(module) else working_folder_importable():
+    with importable(config.name.rpartition(".")[0] or "squall"):
         loss = rival(config.name, *data, **config.options or {})
     loss = loss if isinstance(loss, nn.Module) else _Function(loss)
     _try(loss, batches)

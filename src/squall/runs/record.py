@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from squall._process.documents import DocumentError, dump_yaml, read_yaml
+from squall._process.files import sha256
 
 SEAL = "record"
 """The key of environment.json that holds the record."""
@@ -77,7 +78,7 @@ def is_own(environment: Mapping[str, Any], source: Path | None) -> bool:
 
 def source_of(path: Path) -> dict[str, str]:
     """A file by its place and its content."""
-    return {"path": os.path.realpath(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": os.path.realpath(path), "sha256": sha256(path)}
 
 
 def _checksum(environment: Mapping[str, Any]) -> str:
