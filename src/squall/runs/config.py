@@ -79,7 +79,7 @@ class DataConfig:
 
     path: str = ""
     validation: int | float = 5
-    test: int | float = 10
+    test: int | float = 10  # the paper's, of 100
     normalization: Literal["auto", "none", "standard"] = "auto"
     memory_gib: float = 2.0
     split: Literal["auto", "trajectory", "time", "parts"] = "auto"
@@ -115,7 +115,7 @@ class ModelConfig:
     """
 
     name: str = "node"
-    hidden: int = 200
+    hidden: int = 200  # the paper's
     structure: Literal["auto", "laplacian", "central-difference"] = "auto"
     arguments: dict[str, Any] = field(default_factory=dict)
     predicts: Literal["rate", "state"] = "rate"

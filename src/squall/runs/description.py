@@ -25,15 +25,7 @@ TEXTS = ("dt", "fields", "spacing", "boundary", "name", "parameters", "provenanc
 
 
 def write_description(folder: RunFolder, source: Source) -> dict[str, str]:
-    """Record the data that a run is trained on.
-
-    Args:
-        folder: of the run.
-        source: its training part.
-
-    Returns:
-        the checksums of both files, for the sealed record.
-    """
+    """Record the training part of a run's data; return the checksums of both files, for the sealed record."""
     about = source.description
     arrays = {f"axis_{i}": points for i, points in enumerate(about.coordinates)}
     beside = {"mask": source.mask, "measure": source.measure}
@@ -60,13 +52,8 @@ def constants(source: Source) -> set[str]:
 def read_description(folder: RunFolder, checksums: Mapping[str, str], states: int) -> tuple[Split, set[str]]:
     """Data with the recorded description, of which the states are zero: all that a model is built from.
 
-    Args:
-        folder: of the run.
-        checksums: as `write_description` returned them.
-        states: of a trajectory: as many as a training step takes.
-
-    Returns:
-        the data, and the names of the conditions whose values the folder holds.
+    A trajectory has as many `states` as a training step takes. Returned beside the data are the names of the conditions
+    whose values the folder holds.
 
     Raises:
         RunFolderError: if a file is missing, damaged or was edited.

@@ -213,11 +213,7 @@ class Contents:
     ) -> Emulator:
         """The model with its weights, built as for the training, on a grid without data.
 
-        Args:
-            weights: its tensors.
-            path: the folder.
-            beside: the checksums of the files there that describe conditions and mask, if there are some.
-            trust: whether its model may be imported from outside the installed packages.
+        `beside` has the checksums of the files in `path` that describe conditions and mask, if there are some.
         """
         config, description = from_dict(self.config), _description(self.data)
         states = max(2, config.data.history + config.training.unroll)

@@ -95,7 +95,7 @@ def _files_below(folder: Path) -> Iterator[tuple[str, int, int]]:
                 yield path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)  # the runs of a study share a few files, and each asks several times
 def _checksum(path: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     """Of what has not changed since it was last read here: `path / name` for every name, size and time of change."""
     digest = hashlib.sha256()
@@ -120,11 +120,7 @@ def evaluation_suffix(method: str | None, count: int) -> str:
 
 
 class RunFolder:
-    """One run on disk.
-
-    Args:
-        path: the folder; `create` makes it.
-    """
+    """One run on disk; `create` makes the folder."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)

@@ -32,13 +32,7 @@ TARGETS = 2**22
 def build_loss(
     config: LossConfig, transitions: Transitions, settings: TrainingSettings, scale: Sequence[float]
 ) -> nn.Module:
-    """The loss of a configuration.
-
-    Args:
-        config: its name and settings.
-        transitions: the training pairs, which some rivals must know.
-        settings: what the loss compares.
-        scale: one number per channel, by which residuals are divided before the loss sees them.
+    """The loss of a configuration; residuals of a channel are divided by its `scale` before the loss sees them.
 
     Raises:
         ConfigError: if the loss cannot be imported or made, or does not fit the training.

@@ -104,7 +104,8 @@ def run(
                 conditions=experiment.inputs.conditions,
             )
         except TrainingDiverged as error:
-            error.add_note(recorder.last_good)
+            saved = "none yet" if recorder.saved_step is None else f"step {recorder.saved_step}"
+            error.add_note(f"The last good checkpoint: {saved}, in {recorder.folder.path}")
             raise
 
 
@@ -391,11 +392,6 @@ class _FolderRecorder(Recorder):
         torch.Generator().set_state(checkpoint.state["random"]["cpu"])
         _ = checkpoint.state["score"] and Score(*checkpoint.state["score"])
         float(checkpoint.state["seconds"])
-
-    @property
-    def last_good(self) -> str:
-        saved = "none yet" if self.saved_step is None else f"step {self.saved_step}"
-        return f"The last good checkpoint: {saved}, in {self.folder.path}"
 
     def stopping(self) -> bool:
         return self.watcher.stopping()
