@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from in_process import run_here
+from problems import Stops
 from rich.console import Console
 from scipy import stats
 
@@ -45,7 +46,6 @@ from squall.study.statistics import (
     paired_ratio,
     summarize,
 )
-from squall.training.loop import Recorder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -552,7 +552,7 @@ def test_trials_that_stand_at_different_steps_go_on_together(tmp_path, finished)
     folder.create(study)
     shutil.copytree(finished / "data", folder.path / "data", dirs_exist_ok=True)
     half, done, *rest = [(folder.config(trial), folder.run(trial).path) for trial in study.trials]
-    run(*half, StopAt(30))
+    run(*half, Stops(30))
     run(*done)
     results = run_together([half, done, *rest])
     assert results[1] is None
@@ -578,17 +578,6 @@ def test_some_of_the_grids_are_run(tmp_path, capsys):
     assert main(["study", "run", "smoke", "--out", str(tmp_path / "no"), "--grids", "figure-9"]) == 2
     assert "'figure-9' is not a known grid of the study 'smoke'" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-
-
-class StopAt(Recorder):
-    def __init__(self, step: int) -> None:
-        self.last, self.step = step, 0
-
-    def stepped(self, step: int) -> None:
-        self.step = step
-
-    def stopping(self) -> bool:
-        return self.step >= self.last
 
 
 # SANN
