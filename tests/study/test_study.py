@@ -466,6 +466,7 @@ def test_friedmans_test_of_a_published_sample():
     alone = mean_ranks([np.array([[1.0, math.inf, math.inf]])])
     assert alone.mean.tolist() == [1.0, 2.5, 2.5]
     assert math.isnan(alone.p)
+    assert mean_ranks([np.array([[1.0, 2.0, 3.0]] * 2)]).p == pytest.approx(math.exp(-2))  # chi-squared 4, df 2
 
 
 @pytest.mark.parametrize(("treatments", "q"), [(2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (10, 3.164)])
