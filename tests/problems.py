@@ -1,5 +1,6 @@
 """Problems that several test files share: small, seeded, of Cahn-Hilliard."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ from squall.data import InMemory
 from squall.losses import ImbalanceAwareLoss, KLBudget, MeanSquaredError
 from squall.models import HNN, NODE
 from squall.systems import CahnHilliard
+from squall.training import Checkpoint, Recorder, Validation
 
 SYSTEM = CahnHilliard()
 
@@ -35,3 +37,30 @@ def separating(trajectories: int = 4, steps: int = 100, first: int = 60) -> InMe
     """Simulated trajectories from the time index `first` on, when the phases separate."""
     states = SYSTEM.simulate(SYSTEM.initial_states(trajectories, torch.Generator().manual_seed(0)), steps)
     return InMemory(states[:, first:], dt=SYSTEM.dt)
+
+
+class Stops(Recorder):
+    """Stops a training once it has done each of some steps, keeps what is saved, and hands back the last of it."""
+
+    def __init__(self, *steps: int, saved: Checkpoint | None = None) -> None:
+        self.stops, self.step = list(steps), 0
+        self.saves = [] if saved is None else [saved]
+        self.best: Checkpoint | None = None
+
+    def resume(self) -> Checkpoint | None:
+        return self.saves[-1] if self.saves else None
+
+    def resume_best(self) -> Checkpoint | None:
+        return self.best
+
+    def stopping(self) -> bool:
+        return bool(self.stops) and self.step >= self.stops[0] and bool(self.stops.pop(0))
+
+    def stepped(self, step: int) -> None:
+        self.step = step
+
+    def saved(self, checkpoint: Checkpoint) -> None:
+        self.saves.append(copy.deepcopy(checkpoint))
+
+    def improved(self, checkpoint: Checkpoint, validation: Validation) -> None:
+        self.best = copy.deepcopy(checkpoint)

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from problems import Stops
 from processes import COMMAND, run_program, run_signalled
 from safetensors.torch import load_file
 from shortcuts import without_drawing
@@ -22,7 +23,6 @@ from squall.cli import main
 from squall.runs.config import from_dict
 from squall.runs.folder import RunFolder
 from squall.runs.train import run
-from squall.training.loop import Recorder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -99,19 +99,9 @@ def test_a_memory_of_every_sample_is_resumed_as_it_was(data, tmp_path):
         sizes = ["--training.checkpoint_every", "3", "--loss.name", "vrba", "--loss.options", '{"eta": 0.5}']
         return [*train(data, tmp_path / out, 6), *sizes, *more]
 
-    class Stop(Recorder):
-        def __init__(self) -> None:
-            self.step = 0
-
-        def stepped(self, step: int) -> None:
-            self.step = step
-
-        def stopping(self) -> bool:
-            return self.step >= 3
-
     assert main(words("whole")) == 0
     config = from_dict(RunFolder(tmp_path / "whole").read_config())
-    assert not run(config, tmp_path / "part", Stop()).finished
+    assert not run(config, tmp_path / "part", Stops(3)).finished
     run(config, tmp_path / "part")
     whole, part = (RunFolder(tmp_path / name).load("last") for name in ("whole", "part"))
     assert whole.state["loss"]["memory"].any()

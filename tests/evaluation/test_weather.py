@@ -170,6 +170,7 @@ def test_events_count_by_area():
     truth, prediction = torch.zeros(2, 1, 1, 3, 4).double()
     truth[0, 0, 1, :2] = prediction[0, 0, 1, 1:3] = 1  # one hit, one miss and one false alarm at the equator
     truth[0, 0, 0, 0] = 1  # a miss of half their size
+    truth[0, 0, 2, 0] = prediction[0, 0, 2, 1] = 0.5  # at the threshold, not above it
     scores = event_scores(prediction, truth, grid.areas, threshold=0.5)
     assert scores["hit_rate"] == [pytest.approx(1.5 / 3.75)]
     assert scores["csi"] == [pytest.approx(1.5 / 5.25)]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from problems import Stops
 
 import squall
 import squall.data
@@ -14,7 +15,6 @@ from squall.models.normalized import Normalized
 from squall.runs.build import build, condition_statistics
 from squall.runs.config import ConfigError, from_dict, with_defaults
 from squall.runs.train import run
-from squall.training import Recorder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -112,19 +112,10 @@ def test_statistics_of_conditions_are_those_of_all_their_values(path):
 @pytest.mark.filterwarnings("ignore:.*the model sees none of")
 @pytest.mark.parametrize("predicts", ["rate", "state", "residual"])
 def test_a_run_with_a_history_conditions_masks_and_areas_is_trained_resumed_and_rolled_out(path, tmp_path, predicts):
-    class Stops(Recorder):
-        stops, step = [3], 0
-
-        def stopping(self):
-            return bool(self.stops) and self.step >= self.stops[0] and bool(self.stops.pop(0))
-
-        def stepped(self, step):
-            self.step = step
-
     model = {"predicts": "rate" if predicts == "rate" else "state", "residual": predicts == "residual"}
     made = config(path, model=model, training={"average": 0.5, "patience": 9, "clip": 1.0, "accumulate": 2})
     whole = run(made, tmp_path / "whole")
-    stopped = run(made, tmp_path / "part", Stops())
+    stopped = run(made, tmp_path / "part", Stops(3))
     assert not stopped.finished
     part = run(made, tmp_path / "part")
     for name, weight in whole.model.state_dict().items():

@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -74,6 +75,22 @@ def test_no_readable_checkpoint_is_an_error_that_says_what_to_do(folder):
         pytest.raises(CheckpointError, match=r"Move .* to go on without them"),
     ):
         folder.load("last")
+
+
+def test_the_best_weights_are_the_newest_that_are_asked_for_and_the_last_stand_in_for_them(folder):
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        folder.newest()
+    folder.save("last", checkpoint(2))
+    assert folder.newest()[0] == "last"
+    folder.save("best", checkpoint(1))
+    assert (folder.newest()[0], folder.newest()[1].step) == ("best", 1)
+    (folder.path / "checkpoints" / "best-00000001" / "state.pt").write_bytes(b"")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert folder.newest()[1].step == 2
+        with pytest.raises(CheckpointError, match=r"no 'best' checkpoint of .* can be read"):
+            folder.newest(("best",))
+    assert [str(x.message).endswith("the last one is used") for x in warned] == [False, True, False]
 
 
 def test_metrics_are_taken_back_to_a_step(folder):

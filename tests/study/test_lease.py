@@ -84,15 +84,15 @@ def test_a_lease_that_does_not_change_expires_and_its_holder_notices(tmp_path, c
 def test_a_lease_that_is_touched_does_not_expire(tmp_path, clock, elsewhere):
     a, b = Leases(tmp_path / "l", heartbeat=0.005), Leases(tmp_path / "l")
     a.claim("run")
-    before = a.held["run"].path.stat().st_mtime_ns
+    before = a.held["run"].stat().st_mtime_ns
     with a.beating():
         for _ in range(3):
             assert not b.claim("run")
             clock[0] += b.expiry - 1
             deadline = time.monotonic() + 600
-            while a.held["run"].path.stat().st_mtime_ns == before and time.monotonic() < deadline:
+            while a.held["run"].stat().st_mtime_ns == before and time.monotonic() < deadline:
                 time.sleep(0.001)
-            before = a.held["run"].path.stat().st_mtime_ns
+            before = a.held["run"].stat().st_mtime_ns
     assert a.lost() == []
 
 
@@ -103,7 +103,7 @@ def test_a_clock_that_jumps_ends_no_lease(tmp_path, clock, elsewhere, jump):
     a.claim("run")
     assert not b.claim("run")
     changed = time.time() + jump
-    os.utime(a.held["run"].path, (changed, changed))  # the disk's clock has jumped; the holder is alive
+    os.utime(a.held["run"], (changed, changed))  # the disk's clock has jumped; the holder is alive
     clock[0] += b.expiry + 1
     assert not b.claim("run")
     assert a.lost() == []
@@ -149,7 +149,7 @@ def test_the_lease_of_a_process_of_this_machine_ends_with_it(tmp_path):
 def test_a_number_of_a_process_that_another_has_now_is_no_sign_of_life(tmp_path):
     ours = Leases(tmp_path / "l")
     ours.claim("run")
-    path = ours.held["run"].path
+    path = ours.held["run"]
     holder = json.loads(path.read_text())
     if "machine" not in holder:
         pytest.skip("this system does not say when a process began")

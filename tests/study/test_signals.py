@@ -99,10 +99,10 @@ def test_a_study_whose_worker_is_killed_ends_and_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(runner, "run_batch", die)
     with runner._processes(1) as workers:
         with pytest.raises(BrokenProcessPool):
-            workers.submit([]).result(30)
+            workers.submit([]).result(300)
         stopping = threading.Thread(target=workers.stop, daemon=True)
         stopping.start()
-        stopping.join(20)
+        stopping.join(120)
         assert not stopping.is_alive()
 
 

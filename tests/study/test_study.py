@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from in_process import run_here
+from problems import Stops
 from rich.console import Console
 from scipy import stats
 
@@ -45,7 +46,6 @@ from squall.study.statistics import (
     paired_ratio,
     summarize,
 )
-from squall.training.loop import Recorder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -466,6 +466,7 @@ def test_friedmans_test_of_a_published_sample():
     alone = mean_ranks([np.array([[1.0, math.inf, math.inf]])])
     assert alone.mean.tolist() == [1.0, 2.5, 2.5]
     assert math.isnan(alone.p)
+    assert mean_ranks([np.array([[1.0, 2.0, 3.0]] * 2)]).p == pytest.approx(math.exp(-2))  # chi-squared 4, df 2
 
 
 @pytest.mark.parametrize(("treatments", "q"), [(2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (10, 3.164)])
@@ -552,7 +553,7 @@ def test_trials_that_stand_at_different_steps_go_on_together(tmp_path, finished)
     folder.create(study)
     shutil.copytree(finished / "data", folder.path / "data", dirs_exist_ok=True)
     half, done, *rest = [(folder.config(trial), folder.run(trial).path) for trial in study.trials]
-    run(*half, StopAt(30))
+    run(*half, Stops(30))
     run(*done)
     results = run_together([half, done, *rest])
     assert results[1] is None
@@ -578,17 +579,6 @@ def test_some_of_the_grids_are_run(tmp_path, capsys):
     assert main(["study", "run", "smoke", "--out", str(tmp_path / "no"), "--grids", "figure-9"]) == 2
     assert "'figure-9' is not a known grid of the study 'smoke'" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-
-
-class StopAt(Recorder):
-    def __init__(self, step: int) -> None:
-        self.last, self.step = step, 0
-
-    def stepped(self, step: int) -> None:
-        self.step = step
-
-    def stopping(self) -> bool:
-        return self.step >= self.last
 
 
 # SANN

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from problems import LOSSES, model, separating
+from problems import LOSSES, Stops, model, separating
 
 import squall.training.batched
 from squall._types import Score, Validation
@@ -68,9 +68,9 @@ def test_wrong_targets_are_those_of_its_members_alone(source):
 def test_a_schedule_goes_on_where_it_stood(source):
     """Half of the steps together, the rest alone, as all of them alone."""
     rule = Schedule(KLBudget(0.5), steps=8)
-    memory = Memory(stop=8)
-    train_together([member(0, ImbalanceAwareLoss(rule), source, memory)], Transitions(source), SETTINGS)
-    kept = Memory(checkpoint=memory.checkpoint)
+    stopped = Stops(8)
+    train_together([member(0, ImbalanceAwareLoss(rule), source, stopped)], Transitions(source), SETTINGS)
+    kept = Stops(saved=stopped.resume())
     one = member(0, ImbalanceAwareLoss(rule), source, kept)
     resumed = train(
         one.model, Transitions(source), SETTINGS, loss=one.loss, sampler=one.sampler, recorder=kept,
@@ -84,39 +84,20 @@ def test_a_schedule_goes_on_where_it_stood(source):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-class Memory(Recorder):
-    """Keeps the last checkpoint, and stops after some steps."""
-
-    def __init__(self, stop: int | None = None, checkpoint=None) -> None:
-        self.stop, self.checkpoint, self.steps = stop, checkpoint, 0
-
-    def resume(self):
-        return self.checkpoint
-
-    def stepped(self, step: int) -> None:
-        self.steps = step
-
-    def stopping(self) -> bool:
-        return self.stop is not None and self.steps >= self.stop
-
-    def saved(self, checkpoint) -> None:
-        self.checkpoint = checkpoint
-
-
 def test_a_stopped_ensemble_goes_on_to_the_same_bits_and_its_members_can_go_on_alone(source):
     unbroken = train_together([member(s, MeanSquaredError(), source) for s in (0, 1)], Transitions(source), SETTINGS)
-    memories = [Memory(stop=6), Memory(stop=6)]
-    train_together([member(s, MeanSquaredError(), source, memories[s]) for s in (0, 1)], Transitions(source), SETTINGS)
-    assert [memory.checkpoint.step for memory in memories] == [6, 6]
+    stopped = [Stops(6), Stops(6)]
+    train_together([member(s, MeanSquaredError(), source, stopped[s]) for s in (0, 1)], Transitions(source), SETTINGS)
+    assert [recorder.resume().step for recorder in stopped] == [6, 6]
     resumed = train_together(
-        [member(s, MeanSquaredError(), source, Memory(None, memories[s].checkpoint)) for s in (0, 1)],
+        [member(s, MeanSquaredError(), source, Stops(saved=stopped[s].resume())) for s in (0, 1)],
         Transitions(source),
         SETTINGS,
     )
     one = member(1, MeanSquaredError(), source)
     alone = train(
         one.model, Transitions(source), SETTINGS, loss=one.loss, sampler=one.sampler,
-        recorder=Memory(None, memories[1].checkpoint),
+        recorder=Stops(saved=stopped[1].resume()),
     )  # fmt: skip
     for ours, theirs in zip(resumed, unbroken, strict=True):
         for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
@@ -213,23 +194,23 @@ def test_a_validation_of_ones_own_is_called(source):
     assert [line["validation"] for line in found.history if "validation" in line] == [{"own": 1}] * 3
 
 
-class Slow(Memory):
+class Slow(Stops):
     """Takes longer to save than the steps take that follow."""
 
     def saved(self, checkpoint) -> None:
         time.sleep(0.2)
-        self.checkpoints = [*getattr(self, "checkpoints", []), checkpoint]
+        self.saves.append(checkpoint)  # as it is then, and no copy
 
 
 def test_what_is_saved_late_is_what_was_there_in_time(two_channels):
     settings = TrainingSettings(steps=6, batch=5, checkpoint_every=2, validate_every=0)
     sampler = UniformSampler(len(two_channels), 5, 0)
-    slow, quick = Slow(), [Memory(stop=stop) for stop in (2, 4)]
+    slow, quick = Slow(), [Stops(step) for step in (2, 4)]
     train_together([of_two_channels(0, MeanSquaredError(), sampler, recorder=slow)], two_channels, settings)
-    assert [checkpoint.step for checkpoint in slow.checkpoints] == [2, 4, 6]
-    for memory, late in zip(quick, slow.checkpoints, strict=False):
-        train_together([of_two_channels(0, MeanSquaredError(), sampler, recorder=memory)], two_channels, settings)
-        for name, weight in memory.checkpoint.weights.items():
+    assert [checkpoint.step for checkpoint in slow.saves] == [2, 4, 6]
+    for recorder, late in zip(quick, slow.saves, strict=False):
+        train_together([of_two_channels(0, MeanSquaredError(), sampler, recorder=recorder)], two_channels, settings)
+        for name, weight in recorder.resume().weights.items():
             assert torch.equal(weight, late.weights[name])
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from problems import Stops
 from torch import nn
 
 from squall._types import Score, Validation
@@ -39,34 +40,6 @@ def pointwise(inputs: int = 2, outputs: int = 2, seed: int = 0, dropout: float =
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
-
-
-class Kills(Recorder):
-    """Stops at some steps, keeps what was saved last and best, and hands it back."""
-
-    def __init__(self, *stops: int) -> None:
-        self.stops, self.last, self.best, self.step = list(stops), None, None, 0
-
-    def resume(self):
-        return self.last
-
-    def resume_best(self):
-        return self.best
-
-    def stopping(self):
-        if self.stops and self.step >= self.stops[0]:
-            self.stops.pop(0)
-            return True
-        return False
-
-    def stepped(self, step):
-        self.step = step
-
-    def saved(self, checkpoint):
-        self.last = copy.deepcopy(checkpoint)
-
-    def improved(self, checkpoint, validation):
-        self.best = copy.deepcopy(checkpoint)
 
 
 def size_of_first_weight(model: nn.Module) -> Validation:
@@ -411,7 +384,7 @@ def test_a_killed_training_with_every_option_ends_with_the_same_bits(changes):
             conditions=("wind",),
         )
 
-    whole, recorder = run(0, Recorder()), Kills(1, 4, 7, 12)
+    whole, recorder = run(0, Recorder()), Stops(1, 4, 7, 12)
     for seed in (0, 9, 9, 9, 9):  # what is resumed brings its own weights
         part = run(seed, recorder)
     assert part.finished
@@ -431,7 +404,7 @@ def test_patience_is_remembered_by_a_resumed_training():
         return lambda model: Validation(Score(0, float(next(scores))), {})
 
     whole = train(pointwise(), transitions, settings, validate=ever_worse())
-    recorder = Kills(4)
+    recorder = Stops(4)
     train(pointwise(), transitions, settings, validate=ever_worse(), recorder=recorder)
     part = train(
         pointwise(), transitions, settings, validate=lambda m: Validation(Score(0, 9.0), {}), recorder=recorder

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from problems import Stops
 from torch import nn
 
 from squall._types import Score, Validation
@@ -25,28 +26,6 @@ def linear(seed: int = 0, dropout: float = 0.0) -> nn.Module:
         return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 8))
 
 
-class Interruption(Recorder):
-    """Stops at some steps, and hands back what was saved there."""
-
-    def __init__(self, *stops: int) -> None:
-        self.stops, self.saves, self.step = list(stops), [], 0
-
-    def resume(self):
-        return self.saves[-1] if self.saves else None
-
-    def stopping(self):
-        if self.stops and self.step >= self.stops[0]:
-            self.stops.pop(0)
-            return True
-        return False
-
-    def stepped(self, step):
-        self.step = step
-
-    def saved(self, checkpoint):
-        self.saves.append(checkpoint)
-
-
 @pytest.mark.parametrize("residual", ["rate", "state"])
 @pytest.mark.parametrize("loss", [MeanSquaredError, ImbalanceAwareLoss])
 def test_training_learns_the_rate(residual, loss):
@@ -62,7 +41,7 @@ def test_training_learns_the_rate(residual, loss):
 def test_an_interrupted_training_ends_with_the_same_bits():
     settings = TrainingSettings(30, 16, log_every=3, validate_every=10, checkpoint_every=5)
     whole = train(linear(dropout=0.3), decay(), settings, integrator=midpoint)
-    recorder = Interruption(4, 11, 12)
+    recorder = Stops(4, 11, 12)
     for seed in (0, 9, 9, 9):  # what is resumed brings its own weights
         part = train(linear(seed, dropout=0.3), decay(), settings, integrator=midpoint, recorder=recorder)
     assert part.finished

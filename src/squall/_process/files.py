@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -45,6 +46,12 @@ def special_file(path: Path) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
+
+
+def sha256(path: Path) -> str:
+    """Of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_existing(path: Path, another: str = "another name") -> None:

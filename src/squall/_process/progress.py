@@ -38,11 +38,11 @@ def progress_bar(console: Console) -> "Progress | ProgressLines":
 
 
 @contextmanager
-def told(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with the number of finished steps and their total."""
+def told(console: Console, title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A function to call with the number of finished steps and, where it is not given here, their total."""
     with progress_bar(console) as progress:
-        task = progress.add_task(title, total=None, status="")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(title, total=total, status="")
+        yield lambda done, total=total: progress.update(task, completed=done, total=total)
 
 
 class ProgressLines:

@@ -50,7 +50,7 @@ def execute(words: Sequence[str]) -> int:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         text = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         console.print(f"squall: {text}", style="red")
-        return 128 + number
+        return 128 + number  # as shells report a signal
     except Exception as error:
         place = failed_in(error)
         if too_large(error) and not (place and isinstance(error, ArithmeticError)):

@@ -11,7 +11,11 @@ from squall.cli import COMMANDS
 
 
 def _value(text: str) -> Any:
-    """A value of the command line or a configuration file; 'name:' and '{name}' stay text."""
+    """A value of the command line or a configuration file; 'name:' and '{name}' stay text.
+
+    >>> _value("name:"), _value("{name}"), _value("{name: 1}")
+    ('name:', '{name}', {'name': 1})
+    """
     value = read_yaml(text)
     names_only = isinstance(value, dict) and all(x is None for x in value.values()) and "\n" not in text
     return text if names_only and (":" not in text or text.rstrip().endswith(":")) else value

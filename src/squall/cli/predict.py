@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from squall._process.files import refuse_existing
-from squall._process.progress import progress_bar
+from squall._process.progress import told
 from squall.cli.options import add_animate, add_run, add_weights, command_parser
 from squall.runs.predict import predict_to_file, read_start
 from squall.runs.trained import open_run
@@ -57,16 +57,9 @@ def run(arguments: Namespace, console: Console) -> int:
 
         check_animation(kind)
         forecast_animations(arguments.out, kind, trained.source.fields, len(start.window))
-    with progress_bar(console) as progress:
-        task = progress.add_task("predicting", total=arguments.steps, status="")
-        predict_to_file(
-            trained,
-            start,
-            arguments.steps,
-            arguments.out,
-            about={"run": str(arguments.run)},
-            progress=lambda done: progress.update(task, completed=done),
-        )
+    with told(console, "predicting", arguments.steps) as progress:
+        about = {"run": str(arguments.run)}
+        predict_to_file(trained, start, arguments.steps, arguments.out, about=about, progress=progress)
     if kind is not None:
         from squall.report import animate_forecast
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from squall._process.files import read_array
-from squall._process.progress import progress_bar
+from squall._process.progress import told
 from squall._types import State
 from squall.cli.options import command_parser, new_parser
 from squall.data.apebench import write_scenario
@@ -63,8 +63,7 @@ def run(arguments: Namespace, console: Console) -> int:
     if initial is not None and (count is not None or seed is not None):
         raise ValueError("--initial gives the first states: --trajectories and --seed do not go with it")
     states = None if initial is None else _initial_states(initial, system.shape)
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"simulating {name}", total=steps, status="")
+    with told(console, f"simulating {name}", steps) as progress:
         simulate_to_file(
             system,
             out,
@@ -72,7 +71,7 @@ def run(arguments: Namespace, console: Console) -> int:
             steps=steps,
             seed=seed,
             initial_states=states,
-            progress=lambda done: progress.update(task, completed=done),
+            progress=progress,
         )
     print(out)
     return 0
@@ -81,12 +80,9 @@ def run(arguments: Namespace, console: Console) -> int:
 def _simulate_sphere(options: dict[str, Any], console: Console) -> int:
     out, run_options = options.pop("out"), {name: options.pop(name) for name in ("trajectories", "steps", "seed")}
     system = ShallowWater(**options)
-    with progress_bar(console) as progress:
-        total = run_options["trajectories"] * run_options["steps"]
-        task = progress.add_task(f"simulating {system.name}", total=total, status="")
-        changes = simulate_sphere_to_file(
-            system, out, **run_options, progress=lambda done: progress.update(task, completed=done)
-        )
+    total = run_options["trajectories"] * run_options["steps"]
+    with told(console, f"simulating {system.name}", total) as progress:
+        changes = simulate_sphere_to_file(system, out, **run_options, progress=progress)
     hours = run_options["steps"] * system.dt / 3600
     for quantity, values in changes.items():
         print(

@@ -145,6 +145,7 @@ def _submit_study(options: Namespace, study: Study, out: Path) -> int:
     words = ["study", "run", definition, "--out", str(out.absolute()), "--workers", workers]
     words += ["--together", str(options.together), "--part", options.part]
     words += ["--grids", *options.grids] if options.grids else []
+    # An hour: submitit's own five minutes would be spent on starting.
     resources = {"job_name": file_name(study.name), "time": 60, "cpus_per_task": int(workers), **options.resources}
     if options.dry_run:
         print(job_script(out, options.jobs, resources))

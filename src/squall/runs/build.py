@@ -1,6 +1,5 @@
 """Names become objects, here and nowhere else: a configuration turns into all that training and evaluation take."""
 
-import importlib
 import inspect
 import math
 import warnings
@@ -29,7 +28,7 @@ from squall.models.inputs import Inputs, join, read_conditions
 from squall.models.normalized import Normalized
 from squall.models.placement import evaluating, like_model
 from squall.runs.config import ConfigError, DataConfig, ModelConfig, RunConfig
-from squall.runs.installed import find_source, installed_only, is_installed, working_folder_importable
+from squall.runs.installed import find_source, imported, is_installed
 from squall.runs.loss import build_loss
 from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
@@ -237,6 +236,11 @@ def _normalization(config: DataConfig, training: Source, system: System | None) 
     return Normalization.identity(training.channels)
 
 
+def condition_channels(source: Source, names: Sequence[str]) -> int:
+    """How many channels some conditions have together."""
+    return sum(known(name, source.conditions).shape[2] for name in names)
+
+
 def condition_statistics(source: Source, names: Sequence[str]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the channels of some conditions; 1 for the deviation of a constant."""
     means, stds = [], []
@@ -246,7 +250,7 @@ def condition_statistics(source: Source, names: Sequence[str]) -> tuple[list[flo
         flat = [piece.transpose(1, 2).flatten(2)[0] for piece in pieces]  # (condition, number)
         each = torch.stack([x.mean(1) for x in flat])
         variance = torch.stack([x.var(1, correction=0) for x in flat]).mean(0) + each.var(0, correction=0)
-        scale = each.abs().amax(0) * 8 * torch.finfo(source.dtype).eps
+        scale = each.abs().amax(0) * 8 * torch.finfo(source.dtype).eps  # below it, a deviation is rounding
         std = variance.sqrt()
         means += each.mean(0).tolist()
         stds += torch.where(std <= scale, 1.0, std).tolist()
@@ -287,7 +291,8 @@ def _covers_the_sphere(source: Source) -> bool:
 
 
 def _fno(config: RunConfig, source: Source, system: System | None, generator: torch.Generator) -> nn.Module:
-    return _on_grid(FNO, {"modes": [min(16, points) for points in source.space]}, config, source, generator)
+    modes = [min(16, points) for points in source.space]  # 16 as Li et al. (2021) on Burgers' equation
+    return _on_grid(FNO, {"modes": modes}, config, source, generator)
 
 
 FROM_DATA = {"channels", "dimensions", "conditions", "history", "out_channels", "film", "generator"}
@@ -305,9 +310,9 @@ def _on_grid(
         raise ConfigError(f"model.arguments.{unknown[0]} is unknown to '{name}': {hint}")
     boundary = ["wall" if name == "mixed" else name for name in source.boundary]
     options = {"boundary": boundary, **sizes, **given, "generator": generator, "dimensions": len(source.space)}
-    channels = sum(known(name, source.conditions).shape[2] for name in config.data.inputs)
+    seen = {"conditions": condition_channels(source, config.data.inputs), "history": config.data.history}
     try:
-        return network(source.channels, conditions=channels, history=config.data.history, **options)
+        return network(source.channels, **seen, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.arguments do not fit '{name}': {error}") from error
 
@@ -335,6 +340,12 @@ MODELS: Mapping[str, Callable[[RunConfig, Source, System | None, torch.Generator
     {"node": _node, "hnn": _hnn, "unet": _unet, "fno": _fno}
 )
 """Models by name; any other name is the import path of a module."""
+
+MISFITS = (RuntimeError, TypeError, ValueError, IndexError)
+"""What models raise for an input of a shape that they cannot take."""
+
+EXPLICIT = tuple(name for name in INTEGRATORS if name != next_state.name)
+"""The names of the integrators of a rate."""
 
 PRESENT_RATE = ("node", "hnn")
 """Those that map the present state alone, to its rate."""
@@ -374,7 +385,7 @@ def _in_units(
     if normalization == Normalization.identity(source.channels) and mask is None and not residual and not conditions[0]:
         return model
     if data.inputs and not conditions[0]:  # as they are
-        channels = sum(known(name, source.conditions).shape[2] for name in data.inputs)
+        channels = condition_channels(source, data.inputs)
         conditions = [0.0] * channels, [1.0] * channels
     return Normalized(
         model,
@@ -412,20 +423,14 @@ def _refuse_strange_model(name: str, trusts: Callable[[Path | None], bool]) -> N
 
 def _imported(config: ModelConfig) -> nn.Module:
     """A module by its import path, of an installed package or of the user's own."""
-    module, _, name = config.name.rpartition(".")
-    if not module:
+    if not config.name.rpartition(".")[0]:
         raise ConfigError(
             f"model.name is '{config.name}', but must be one of {', '.join(MODELS)} or the import path of a "
             "torch.nn.Module, such as my_package.MyModel"
         )
     try:
-        if is_installed(module):
-            with installed_only():
-                model_class = getattr(importlib.import_module(module), name)
-        else:
-            with working_folder_importable():
-                model_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a name such as '..x'
+        model_class = imported(config.name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"model.name is '{config.name}', which cannot be imported: {error}") from error
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise ConfigError(f"model.name is '{config.name}', which is not a class of torch.nn.Module")
@@ -458,9 +463,8 @@ def _try(model: nn.Module, transitions: Transitions, inputs: Inputs) -> None:
     conditions = read_conditions(transitions.source, inputs.conditions, trajectories, starts + inputs.history - 1, 1)
     u, x = window[:, -1], join(window, None if conditions is None else conditions[:, 0])
     try:
-        with torch.no_grad(), evaluating(model):
-            shape = tuple(model(like_model(model, x)).shape)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = output_shape(model, x)
+    except MISFITS as error:
         raise ConfigError(f"the model cannot take states of shape {tuple(x.shape)}: {error}") from error
     if shape != tuple(u.shape):
         raise ConfigError(
@@ -469,13 +473,18 @@ def _try(model: nn.Module, transitions: Transitions, inputs: Inputs) -> None:
         )
 
 
+def output_shape(model: nn.Module, x: Tensor) -> tuple[int, ...]:
+    """Of what a model makes of an input; raises one of `MISFITS` where it cannot take it."""
+    with torch.no_grad(), evaluating(model):
+        return tuple(model(like_model(model, x)).shape)
+
+
 def integrator(name: str) -> IntegratorLike:
     """An integrator by its name.
 
     Raises:
         ConfigError: with the known names.
     """
-    known = [known for known in INTEGRATORS if known != next_state.name]
-    if name not in known:
-        raise ConfigError(f"integrator is '{name}', but must be one of: {', '.join(known)}")
+    if name not in EXPLICIT:
+        raise ConfigError(f"integrator is '{name}', but must be one of: {', '.join(EXPLICIT)}")
     return INTEGRATORS[name]

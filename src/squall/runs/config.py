@@ -33,7 +33,6 @@ __all__ = [
     "explain",
     "flat",
     "from_dict",
-    "keys",
     "refuse_file_as_group",
     "refuse_null",
     "to_dict",
@@ -80,7 +79,7 @@ class DataConfig:
 
     path: str = ""
     validation: int | float = 5
-    test: int | float = 10
+    test: int | float = 10  # the paper's, of 100
     normalization: Literal["auto", "none", "standard"] = "auto"
     memory_gib: float = 2.0
     split: Literal["auto", "trajectory", "time", "parts"] = "auto"
@@ -116,7 +115,7 @@ class ModelConfig:
     """
 
     name: str = "node"
-    hidden: int = 200
+    hidden: int = 200  # the paper's
     structure: Literal["auto", "laplacian", "central-difference"] = "auto"
     arguments: dict[str, Any] = field(default_factory=dict)
     predicts: Literal["rate", "state"] = "rate"
@@ -325,7 +324,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         refuse_null(parsed)
         return RunConfig(**vars(parser.instantiate(parsed)))
     except (ArgumentError, ValueError) as error:
-        raise ConfigError(explain(str(error), keys(RunConfig))) from error
+        raise ConfigError(explain(str(error), list(flat(to_dict(RunConfig()))))) from error
 
 
 GROUPS = frozenset(name for name, hint in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint))
@@ -372,15 +371,6 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def keys(kind: type[Any], prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration."""
-    names = []
-    for name, hint in get_type_hints(kind).items():
-        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        names += keys(hint, f"{prefix}{name}.") if nested else [prefix + name]
-    return names
-
-
 def explain(message: str, known: list[str]) -> str:
     """The message of a parser, with the known key nearest to the unknown one that it names.
 
@@ -399,7 +389,7 @@ def explain(message: str, known: list[str]) -> str:
     return f"{message}: did you mean '{match[0]}'?" if match else f"{message}: known are {', '.join(known)}"
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
     """Nested plain values by dotted key.
 
     >>> flat({"a": {"b": 1}, "c": 2})
@@ -407,7 +397,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     dotted = {}
     for name, value in values.items():
-        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+        key = f"{prefix}{name}"
+        dotted |= flat(value, key + separator, separator) if isinstance(value, dict) and value else {key: value}
     return dotted
 
 

@@ -4,7 +4,6 @@ data.json   fields, units, axes, time step, boundary, parameters, provenance, co
 data.npz    coordinates, and where there are some: mask, areas, static fields
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from squall._process.files import sha256
 from squall.data import Description, InMemory, Source, Split
 from squall.runs.folder import RunFolder, RunFolderError
 
@@ -25,15 +25,7 @@ TEXTS = ("dt", "fields", "spacing", "boundary", "name", "parameters", "provenanc
 
 
 def write_description(folder: RunFolder, source: Source) -> dict[str, str]:
-    """Record the data that a run is trained on.
-
-    Args:
-        folder: of the run.
-        source: its training part.
-
-    Returns:
-        the checksums of both files, for the sealed record.
-    """
+    """Record the training part of a run's data; return the checksums of both files, for the sealed record."""
     about = source.description
     arrays = {f"axis_{i}": points for i, points in enumerate(about.coordinates)}
     beside = {"mask": source.mask, "measure": source.measure}
@@ -49,7 +41,7 @@ def write_description(folder: RunFolder, source: Source) -> dict[str, str]:
     values |= {"dtype": str(source.dtype).removeprefix("torch.")}
     values["conditions"] = [{"name": c.name, "shape": c.shape} for c in source.conditions]
     folder.write_json(DESCRIPTION, values)
-    return {name: _checksum(folder, name) for name in (DESCRIPTION, ARRAYS)}
+    return {name: sha256(folder.path / name) for name in (DESCRIPTION, ARRAYS)}
 
 
 def constants(source: Source) -> set[str]:
@@ -60,13 +52,8 @@ def constants(source: Source) -> set[str]:
 def read_description(folder: RunFolder, checksums: Mapping[str, str], states: int) -> tuple[Split, set[str]]:
     """Data with the recorded description, of which the states are zero: all that a model is built from.
 
-    Args:
-        folder: of the run.
-        checksums: as `write_description` returned them.
-        states: of a trajectory: as many as a training step takes.
-
-    Returns:
-        the data, and the names of the conditions whose values the folder holds.
+    A trajectory has as many `states` as a training step takes. Returned beside the data are the names of the conditions
+    whose values the folder holds.
 
     Raises:
         RunFolderError: if a file is missing, damaged or was edited.
@@ -74,7 +61,7 @@ def read_description(folder: RunFolder, checksums: Mapping[str, str], states: in
     for name, checksum in checksums.items():
         if not folder.has(name):
             raise RunFolderError(f"{folder.path} has no {name}: bring the file back, or name the data file by --data")
-        if _checksum(folder, name) != checksum:
+        if sha256(folder.path / name) != checksum:
             raise RunFolderError(f"{folder.path / name} was edited after the training: its checksum does not match")
     values, arrays = folder.read_json(DESCRIPTION), folder.read_arrays(ARRAYS)
     try:
@@ -110,7 +97,3 @@ def _condition(
     if values is not None:
         return torch.from_numpy(values)
     return torch.zeros(1, times if shape[1] > 1 else 1, *shape[2:])
-
-
-def _checksum(folder: RunFolder, name: str) -> str:
-    return hashlib.sha256((folder.path / name).read_bytes()).hexdigest()

@@ -40,11 +40,7 @@ class RunDiagnosis:
 
 
 def diagnose_run(path: Path | str, data: str | None = None, *, trust: bool = False) -> RunDiagnosis:
-    """Diagnose a trained run.
-
-    Args:
-        path: the run folder.
-        data, trust: as `open_run` takes them.
+    """Diagnose a trained run; the arguments are those of `open_run`.
 
     Raises:
         RunFolderError, ConfigError, CheckpointError: as `open_run` and `TrainedRun.load`.

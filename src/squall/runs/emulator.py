@@ -34,7 +34,7 @@ from squall.data import DataError, Description, InMemory, Normalization, Split, 
 from squall.integrators import IntegratorLike
 from squall.models.inputs import Conditions, Held, Inputs, Window, advance, rollout
 from squall.models.placement import evaluating, like_model
-from squall.runs.build import Experiment, build
+from squall.runs.build import Experiment, build, condition_channels
 from squall.runs.config import ConfigError, from_dict
 from squall.runs.description import ARRAYS, read_description
 from squall.runs.description import DESCRIPTION as DATA
@@ -97,8 +97,7 @@ class Emulator(nn.Module):
     def of(cls, experiment: Experiment) -> "Emulator":
         """The emulator of a model that was built from a configuration and data."""
         source, inputs = experiment.split.train, experiment.inputs
-        channels = {condition.name: condition.shape[2] for condition in source.conditions}
-        count = sum(channels[name] for name in inputs.conditions)
+        count = condition_channels(source, inputs.conditions)
         return cls(experiment.model, experiment.integrator, source.description, inputs, count, source.mask)
 
     @property
@@ -214,11 +213,7 @@ class Contents:
     ) -> Emulator:
         """The model with its weights, built as for the training, on a grid without data.
 
-        Args:
-            weights: its tensors.
-            path: the folder.
-            beside: the checksums of the files there that describe conditions and mask, if there are some.
-            trust: whether its model may be imported from outside the installed packages.
+        `beside` has the checksums of the files in `path` that describe conditions and mask, if there are some.
         """
         config, description = from_dict(self.config), _description(self.data)
         states = max(2, config.data.history + config.training.unroll)

@@ -22,7 +22,7 @@ from squall.models.stacked import Stacked
 from squall.runs.build import Experiment, integrator
 from squall.runs.config import ConfigError, can_run_together
 from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint
-from squall.runs.installed import working_folder_importable
+from squall.runs.installed import imported
 from squall.runs.trained import TrainedRun, open_run
 
 
@@ -99,7 +99,8 @@ def evaluate_runs(
                 coordinates = {f"axis_{axis}": x for axis, x in enumerate(test.coordinates)}
                 runs[i].folder.write_arrays(f"rollouts{suffix}.npz", **evaluation.rollouts.arrays(), **coordinates)
                 if netcdf is not None:
-                    _write_netcdf(evaluation, netcdf)
+                    with write_beside(netcdf) as part:
+                        evaluation.to_xarray().to_netcdf(part, engine="h5netcdf")
     results = [{**_about(experiment, test, chosen, scale), "checkpoints": of_run} for of_run in checkpoints]
     for run, result in zip(runs, results, strict=True):
         run.folder.write_json(f"evaluation{suffix}.json", result)
@@ -119,9 +120,8 @@ def conserved_quantities(names: Sequence[str]) -> dict[str, Any]:
             found[path] = path
             continue
         try:
-            with working_folder_importable():
-                function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: a name such as '..x'
+            function = imported(path)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(f"the conserved quantity '{path}' cannot be imported: {error}") from error
         if not callable(function):
             raise ConfigError(f"the conserved quantity '{path}' is no function of states")
@@ -152,12 +152,6 @@ def _refuse_existing(netcdf: Path, runs: Sequence[TrainedRun]) -> None:
     if len(runs) > 1:
         raise ConfigError(f"{netcdf} holds one run, but {len(runs)} are evaluated: name one")
     refuse_existing(netcdf)
-
-
-def _write_netcdf(evaluation: Evaluation, path: Path) -> None:
-    dataset = evaluation.to_xarray()
-    with write_beside(path) as part:
-        dataset.to_netcdf(part, engine="h5netcdf")
 
 
 def _evaluations(

@@ -23,7 +23,7 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from safetensors.torch import load, load_file, save
 from torch import nn
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text
-from squall._process.files import DAMAGED_ARRAYS, special_file, write_beside, write_folder_beside
+from squall._process.files import DAMAGED_ARRAYS, sha256, special_file, write_beside, write_folder_beside
 from squall._process.limits import first_line
 from squall.data import Normalization
 from squall.runs.config import difference, flat
@@ -43,6 +43,9 @@ from squall.training.loop import Checkpoint
 from squall.training.state import load_state, split_state
 
 Kind = Literal["last", "best"]
+
+KINDS: tuple[Kind, ...] = ("best", "last")
+"""The best first: it is what an evaluation would choose."""
 
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
 
@@ -92,7 +95,7 @@ def _files_below(folder: Path) -> Iterator[tuple[str, int, int]]:
                 yield path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)  # the runs of a study share a few files, and each asks several times
 def _checksum(path: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     """Of what has not changed since it was last read here: `path / name` for every name, size and time of change."""
     digest = hashlib.sha256()
@@ -117,11 +120,7 @@ def evaluation_suffix(method: str | None, count: int) -> str:
 
 
 class RunFolder:
-    """One run on disk.
-
-    Args:
-        path: the folder; `create` makes it.
-    """
+    """One run on disk; `create` makes the folder."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -330,9 +329,28 @@ class RunFolder:
             )
         return None
 
+    def newest(
+        self, kinds: Sequence[Kind] = KINDS, fits: Callable[[Checkpoint], None] = lambda checkpoint: None
+    ) -> tuple[Kind, Checkpoint]:
+        """The newest checkpoint of the first of some kinds that has one, with its kind.
+
+        Raises:
+            CheckpointError: if there is none, or none can be read.
+        """
+        for kind in kinds:
+            try:
+                if checkpoint := self.load(kind, fits):
+                    return kind, checkpoint
+            except CheckpointError as error:
+                if kind == kinds[-1]:
+                    raise
+                warnings.warn(f"{error}; the last one is used", DamagedCheckpointWarning, stacklevel=2)
+        which = "checkpoint yet" if len(kinds) > 1 else f"'{kinds[0]}' checkpoint"
+        raise CheckpointError(f"{self.path} has no {which}: train it with `squall train` first")
+
     def weights_checksum(self, kind: Kind, step: int) -> str:
         """SHA-256 of the weights of a checkpoint."""
-        return _sha256(self._checkpoint_path(kind, step) / WEIGHTS)
+        return sha256(self._checkpoint_path(kind, step) / WEIGHTS)
 
     def _checkpoint_path(self, kind: Kind, step: int) -> Path:
         return self.path / CHECKPOINTS / f"{kind}-{step:08d}"
@@ -368,9 +386,7 @@ def _read_checkpoint(path: Path, step: int) -> Checkpoint:
         checksums = _mapping(read_json(read_text(path / CHECKSUMS)), path / CHECKSUMS)
         special = [f"{name} is {kind}" for name in (WEIGHTS, STATE) if (kind := special_file(path / name))]
         damaged = special or [
-            f"{name} does not match its checksum"
-            for name in (WEIGHTS, STATE)
-            if _sha256(path / name) != checksums[name]
+            f"{name} does not match its checksum" for name in (WEIGHTS, STATE) if sha256(path / name) != checksums[name]
         ]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error
@@ -407,11 +423,6 @@ def _state_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finite(value: Any) -> Any:

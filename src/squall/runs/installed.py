@@ -1,6 +1,7 @@
 """Classes by their import path: from an installed package alone, or also from the working folder."""
 
 import contextlib
+import importlib
 import importlib.machinery
 import os
 import site
@@ -8,11 +9,13 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import squall
 
-__all__ = ["find_source", "installed_only", "is_installed", "working_folder_importable"]
+__all__ = ["failed_in", "find_source", "importable", "imported", "is_installed"]
 
 
 def is_installed(module: str) -> bool:
@@ -31,10 +34,26 @@ def is_installed(module: str) -> bool:
     return there is None or _place(there.__spec__) == _place(spec)
 
 
+def imported(path: str) -> Any:
+    """What an import path such as my_package.MyModel names.
+
+    Raises:
+        ImportError, AttributeError, TypeError, ValueError: if there is nothing; the last two for a name such as '..x'.
+    """
+    module, _, name = path.rpartition(".")
+    with importable(module):
+        return getattr(importlib.import_module(module), name)
+
+
+def importable(module: str) -> AbstractContextManager[None]:
+    """For the import of a module: an installed one gets nothing from the working folder, others are found there too."""
+    return _installed_only() if is_installed(module) else _working_folder_importable()
+
+
 def find_source(module: str) -> Path | None:
     """The file of a module that an import from here would find; no package above it is imported."""
     parts = module.split(".")
-    with working_folder_importable():
+    with _working_folder_importable():
         places: list[str] | None = None
         for depth, part in enumerate(parts, 1):
             name = ".".join(parts[:depth])
@@ -65,7 +84,7 @@ def failed_in(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def working_folder_importable() -> Iterator[None]:
+def _working_folder_importable() -> Iterator[None]:
     """A module beside the data can be named, also by an installed command."""
     sys.path.insert(0, os.getcwd())
     try:
@@ -75,7 +94,7 @@ def working_folder_importable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def installed_only() -> Iterator[None]:
+def _installed_only() -> Iterator[None]:
     """Nothing is imported from the working folder, not even by an installed package."""
     before, here = sys.path[:], os.path.realpath(os.getcwd())
     kept = {os.path.realpath(path) for path in _package_folders("squall")}

@@ -21,7 +21,7 @@ from squall.losses import (
 from squall.losses.rivals import rival
 from squall.models.placement import evaluating
 from squall.runs.config import ConfigError, LossConfig
-from squall.runs.installed import installed_only, is_installed, working_folder_importable
+from squall.runs.installed import importable
 from squall.training.batches import Batches, beside, takes
 from squall.training.settings import TrainingSettings
 
@@ -32,13 +32,7 @@ TARGETS = 2**22
 def build_loss(
     config: LossConfig, transitions: Transitions, settings: TrainingSettings, scale: Sequence[float]
 ) -> nn.Module:
-    """The loss of a configuration.
-
-    Args:
-        config: its name and settings.
-        transitions: the training pairs, which some rivals must know.
-        settings: what the loss compares.
-        scale: one number per channel, by which residuals are divided before the loss sees them.
+    """The loss of a configuration; residuals of a channel are divided by its `scale` before the loss sees them.
 
     Raises:
         ConfigError: if the loss cannot be imported or made, or does not fit the training.
@@ -68,8 +62,7 @@ def _imbalance_aware(config: LossConfig) -> nn.Module:
 
 def _rival(config: LossConfig, batches: Batches) -> nn.Module:
     data = (KNOWN_OF_THE_DATA[config.name](batches),) if config.name in KNOWN_OF_THE_DATA else ()
-    module = config.name.rpartition(".")[0]
-    with installed_only() if not module or is_installed(module) else working_folder_importable():
+    with importable(config.name.rpartition(".")[0] or "squall"):
         loss = rival(config.name, *data, **config.options or {})
     loss = loss if isinstance(loss, nn.Module) else _Function(loss)
     _try(loss, batches)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ ConditionsAt = Callable[[int, int], Conditions | None]
 """Conditions of some steps: of the first of them, and how many."""
 
 
+@dataclass(frozen=True)
 class Start:
     """From where a rollout starts.
 
@@ -39,16 +41,11 @@ class Start:
         dates: what the file says about the date of its time 0.
     """
 
-    def __init__(
-        self,
-        window: Window,
-        conditions: ConditionsAt,
-        coordinates: tuple[Float[np.ndarray, " _points"], ...],
-        time: float,
-        dates: Mapping[str, Any],
-    ) -> None:
-        self.window, self.conditions, self.coordinates, self.time = window, conditions, coordinates, time
-        self.dates = dates
+    window: Window
+    conditions: ConditionsAt
+    coordinates: tuple[Float[np.ndarray, " _points"], ...]
+    time: float
+    dates: Mapping[str, Any]
 
 
 def read_start(
@@ -196,6 +193,7 @@ def _conditions(
         )
     used = [there[name] for name in names if name in there]
     moving = [condition.name for condition in used if condition.shape[1] > 1]
+    # Read from times of another precision, dt may differ in its last digits.
     if source is not None and moving and abs(source.dt / run.description.dt - 1) > 1e-6:
         raise ConfigError(
             f"the forcing '{moving[0]}' of {path} has the time step {source.dt:g}, but the run predicts by "

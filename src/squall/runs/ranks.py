@@ -21,12 +21,7 @@ T = TypeVar("T")
 
 
 class OtherProcessError(RuntimeError):
-    """Another process refused or ended, and this one stops with it.
-
-    Args:
-        message: for the user.
-        known: whether the first process has said it.
-    """
+    """Another process refused or ended, and this one stops with it; `known` if the first process has said it."""
 
     def __init__(self, message: str, *, known: bool = False) -> None:
         super().__init__(message)
@@ -107,9 +102,7 @@ def is_first() -> bool:
 def agreed(fabric: Fabric, prepare: Callable[[], tuple[T, dict[str, Any]]]) -> T:
     """What `prepare` returns in this process, once it has succeeded in all and described the same in all.
 
-    Args:
-        fabric: of the processes.
-        prepare: returns a result and a description, nested plain values that must not differ.
+    `prepare` returns a result and a description, nested plain values that must not differ.
 
     Raises:
         OtherProcessError: with what another process says, or with the difference.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from squall._process.documents import DocumentError, dump_yaml, read_yaml
+from squall._process.files import sha256
 
 SEAL = "record"
 """The key of environment.json that holds the record."""
@@ -24,13 +25,9 @@ SEAL = "record"
 def sealed(
     environment: Mapping[str, Any], config: Mapping[str, Any], normalization: Mapping[str, Any], source: Path | None
 ) -> dict[str, Any]:
-    """The environment with its seal.
+    """The environment with its seal, over what config.yaml and normalization.json hold.
 
-    Args:
-        environment: plain values.
-        config: the configuration, as config.yaml holds it.
-        normalization: as normalization.json holds it.
-        source: the file of the model, where a module of the user's own defines it.
+    `source` is the file of the model, where a module of the user's own defines it.
     """
     about = {"config": dump_yaml(dict(config)), "normalization": dict(normalization)}
     seal: dict[str, Any] = about | ({} if source is None else {"source": source_of(source)})
@@ -77,7 +74,7 @@ def is_own(environment: Mapping[str, Any], source: Path | None) -> bool:
 
 def source_of(path: Path) -> dict[str, str]:
     """A file by its place and its content."""
-    return {"path": os.path.realpath(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": os.path.realpath(path), "sha256": sha256(path)}
 
 
 def _checksum(environment: Mapping[str, Any]) -> str:
@@ -96,12 +93,13 @@ def _key() -> bytes | None:
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         path = Path(state) / "squall" / "key"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # for this user alone, as the key
             part = path.with_name(f".{secrets.token_hex(8)}.part")
             try:
+                # Beside, and linked: of two processes that make a key at once, both go on with the same.
                 with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                     file.write(secrets.token_bytes(32))
-                with contextlib.suppress(FileExistsError):  # of a process that was faster
+                with contextlib.suppress(FileExistsError):
                     os.link(part, path)
             finally:
                 part.unlink(missing_ok=True)

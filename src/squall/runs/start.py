@@ -9,12 +9,9 @@ from torch import nn
 
 from squall.data import Normalization
 from squall.runs.config import ConfigError
-from squall.runs.folder import CheckpointError, Kind, RunFolder, RunFolderError
+from squall.runs.folder import RunFolder, RunFolderError
 from squall.training.loop import Checkpoint
 from squall.training.state import load_state
-
-KINDS: tuple[Kind, ...] = ("best", "last")
-"""The best first: it is what an evaluation would choose."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Start:
             return Start(before, folder.read_normalization(), None)
         other = RunFolder(requested)
         other.read_config()  # refuses what is no run folder, or was edited
-        kind, checkpoint = _newest(other)
+        kind, checkpoint = other.newest()
         sha256 = other.weights_checksum(kind, checkpoint.step)
         record = {"run": requested, "checkpoint": kind, "step": checkpoint.step, "sha256": sha256}
         if before and before["sha256"] != sha256:
@@ -75,13 +72,6 @@ class Start:
                 f"the weights of {self.record['run']} do not fit the model: {error}. Give the settings under 'model' "
                 "that its config.yaml has"
             ) from error
-
-
-def _newest(folder: RunFolder) -> tuple[Kind, Checkpoint]:
-    for kind in KINDS:
-        if checkpoint := folder.load(kind):
-            return kind, checkpoint
-    raise CheckpointError(f"{folder.path} has no checkpoint yet: train it with `squall train` first")
 
 
 def _name(run: str | None) -> str:

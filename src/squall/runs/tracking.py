@@ -32,12 +32,7 @@ LEAST_PIXELS = 128
 
 @explain_missing_extra()
 def loggers(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Logger]:
-    """A logger for each name.
-
-    Args:
-        names: keys of `TRACKERS`.
-        folder: of the run.
-        settings: of the run, by dotted key.
+    """A logger for each name of `TRACKERS`, told the settings of the run by dotted key.
 
     Raises:
         MissingExtraError: if the package of one is not installed.

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -104,7 +104,8 @@ def run(
                 conditions=experiment.inputs.conditions,
             )
         except TrainingDiverged as error:
-            error.add_note(recorder.last_good)
+            saved = "none yet" if recorder.saved_step is None else f"step {recorder.saved_step}"
+            error.add_note(f"The last good checkpoint: {saved}, in {recorder.folder.path}")
             raise
 
 
@@ -392,11 +393,6 @@ class _FolderRecorder(Recorder):
         _ = checkpoint.state["score"] and Score(*checkpoint.state["score"])
         float(checkpoint.state["seconds"])
 
-    @property
-    def last_good(self) -> str:
-        saved = "none yet" if self.saved_step is None else f"step {self.saved_step}"
-        return f"The last good checkpoint: {saved}, in {self.folder.path}"
-
     def stopping(self) -> bool:
         return self.watcher.stopping()
 
@@ -407,7 +403,9 @@ class _FolderRecorder(Recorder):
         self.watcher.logged(metrics)
         if self.fabric.is_global_zero:
             self.folder.append_metrics(metrics)
-            self.fabric.log_dict(_flat(metrics), step=metrics["step"])
+            values = flat(metrics, separator="/")
+            numbers = {name: float(x) for name, x in values.items() if isinstance(x, int | float) and name != "step"}
+            self.fabric.log_dict(numbers, step=metrics["step"])
 
     def saved(self, checkpoint: Checkpoint) -> None:
         self._save("last", checkpoint)
@@ -463,13 +461,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            flat[prefix + name] = float(value)
-    return flat

@@ -17,21 +17,12 @@ from squall.data import Description, Normalization, Source, Split
 from squall.data.conditions import as_conditions
 from squall.data.reading import check_exists
 from squall.models.inputs import Conditions, Inputs, Window
-from squall.models.placement import evaluating, like_model
-from squall.runs.build import Experiment, build, open_data
+from squall.runs.build import MISFITS, Experiment, build, condition_channels, open_data, output_shape
 from squall.runs.config import ConfigError, RunConfig, from_dict
 from squall.runs.description import constants, read_description
 from squall.runs.emulator import Emulator
-from squall.runs.folder import (
-    CheckpointError,
-    DamagedCheckpointWarning,
-    Kind,
-    RunFolder,
-    RunFolderError,
-    fingerprint,
-)
+from squall.runs.folder import KINDS, Kind, RunFolder, RunFolderError, fingerprint
 from squall.runs.record import is_own, recorded
-from squall.training.loop import Checkpoint
 from squall.training.state import load_state
 
 __all__ = ["TrainedRun", "open_run"]
@@ -104,23 +95,13 @@ class TrainedRun:
         Raises:
             CheckpointError: if there is none, or none can be read.
         """
-        kinds: tuple[Kind, ...] = (kind,) if kind else ("best", "last")
-        for candidate in kinds:
-            try:
-                checkpoint = self.folder.load(candidate, self._restore)
-            except CheckpointError as error:
-                if candidate == kinds[-1]:
-                    raise
-                warnings.warn(f"{error}; the last one is used", DamagedCheckpointWarning, stacklevel=2)
-                continue
-            if checkpoint is not None:
-                self._built.model.eval()
-                self.checkpoint, self.step = candidate, checkpoint.step
-                return candidate, checkpoint.step
-        raise CheckpointError(f"{self.folder.path} has no '{kinds[0]}' checkpoint: train it with `squall train` first")
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        load_state(self._built.model, checkpoint.model_state)
+        model = self._built.model
+        chosen, checkpoint = self.folder.newest(
+            (kind,) if kind else KINDS, lambda checkpoint: load_state(model, checkpoint.model_state)
+        )
+        model.eval()
+        self.checkpoint, self.step = chosen, checkpoint.step
+        return chosen, checkpoint.step
 
     @property
     def emulator(self) -> Emulator:
@@ -178,14 +159,11 @@ class TrainedRun:
         space, trained = tuple(states.shape[3:]), self.source.space
         reason = "the run has a mask of its grid" if self.source.mask is not None else None
         if reason is None:
-            count = states.shape[1] * states.shape[2] + self._condition_channels
-            x = torch.zeros(1, count, *space)
-            model = self.model
+            count = states.shape[1] * states.shape[2] + condition_channels(self.source, self.inputs.conditions)
             try:
-                with torch.no_grad(), evaluating(model):
-                    shape = tuple(model(like_model(model, x)).shape)
+                shape = output_shape(self.model, torch.zeros(1, count, *space))
                 reason = None if shape == (1, states.shape[2], *space) else f"the model returns the shape {shape}"
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            except MISFITS as error:
                 reason = str(error)
         if reason is not None:
             raise ConfigError(
@@ -201,11 +179,6 @@ class TrainedRun:
     def constant(self, name: str) -> Float[Tensor, "1 1 condition *space"] | None:
         """The values of a condition that the folder holds: one that is the same for all trajectories and times."""
         return self.source.condition(name, [0], [0], 1) if name in self._constants else None
-
-    @property
-    def _condition_channels(self) -> int:
-        shapes = {c.name: c.shape for c in self.source.conditions}
-        return sum(shapes[name][2] for name in self.inputs.conditions)
 
     def conditions(
         self, forcings: Mapping[str, Any], batch: int, steps: int, space: tuple[int, ...]

@@ -19,8 +19,7 @@ from typing import Any
 
 from squall._process.documents import DocumentError, load_yaml
 from squall._process.names import file_name, suggestion
-from squall.integrators import INTEGRATORS, next_state
-from squall.runs.build import MODELS, integrator
+from squall.runs.build import EXPLICIT, MODELS, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
 from squall.runs.folder import evaluation_suffix
 from squall.runs.simulate import SIMULATED, file_suffix
@@ -128,12 +127,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class OtherIntegrator:
-    """Rollouts by another integrator than that of the training.
-
-    Attributes:
-        integrator: its name.
-        substeps: how many steps of it cover one dt of the data.
-    """
+    """Rollouts by another integrator than that of the training, of which `substeps` steps cover one dt of the data."""
 
     integrator: str
     substeps: int
@@ -249,7 +243,7 @@ def _study(values: Mapping[str, Any]) -> Study:
             _known(f"part of a report in 'show' of the grid '{name}'", [what], SHOWN)
         theirs = _published(name, asked.get("published"), {label for axis in axes for label in axis})
         grids[name] = Grid(name, str(asked.get("about", "")), axes, choose, tuple(show), theirs, trials)
-        _refuse_choice_without_validation(grids[name])
+        _refuse_unusable(grids[name])
     baseline = values.get("baseline")
     if baseline is not None:
         _known("variant in 'baseline'", [baseline], variants)
@@ -261,7 +255,6 @@ def _study(values: Mapping[str, Any]) -> Study:
         str(name): _evaluation(str(name), asked)
         for name, asked in _mapping("evaluations", values.get("evaluations")).items()
     }
-    _refuse_what_cannot_be_evaluated(grids.values())
     return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values)
 
 
@@ -277,26 +270,21 @@ def _choice(grid: str, asked: Any) -> tuple[str, ...]:
     return tuple(map(str, asked))
 
 
-def _refuse_choice_without_validation(grid: Grid) -> None:
-    for trial in grid.trials.values() if grid.choose else ():
-        if not (trial.config.data.validation and trial.config.training.validate_every):
+def _refuse_unusable(grid: Grid) -> None:
+    """Refuse before training what could not be evaluated or chosen after it."""
+    for trial in grid.trials.values():
+        if grid.choose and not (trial.config.data.validation and trial.config.training.validate_every):
             raise ConfigError(
                 f"the grid '{grid.name}' chooses on validation data, but '{trial.name}' has none: set data.validation "
                 "and training.validate_every"
             )
-
-
-def _refuse_what_cannot_be_evaluated(grids: Iterable[Grid]) -> None:
-    """Refuse before training what could not be evaluated after it."""
-    for grid in grids:
-        for trial in grid.trials.values():
-            if trial.config.data.test == 0:
-                raise ConfigError(f"'{trial.name}' has data.test = 0: there would be nothing to evaluate on")
-            if "integrators" in grid.show and trial.config.model.predicts == "state":
-                raise ConfigError(
-                    f"'{trial.name}' predicts the next state, which no integrator applies to: take 'integrators' out "
-                    f"of 'show' of the grid '{grid.name}'"
-                )
+        if trial.config.data.test == 0:
+            raise ConfigError(f"'{trial.name}' has data.test = 0: there would be nothing to evaluate on")
+        if "integrators" in grid.show and trial.config.model.predicts == "state":
+            raise ConfigError(
+                f"'{trial.name}' predicts the next state, which no integrator applies to: take 'integrators' out "
+                f"of 'show' of the grid '{grid.name}'"
+            )
 
 
 def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -324,12 +312,11 @@ def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str],
 
 
 def _evaluation(name: str, asked: Any) -> OtherIntegrator:
-    known = [integrator for integrator in INTEGRATORS if integrator != next_state.name]
     values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", asked))
     _known(f"key of the evaluation '{name}'", values, ("integrator", "substeps"))
-    _known(f"integrator in the evaluation '{name}'", [values["integrator"]], known)
+    _known(f"integrator in the evaluation '{name}'", [values["integrator"]], EXPLICIT)
     substeps = values["substeps"]
-    if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
+    if not _is_whole(substeps) or substeps < 1:
         raise ConfigError(f"'substeps' of the evaluation '{name}' is {substeps!r}, but must be at least 1")
     return OtherIntegrator(values["integrator"], substeps)
 
@@ -348,8 +335,12 @@ def _mapping(what: str, values: Any) -> Mapping[str, Any]:
     return {str(name): value for name, value in values.items()}  # YAML reads some names as numbers
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _seeds(asked: Any) -> range:
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+    if not _is_whole(asked) or asked < 1:
         raise ConfigError(f"'seeds' is {asked!r}, but must be how many seeds, at least 1")
     return range(asked)
 
@@ -415,8 +406,7 @@ def _data(system: Any) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"the system '{about.get('name')}' is unknown: known are {', '.join(SIMULATED)}")
     parameters = {key: value for key, value in about.items() if key != "name"}
     for key in SIZES:
-        size = parameters.pop(key, 1)
-        if not isinstance(size, int) or isinstance(size, bool):
+        if not _is_whole(parameters.pop(key, 1)):
             raise ConfigError(f"system.{key} is {about[key]!r}, but must be a whole number")
     try:
         SIMULATED[about["name"]](**parameters)

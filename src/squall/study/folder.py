@@ -35,11 +35,7 @@ FINISHED = ("done", "failed")
 
 
 class StudyFolder:
-    """A study on disk.
-
-    Args:
-        path: the folder; `create` makes it.
-    """
+    """A study on disk; `create` makes the folder."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)

@@ -37,23 +37,6 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 """What file systems without hard links answer."""
 
 
-@dataclass(frozen=True)
-class Lease:
-    """A piece of work that this process holds.
-
-    Args:
-        folder: of the leases of this work.
-        number: of this lease.
-    """
-
-    folder: Path
-    number: int
-
-    @property
-    def path(self) -> Path:
-        return self.folder / str(self.number)
-
-
 @dataclass
 class Leases:
     """All leases of a study that this process holds or watches.
@@ -62,14 +45,14 @@ class Leases:
         path: the folder for them; made when the first is taken.
         heartbeat: seconds between two touches.
         expiry: seconds without a change after which a lease of another machine is dead.
-        held: what this process holds, by the name of the work.
+        held: the leases that this process holds, by the name of the work.
         taken: what was lost at the last heartbeat.
     """
 
     path: Path
     heartbeat: float = HEARTBEAT
     expiry: float = EXPIRY
-    held: dict[str, Lease] = field(default_factory=dict)
+    held: dict[str, Path] = field(default_factory=dict)
     taken: list[str] = field(default_factory=list)
     _seen: dict[str, tuple[object, float]] = field(default_factory=dict)
 
@@ -91,19 +74,19 @@ class Leases:
             if number <= top:
                 _remove(folder / str(number))
         self._seen.pop(name, None)
-        self.held[name] = Lease(folder, top + 1)
+        self.held[name] = folder / str(top + 1)
         return True
 
     def release(self, name: str, *, done: bool) -> None:
         """Give a lease back; of work that is done nothing remains."""
         lease = self.held.pop(name, None)
-        if lease is None or _highest(lease.folder) != lease.number:
+        if lease is None or _highest(lease.parent) != int(lease.name):
             return
         if done:
-            shutil.rmtree(lease.folder, ignore_errors=True)
+            shutil.rmtree(lease.parent, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
-                lease.path.write_text("{}", encoding="utf-8")
+                lease.write_text("{}", encoding="utf-8")
 
     def clear(self, name: str) -> None:
         """Remove the lease of work that is done, if a killed process left one."""
@@ -114,7 +97,7 @@ class Leases:
     def waiting(self, name: str) -> Iterator[None]:
         """Hold a lease for the block, after whoever holds it now."""
         while not self.claim(name):
-            time.sleep(min(1.0, self.heartbeat / 4))
+            time.sleep(min(1.0, self.heartbeat / 4))  # often enough to see every touch of the holder
         with self.beating():
             try:
                 yield
@@ -126,7 +109,7 @@ class Leases:
         return [
             name
             for name, lease in list(self.held.items())
-            if (not lease.path.exists() or _highest(lease.folder) > lease.number)
+            if (not lease.exists() or _highest(lease.parent) > int(lease.name))
             and self.held.get(name) is lease  # not given back meanwhile
         ]
 
@@ -146,7 +129,7 @@ class Leases:
         while not end.wait(self.heartbeat):
             for lease in list(self.held.values()):
                 with contextlib.suppress(OSError):  # of a disk that is away for a moment, or a lease that was lost
-                    os.utime(lease.path)
+                    os.utime(lease)
             self.taken = self.lost()
 
     def _free(self, name: str, path: Path) -> bool:
@@ -230,7 +213,7 @@ def _process(pid: int) -> dict[str, object]:
     with contextlib.suppress(OSError, IndexError, ValueError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         about["machine"] = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-        about["started"] = _stat(pid)[19]
+        about["started"] = _stat(pid)[19]  # field 22 of proc(5): numbers of processes are used again
     return about
 
 

@@ -128,15 +128,7 @@ def _line(error: BaseException) -> str:
 
 
 class _RayWorkers(Workers):
-    """As many actors as threads; each thread leads one.
-
-    Args:
-        ray: the package.
-        actor: the remote class.
-        size: how many actors.
-        threads: as many.
-        seconds: how often files are collected.
-    """
+    """As many actors as threads; each thread leads one, and collects its files every so many seconds."""
 
     def __init__(self, ray: Any, actor: Any, size: int, threads: ThreadPoolExecutor, seconds: float) -> None:
         self.ray, self.actor, self.size, self.threads, self.seconds = ray, actor, size, threads, seconds
@@ -254,17 +246,9 @@ class _Node:
     def run(
         self, version: str, batch: Sequence[Task], files: Files, data: str, content: Sequence[Any]
     ) -> tuple[Exception | Stopped | None, Files]:
-        """Do a batch from where its files are.
+        """Do a batch from where its files are; return what it failed by, and the files that changed since.
 
-        Args:
-            version: of squall where the command runs.
-            batch: the trials, with the paths of that machine.
-            files: of their folders.
-            data: the name of their data file.
-            content: a reference to it.
-
-        Returns:
-            what it failed by, and the files that changed since they were last collected.
+        `version` and the paths of the batch are those of the machine of the command; `content` refers to the data file.
         """
         ray: Any = importlib.import_module("ray")
         if version != squall.__version__:

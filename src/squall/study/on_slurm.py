@@ -28,11 +28,7 @@ SAVE_SECONDS = 80.0
 
 
 class StudyJob:
-    """What one job does, pickled by submitit.
-
-    Args:
-        words: of the command `squall`.
-    """
+    """What one job does, pickled by submitit: the command `squall` with some words."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)

@@ -1,6 +1,5 @@
 """What one run left, as plain data: read from its folder, or from the pack of its study."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,12 +62,7 @@ def relative_errors(fields: Sequence[str]) -> dict[str, Place]:
 
 
 def scores(fields: Sequence[str], found: Mapping[str, Any]) -> dict[str, Place]:
-    """The headline scores of an evaluation by their names, which say what is best where it is not zero.
-
-    Args:
-        fields: their names.
-        found: the scores that there are.
-    """
+    """The headline scores that there are, by names that say what is best where it is not zero."""
     places = relative_errors(fields)
     for key in VALID:
         places |= {f"valid time by {key} (longer is better) of {x}": ("scores", "valid_time", key, x) for x in fields}
@@ -138,31 +132,18 @@ def read_outcome(folder: RunFolder, seed: int, state: str, config: Mapping[str, 
     paths = sorted(folder.path.glob("evaluation*.json"), key=lambda path: path.stem) if state == "done" else []
     lines = [{"step": line["step"], **line["validation"]} for line in folder.read_metrics() if "validation" in line]
     quantities = dict.fromkeys(name for line in lines for name in line)
+    environment = folder.read_json("environment.json") if folder.has("environment.json") else {}
     return Outcome(
         folder.path.name,
         seed,
         state,
         config,
         {path.stem.removeprefix("evaluation"): folder.read_json(path.name) for path in paths},
-        {name: [_number(line.get(name)) for line in lines] for name in quantities},
-        _environment(folder),
+        {name: [None if (x := line.get(name)) is None else float(x) for line in lines] for name in quantities},
+        {name: x for name, x in environment.items() if name != SEAL},  # the seal belongs to the folder
         folder.read_json("failed.json") if state == "failed" else {},
-        functools.partial(_read_arrays, folder),
+        lambda name: folder.read_arrays(name) if folder.has(name) else None,
     )
-
-
-def _environment(folder: RunFolder) -> dict[str, Any]:
-    """Without the seal, which belongs to the folder."""
-    values = folder.read_json("environment.json") if folder.has("environment.json") else {}
-    return {name: x for name, x in values.items() if name != SEAL}
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
-
-
-def _read_arrays(folder: RunFolder, name: str) -> dict[str, Shaped[np.ndarray, "..."]] | None:
-    return folder.read_arrays(name) if folder.has(name) else None
 
 
 def value_at(values: Any, place: Place, missing: Any = ABSENT) -> Any:

@@ -48,17 +48,13 @@ Columns = Callable[[str], np.ndarray]
 def write_pack(
     folder: Path, study: str, labels: Mapping[str, str], outcomes: Sequence[Outcome], shown: Collection[str]
 ) -> list[Path]:
-    """Write the pack of a study.
+    """Write the pack of a study into its folder; both files are complete before the old ones are replaced.
 
     Args:
-        folder: the study's.
-        study: its name.
+        folder, study: the study's folder and name.
         labels: by the name of each run.
         outcomes: its runs.
         shown: the names of the runs whose fields and stiffness indices are kept.
-
-    Returns:
-        the files. They are complete before the old ones are replaced.
 
     Raises:
         RunFolderError: if the folder holds the pack of another study or of runs that are not among these, or a
@@ -92,6 +88,7 @@ def write_pack(
     about = {"format": FORMAT, "study": study, "runs": runs}
     with write_beside(folder / TABLE) as table, write_beside(folder / PACK) as pack:
         table.write_text(csv_table(labels, outcomes), encoding="utf-8")
+        # The slowest compression: a pack is written once, and committed.
         with zipfile.ZipFile(pack, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             archive.writestr(_member("runs.json"), json.dumps(about, indent=1, ensure_ascii=False))
             for name, array in arrays.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from squall._process.signals import handled, held
-from squall.runs.config import ConfigError, RunConfig, can_run_together
+from squall.runs.config import ConfigError, can_run_together
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.runs.ranks import started
 from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to_file
@@ -169,7 +169,8 @@ def _simulate(leases: Leases, folder: StudyFolder, study: Study, trials: Sequenc
 def _task(study: Study, folder: StudyFolder, trial: Trial) -> Task:
     shown = frozenset(study.shown(trial))
     evaluations = tuple(study.evaluations.values()) if "integrators" in shown else ()
-    config = _on_one_thread(folder.config(trial))
+    config = folder.config(trial)
+    config = dataclasses.replace(config, device=dataclasses.replace(config.device, threads=1))
     return Task(trial, config, folder.run(trial).path, evaluations, shown, study.keep_weights)
 
 
@@ -261,7 +262,8 @@ class _Processes(Workers):
 
 
 def _run_all(leases: Leases, batches: Sequence[list[Task]], pool: Workers, count: _Count) -> None:
-    left, running, failed = _rotated(batches), dict[Future[None], list[Task]](), list[Future[None]]()
+    left, running, failed = deque(batches), dict[Future[None], list[Task]](), list[Future[None]]()
+    left.rotate(-secrets.randbelow(max(1, len(left))))  # processes that begin together meet seldom
     with leases.beating():
         try:
             while (left or running) and not failed:
@@ -273,7 +275,7 @@ def _run_all(leases: Leases, batches: Sequence[list[Task]], pool: Workers, count
                 done = wait(running, PROGRESS_SECONDS, FIRST_COMPLETED).done if running else set()
                 for job in done:
                     _release(leases, running.pop(job))
-                failed = [job for job in done if _failed(job)]
+                failed = [job for job in done if not job.cancelled() and job.exception() is not None]
                 _refuse_lost(leases)
         finally:
             pool.stop()  # after an interrupt or an error: every worker saves and stops
@@ -289,13 +291,6 @@ def _run_all(leases: Leases, batches: Sequence[list[Task]], pool: Workers, count
                 "smaller --together"
             ) from error
     count.tell(now=True)
-
-
-def _rotated(batches: Sequence[list[Task]]) -> deque[list[Task]]:
-    """From a random one on, so that processes that begin together meet seldom. No result depends on the order."""
-    queue = deque(batches)
-    queue.rotate(-secrets.randbelow(max(1, len(queue))))
-    return queue
 
 
 def _next(leases: Leases, left: deque[list[Task]]) -> list[Task]:
@@ -331,12 +326,3 @@ def _refuse_lost(leases: Leases) -> None:
             f"other processes took over {', '.join(leases.taken)}: nothing was heard of this one for "
             f"{leases.expiry:.0f} s, as if it was suspended or cut off from the disk. Give the same command again"
         )
-
-
-def _failed(job: Future[None]) -> bool:
-    return job.done() and not job.cancelled() and job.exception() is not None
-
-
-def _on_one_thread(config: RunConfig) -> RunConfig:
-    device = dataclasses.replace(config.device, threads=1)
-    return dataclasses.replace(config, device=device)

@@ -52,7 +52,7 @@ class Task:
     @property
     def wanted(self) -> list[str]:
         """The files that the report needs of it."""
-        names = [f"{name}.json" for name in ("evaluation", *self.others)]
+        names = ["evaluation.json", *(f"evaluation{other.suffix}.json" for other in self.evaluations)]
         if self.shown & SHOWN_FROM_FIELDS:
             names.append(FIELDS)
         if "sampling" in self.shown and self.config.sampling.name != "uniform" and _keeps_stiffness(self.config):
@@ -70,11 +70,6 @@ class Task:
         """What its evaluation keeps for the figures of the report."""
         fields = ("truth", "prediction") + (("step_error", "regime") if "one-step" in self.shown else ())
         return Keep(times=FRAMES_KEPT, fields=fields if self.shown & SHOWN_FROM_FIELDS else (), dtype="f2")
-
-    @property
-    def others(self) -> list[str]:
-        """The names of the evaluations by other integrators, without their ending."""
-        return [f"evaluation{other.suffix}" for other in self.evaluations]
 
 
 class Workers(ABC):
@@ -161,12 +156,8 @@ def _end_with(parent: int) -> None:
 def run_batch(tasks: Sequence[Task], worker: Worker = _worker) -> None:
     """Train trials as one batch, evaluate them, and write what the report needs into their folders.
 
-    Args:
-        tasks: the trials.
-        worker: is asked whether to stop.
-
     Raises:
-        Stopped: if it is; what is trained is saved.
+        Stopped: if the worker is asked to stop; what is trained is saved.
     """
     with worker.working(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -179,7 +170,8 @@ def run_batch(tasks: Sequence[Task], worker: Worker = _worker) -> None:
         finished: dict[tuple[OtherIntegrator, ...], list[Task]] = {}
         for task, result in zip(tasks, results, strict=True):
             if isinstance(result, TrainingDiverged):
-                _keep_failure(task, result)
+                RunFolder(task.path).write_json(FAILED, {"step": result.step, "message": str(result)})
+                forget(task)
             elif result is None or result.finished:
                 finished.setdefault(task.evaluations, []).append(task)
         worker.check()
@@ -197,12 +189,6 @@ def _device(config: RunConfig) -> str:
     return "cuda" if config.device.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
 
 
-def _keep_failure(task: Task, error: TrainingDiverged) -> None:
-    folder = RunFolder(task.path)
-    folder.write_json(FAILED, {"step": error.step, "message": str(error)})
-    forget(task)
-
-
 def _keep_results(tasks: Sequence[Task]) -> None:
     """Of tasks that are trained and want the same evaluations."""
     first, paths = tasks[0], [task.path for task in tasks]
@@ -213,13 +199,10 @@ def _keep_results(tasks: Sequence[Task]) -> None:
         keep = Keep(times=FRAMES_KEPT, fields=())
         evaluate_runs(paths, method=other.integrator, count=other.substeps, keep=keep, **where)
     for task in tasks:
-        _keep_result(task)
-
-
-def _keep_result(task: Task) -> None:
-    folder, trial = RunFolder(task.path), task.trial
-    folder.write_json(TRIAL, {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system})
-    forget(task)
+        trial = task.trial
+        about = {"labels": list(trial.labels), "seed": trial.seed, "system": trial.system}
+        RunFolder(task.path).write_json(TRIAL, about)
+        forget(task)
 
 
 def _wait_for(folder: RunFolder) -> None:

@@ -48,11 +48,9 @@ else:  # importing it takes as long as importing torch
 
 
 class Stepper(abc.ABC):
-    """Advances trainings that stand at one step: a single model, or many as a stack.
+    """Advances resumed trainings that stand at one step: a single model, or many as a stack.
 
-    Args:
-        trainings: resumed.
-        at_once: the most steps between two looks at the losses, and at whether to stop.
+    There are at most `at_once` steps between two looks at the losses, and at whether to stop.
     """
 
     def __init__(self, trainings: Sequence[Training], at_once: int = 1) -> None:
@@ -318,6 +316,7 @@ class _SingleModel(Stepper):
         self.unit = like_model(training.model, batches.unit)
         self.beside = beside(training.loss, batches, training.fabric.device)
         self.indexed = takes(training.loss, "index")
+        self.scheduled = settings.schedule != "constant" or settings.warmup > 0
 
     def advance(self, step: int, count: int) -> Float[Tensor, "step training"]:
         fabric, update, settings = self.training.fabric, self.training.optimizer, self.settings
@@ -384,7 +383,7 @@ class _SingleModel(Stepper):
         return value
 
     def _set_learning_rate(self, step: int) -> None:
-        if self.settings.schedule == "constant" and not self.settings.warmup:
+        if not self.scheduled:
             return
         factor = learning_rate_at(step, self.settings)
         for group, largest in zip(self.training.optimizer.param_groups, self.rates, strict=True):
@@ -395,9 +394,8 @@ class _SingleModel(Stepper):
         if self.settings.accumulate > 1 and isinstance(self.training.loss, MeanSquaredError):
             report = dict  # its report is of the last part
         metrics = {name: x for name, x in report().items() if isinstance(x, float)}
-        if self.settings.schedule == "constant" and not self.settings.warmup:
-            return metrics
-        return metrics | {"learning_rate": self.training.optimizer.param_groups[0]["lr"]}
+        rate = {"learning_rate": self.training.optimizer.param_groups[0]["lr"]} if self.scheduled else {}
+        return metrics | rate
 
 
 def _stopping(trainings: Sequence[Training]) -> bool:

@@ -52,6 +52,7 @@ class TrainingSettings:
         patience: validations without a better score after which the training ends; 0 for no early end.
     """
 
+    # These four are the paper's.
     steps: int = 10_000
     batch: int = 200
     learning_rate: float = 1e-3

@@ -15,15 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from squall._process.extras import explain_missing_extra
 from squall._types import Score, Validation
-from squall.training.settings import TrainingSettings, adam
 from squall.training.sharded import all_finite, gathered, is_sharded, spread, spread_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 else:  # importing it takes as long as importing torch, and who comes for the loss alone does not need it
     Fabric = Any
-
-__all__ = ["Checkpoint", "Recorder", "Training", "TrainingDiverged", "TrainingResult", "TrainingSettings", "adam"]
 
 
 EXTRA = "_extra_state"
