@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import h5py
 
 from squall.data.arrays import Handle
+from squall.data.endless import refuse_endless
 from squall.data.errors import DataError
 from squall.data.formats import cf, matlab, numpy_files, pdebench, torch_files
 from squall.data.formats.bag import read_bag
@@ -90,6 +91,7 @@ def recognise(place: Path) -> str:
     with place.open("rb") as file:
         head = file.read(128)
     if h5py.is_hdf5(place) or head.startswith((b"\x89HDF", b"MATLAB 7.3")):
+        refuse_endless([place])
         return _recognise_hdf5(place, head)
     if head.startswith(b"PK"):
         try:

@@ -394,7 +394,7 @@ def _refuse_elsewhere(file: Any) -> None:
             dataset_of(file, name, name)
 
 
-def _refuse_special(path: Path, folder: Path, root: str = "") -> None:
+def _refuse_special(path: Path, folder: str | Path, root: str = "") -> None:
     """Refuse pipes and links out of the folder: only what was named is read.
 
     Raises:
@@ -404,7 +404,7 @@ def _refuse_special(path: Path, folder: Path, root: str = "") -> None:
     with os.scandir(folder) as entries:
         for entry in entries:  # no call to the file system for a plain file
             if entry.is_dir(follow_symlinks=False):
-                _refuse_special(path, Path(entry.path), root)
+                _refuse_special(path, entry.path, root)
             elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
                 raise DataError(f"{path}: '{entry.name}' is a link to a file elsewhere; only the folder named is read")
             elif not entry.is_file() and not entry.is_symlink():
