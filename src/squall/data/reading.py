@@ -278,6 +278,8 @@ def check_exists(path: Path, place: Path) -> None:
 
 
 def _missing(path: Path, place: Path) -> str:
+    if place.is_symlink():
+        return f"{path}: this is a link that leads nowhere (to {os.readlink(place)})"
     folder = next(parent for parent in place.parents if parent.is_dir())
     if folder != place.parent:
         return f"{path}: there is no such file; of its path, {folder} is there and the rest is not"

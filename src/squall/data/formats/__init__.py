@@ -119,8 +119,8 @@ def _recognise_hdf5(place: Path, head: bytes) -> str:
                 return "PDEBench, groups"
             scales = any("DIMENSION_LIST" in item.attrs for item in items)
             return "NetCDF-4" if scales or "_NCProperties" in file.attrs else "HDF5"
-    except DataError:
-        raise
+    except DataError as error:
+        raise error if str(place) in str(error) else DataError(f"{place}: {error}") from None
     except DAMAGE:
         return "The Well"  # whose reader says what is damaged
 

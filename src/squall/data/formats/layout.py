@@ -135,7 +135,9 @@ class ArrayFile(Screened):
         space = dict(zip(self.description.axes, self.space, strict=True))
         try:
             values = variable.read(self.layout.handle.array, trajectories.numpy(), starts.numpy(), length, space)
-        except (OSError, LookupError, RuntimeError) as error:
+        except DataError as error:
+            raise error if str(self.path) in str(error) else DataError(f"{self.path}: {error}") from None
+        except (ArithmeticError, LookupError, OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip("'\"")
             raise DataError(
                 f"{self.path}: '{variable.name}' cannot be read and may be damaged ({reason}); make or fetch it again"
