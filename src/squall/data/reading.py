@@ -234,8 +234,7 @@ def _read_in_place(descriptor: int, offset: int, values: Any, rows: list[int], o
     for window in order:
         rest = buffer[window * window_bytes : (window + 1) * window_bytes]
         place = offset + rows[window] * state_bytes
-        while rest:
-            count = os.preadv(descriptor, [rest], place)
+        while (count := os.preadv(descriptor, (rest,), place)) < len(rest):  # nearly always, one call reads all
             if count == 0:
                 raise OSError("the file ends before the states do")
             rest, place = rest[count:], place + count
