@@ -2,6 +2,7 @@
 
     python benchmarks/reading.py                       # 500 MB a file
     python benchmarks/reading.py --megabytes 2000 --formats npy "Zarr v3"
+    python benchmarks/reading.py --training            # what share of a paper-sized training is it?
 
 The same trajectories (two fields, 32 x 32, float32) are written by other packages. Batches of 64 random pairs are read
 by squall, by slices of the package that owns the format, put into one array, and, for its own layout, by The Well's
@@ -131,8 +132,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
+    parser.add_argument("--training", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.training:
+        training()
+        return
     warnings.simplefilter("ignore")
     count = arguments.megabytes * 10**6 // (TIMES * CHANNELS * SPACE[0] * SPACE[1] * 4)
     generator = np.random.default_rng(0)
@@ -166,6 +171,31 @@ def main() -> None:
                 f"{name:<18}{ours:9.1f}{plain:9.1f}{plain / ours:12.2f}{theirs:10.0f}{theirs / ours:7.0f}", flush=True
             )
     print(json.dumps(results))
+
+
+def training() -> None:
+    """A minibatch of 200 transitions of 50 points, beside a training step of HNN++ with 200 hidden units in float32."""
+    import squall
+
+    system = squall.CahnHilliard()
+    initial = system.initial_states(20, torch.Generator().manual_seed(0))
+    states = system.simulate(initial, steps=500)
+    with tempfile.TemporaryDirectory() as folder:
+        path = squall.data.write(Path(folder) / "ch.hdf5", states, dt=1e-4, lengths=1.0)
+        file = squall.data.open(path)
+        pairs = {"memory": Transitions(squall.data.load(file)), "the file": Transitions(file)}
+        model = squall.HNN(system.structure, hidden=200, generator=torch.Generator().manual_seed(0))
+
+        def train(steps: int) -> None:
+            settings = squall.TrainingSettings(steps=steps, batch=200, log_every=1000, checkpoint_every=1000)
+            squall.train(model, pairs["memory"], settings, loss=squall.ImbalanceAwareLoss())
+
+        train(10)
+        step = (min(timed(lambda: train(60)) for _ in range(3)) - min(timed(lambda: train(10)) for _ in range(3))) / 50
+        for name, transitions in pairs.items():
+            draws = torch.randint(0, len(transitions), (100, 200), generator=torch.Generator().manual_seed(1))
+            fetch = statistics.median(timed(lambda n=n, t=transitions: t.fetch(n)) for n in draws)
+            print(f"a minibatch from {name}: {1e6 * fetch:.0f} µs, {fetch / step:.2%} of a step of {1e3 * step:.1f} ms")
 
 
 def warm(path: Path) -> None:

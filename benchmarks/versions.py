@@ -2,6 +2,7 @@
 
     git worktree add /tmp/before COMMIT
     python benchmarks/versions.py /tmp/before/src --rounds 3
+    python benchmarks/versions.py /tmp/before/src --rounds 5 --tasks "squall --help" "squall train" "squall evaluate"
 
 A ratio below 1: this version is faster. Process time hides the other programs of a machine, but not that they share its
 caches: ratios of single rounds then differ by a tenth.
@@ -10,8 +11,10 @@ caches: ratios of single rounds then differ by a tenth.
 import argparse
 import importlib
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -29,6 +32,9 @@ TASKS = (
     "simulate kdv",
     "loss",
     "loss large",
+    "squall --help",
+    "squall train",
+    "squall evaluate",
 )
 BATCH, HIDDEN, MEMBERS = 200, 64, 12
 
@@ -126,10 +132,31 @@ def loss(kind: str) -> float:
     return least(passes, 5) / 50
 
 
+def command(kind: str) -> float:
+    """A command from its start to its end: `--help`, a training of 200 steps, an evaluation of three trajectories."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, run = f"{folder}/data.hdf5", f"{folder}/run"
+        train = ["train", "--data.path", data, "--data.validation", "2", "--data.test", "3", "--training.steps", "200"]
+        words = {"--help": ["--help"], "train": [*train, "--out", run], "evaluate": ["evaluate", run]}
+        if kind != "--help":
+            seconds(["simulate", "cahn-hilliard", "--trajectories", "20", "--steps", "50", "--out", data])
+        if kind == "evaluate":
+            seconds(words["train"])
+        return seconds(words[kind])
+
+
+def seconds(words: list[str]) -> float:
+    """Processor time of a command, threads and children included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "squall.cli", *words], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def measure(task: str) -> float:
     torch.set_num_threads(1)
     name, _, kind = task.partition(" ")
-    return {"train": train, "together": together, "simulate": simulate, "loss": loss}[name](kind)
+    return {"train": train, "together": together, "simulate": simulate, "loss": loss, "squall": command}[name](kind)
 
 
 def in_a_process(source: Path, task: str) -> float:

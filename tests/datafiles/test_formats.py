@@ -570,3 +570,51 @@ def test_a_folder_of_pdebench_files_is_one_source(tmp_path):
     source = squall.data.open(tmp_path)
     assert np.array_equal(source.read()[:, :, 0], np.concatenate([first, second]))
     assert source.parts is None
+
+
+def dedalus(path, times, **fields):
+    """As Dedalus 3 writes it: fields on labelled axes, to which their times and points are attached."""
+    x, z = np.arange(X) * 0.5, (1 - np.cos(np.pi * (np.arange(Y) + 0.5) / Y)) / 2
+    scales = {"t": ("sim_time", times), "x": ("x_hash_1", x), "z": ("z_hash_2", z)}
+    with h5py.File(path, "w") as file:
+        for name, values in scales.values():
+            file[f"scales/{name}"] = values
+            file[f"scales/{name}"].make_scale(name)
+        for name, values in fields.items():
+            task = file.create_dataset(f"tasks/{name}", data=values)
+            for number, label in enumerate(("t", *[""] * (values.ndim - 3), "x", "z")):
+                task.dims[number].label = label
+                if label and values.shape[number] > 1:
+                    task.dims[number].attach_scale(file[f"scales/{scales[label][0]}"])
+    return x, z
+
+
+def test_the_sets_of_dedalus_are_one_trajectory_between_walls(tmp_path):
+    b, velocity = trajectories(2 * T, X, Y), trajectories(2 * T, 2, X, Y, seed=1)
+    for part in range(2):
+        now = slice(part * T, (part + 1) * T)
+        times = 0.25 * np.arange(2 * T)[now]
+        mean = b[now].mean(1, keepdims=True)
+        _x, z = dedalus(tmp_path / f"s{part}.h5", times, b=b[now], mean=mean, velocity=velocity[now])
+    source = squall.data.open(tmp_path)
+    assert source.fields == ("b", "velocity_x", "velocity_z")
+    assert source.dt == 0.25
+    assert source.shape == (1, 2 * T, 3, X, Y)
+    assert source.boundary == ("periodic", "wall")
+    np.testing.assert_array_equal(source.read([0])[0], np.concatenate([b[:, None], velocity], 1))
+    np.testing.assert_array_equal(source.coordinates[1], z)
+    assert any(note.startswith("left out 'mean'") for note in source.notes)
+    thickness = source.measure[0]
+    assert thickness[0] < thickness[Y // 2]  # points are denser at the walls
+    chosen = squall.data.open(tmp_path, fields=["velocity"])
+    assert chosen.fields == ("velocity_x", "velocity_z")
+    assert [c.name for c in chosen.conditions] == ["b"]
+    with pytest.raises(DataError, match=r"fields: got heat; on a grid are b, mean, velocity"):
+        squall.data.open(tmp_path, fields=["heat"])
+
+
+def test_times_that_are_not_in_order_are_to_be_sorted(tmp_path):
+    data, _ = weather()
+    data.drop_vars("note").isel(time=[3, 4, 5, 0, 1, 2]).to_netcdf(tmp_path / "a.nc", engine="scipy")
+    with pytest.raises(DataError, match="the times are not in order: sort the states"):
+        squall.data.open(tmp_path / "a.nc")

@@ -13,8 +13,10 @@ import squall
 from squall._process.console import say
 from squall._process.limits import first_line, too_large
 from squall._process.signals import Stopped, notices_raise
+from squall._process.startup import all_imported
 from squall.cli import USER_MISTAKE
 from squall.cli.options import option_names
+from squall.data.endless import endless_refused
 from squall.runs.config import explain
 from squall.runs.installed import failed_in
 from squall.runs.ranks import OtherProcessError
@@ -28,12 +30,14 @@ REPORT = (
 
 
 @notices_raise()
+@endless_refused()
 def execute(words: Sequence[str]) -> int:
     """Run the command that the first of the words names, a module of this room; return its exit code."""
     command, *options = words
     console, errors, known = Console(stderr=True), Console(stderr=True), []
     try:
         module = importlib.import_module(f"squall.cli.{command}")
+        all_imported()
         parser = module.parser()
         known = option_names(parser)
         with warnings.catch_warnings():

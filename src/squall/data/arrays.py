@@ -51,7 +51,7 @@ class Variable:
     @property
     def number(self) -> np.dtype:
         """The type of the values: float32 or float64."""
-        return np.dtype(np.float64 if np.result_type(self.dtype, np.float32) == np.float64 else np.float32)
+        return np.dtype(np.float64 if np.result_type(self.dtype, np.float32).itemsize > 4 else np.float32)
 
     def condition(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> Condition:
         """It as a condition of states of `shape` on space axes of these names."""

@@ -133,8 +133,10 @@ def as_measure(measure: Any, space: tuple[int, ...]) -> Areas | None:
         return None
     value = torch.as_tensor(measure).to(torch.float64)
     if tuple(value.shape) != space or not torch.isfinite(value).all() or (value < 0).any() or value.sum() == 0:
+        wrong = int((~torch.isfinite(value) | (value < 0)).sum())
         raise DataError(
-            f"measure: got shape {tuple(value.shape)}; expected areas {space}, finite, none negative, not all zero"
+            f"measure: got shape {tuple(value.shape)} with {wrong} numbers that are no areas; expected {space}, "
+            "finite, none negative, not all zero"
         )
     mean = value.mean()
     value = value if abs(mean - 1) < 1e-12 else value / mean  # once: areas come back from a file to the bit

@@ -234,8 +234,7 @@ def _read_in_place(descriptor: int, offset: int, values: Any, rows: list[int], o
     for window in order:
         rest = buffer[window * window_bytes : (window + 1) * window_bytes]
         place = offset + rows[window] * state_bytes
-        while rest:
-            count = os.preadv(descriptor, [rest], place)
+        while (count := os.preadv(descriptor, (rest,), place)) < len(rest):  # nearly always, one call reads all
             if count == 0:
                 raise OSError("the file ends before the states do")
             rest, place = rest[count:], place + count
@@ -278,6 +277,8 @@ def check_exists(path: Path, place: Path) -> None:
 
 
 def _missing(path: Path, place: Path) -> str:
+    if place.is_symlink():
+        return f"{path}: this is a link that leads nowhere (to {os.readlink(place)})"
     folder = next(parent for parent in place.parents if parent.is_dir())
     if folder != place.parent:
         return f"{path}: there is no such file; of its path, {folder} is there and the rest is not"

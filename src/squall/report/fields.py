@@ -24,7 +24,7 @@ FRAMES = 4
 """Number of times at which a field over two space axes is shown."""
 
 
-NORTHWARD = ("lat", "rlat", "col", "y", "eta", "nj", "j", "south_north")
+NORTHWARD = ("lat", "rlat", "nlat", "grid_lat", "col", "y", "eta", "nj", "j", "south_north")
 """How the names of axes begin that point up on a map."""
 
 

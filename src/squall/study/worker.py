@@ -21,6 +21,7 @@ import torch
 
 from squall._process.signals import STOPPING, Stopped
 from squall._process.threads import keep_freed_memory
+from squall.data.endless import endless_refused
 from squall.evaluation.rollouts import Keep
 from squall.runs.config import RunConfig
 from squall.runs.evaluate import evaluate_runs
@@ -159,7 +160,7 @@ def run_batch(tasks: Sequence[Task], worker: Worker = _worker) -> None:
     Raises:
         Stopped: if the worker is asked to stop; what is trained is saved.
     """
-    with worker.working(), warnings.catch_warnings():
+    with worker.working(), warnings.catch_warnings(), endless_refused():
         warnings.simplefilter("ignore")
         for task in tasks:
             _wait_for(RunFolder(task.path))

@@ -9,8 +9,9 @@ from typing import Any, Unpack
 import h5py
 
 from squall.data.arrays import Handle
+from squall.data.endless import refuse_endless
 from squall.data.errors import DataError
-from squall.data.formats import cf, matlab, numpy_files, pdebench, torch_files
+from squall.data.formats import cf, dedalus, matlab, numpy_files, pdebench, torch_files
 from squall.data.formats.bag import read_bag
 from squall.data.formats.consecutive import Continued
 from squall.data.formats.folder import Joint, read_folder
@@ -23,7 +24,7 @@ from squall.data.structure import FIELD_GROUPS
 KNOWN = (
     "The Well (HDF5 with t0_fields, t1_fields, t2_fields), a folder of such files, PDEBench (tensor with "
     "x-coordinate, or groups 0000/data), NetCDF-3 and -4, Zarr, NumPy .npy and .npz, PyTorch .pt with tensors, "
-    "MATLAB v7.3"
+    "MATLAB v7.3, Dedalus"
 )
 OTHERS = {
     b"GRIB": "GRIB: convert it to NetCDF, as by `cfgrib` and xarray or `grib_to_netcdf`",
@@ -36,7 +37,7 @@ def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> Trajectory
     """Open trajectories; states stay in the file until they are asked for.
 
     The layout is recognised by content: The Well's files and folders, PDEBench, NetCDF, Zarr, `.npy` and `.npz`,
-    neuraloperator's `.pt`, MATLAB v7.3. NaN and declared fill values are missing values: see `Source.mask` and
+    neuraloperator's `.pt`, MATLAB v7.3, Dedalus. NaN and declared fill values are missing values: see `Source.mask` and
     `Source.valid`. In The Well's layout, where simulations are kept, they are errors unless `gaps=True`.
 
     Args:
@@ -90,6 +91,7 @@ def recognise(place: Path) -> str:
     with place.open("rb") as file:
         head = file.read(128)
     if h5py.is_hdf5(place) or head.startswith((b"\x89HDF", b"MATLAB 7.3")):
+        refuse_endless([place])
         return _recognise_hdf5(place, head)
     if head.startswith(b"PK"):
         try:
@@ -115,10 +117,12 @@ def _recognise_hdf5(place: Path, head: bytes) -> str:
                 return "PDEBench"
             if pdebench.by_groups(file):
                 return "PDEBench, groups"
+            if dedalus.is_dedalus(file):
+                return "Dedalus"
             scales = any("DIMENSION_LIST" in item.attrs for item in items)
             return "NetCDF-4" if scales or "_NCProperties" in file.attrs else "HDF5"
-    except DataError:
-        raise
+    except DataError as error:
+        raise error if str(place) in str(error) else DataError(f"{place}: {error}") from None
     except DAMAGE:
         return "The Well"  # whose reader says what is damaged
 
@@ -150,6 +154,7 @@ def _layout(shown: Path, place: Path, kind: str, options: Reading) -> Layout:
         "PDEBench": pdebench.read_side_by_side,
         "PDEBench, groups": pdebench.read_groups,
         "MATLAB": matlab.read_matlab,
+        "Dedalus": dedalus.read_dedalus,
         "torch": torch_files.read_torch,
     }
     if kind in readers:

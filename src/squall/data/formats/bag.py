@@ -168,7 +168,7 @@ def _states(usable: Mapping[str, tuple[int, ...]], fields: Sequence[str] | None,
         raise DataError(f"{handle.shown}: fields: no {', '.join(missing)}; the file has {', '.join(usable)}")
     most = max((len(shape) for shape in usable.values()), default=0)
     if most < 2:
-        raise DataError(f"{handle.shown}: it holds no array of two axes or more; found: {dict(usable) or 'nothing'}")
+        raise DataError(f"{handle.shown}: it holds no array of two axes or more; found: {dict(usable) or 'no numbers'}")
     states = chosen or [name for name, shape in usable.items() if len(shape) == most]
     different = {name: usable[name] for name in states}
     if len(set(different.values())) > 1:

@@ -75,7 +75,7 @@ def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
         with open_file(path, place) as file:
             _refuse_elsewhere(file)
     engine = {"NetCDF-3": "scipy", "NetCDF-4": "h5netcdf", "Zarr": "zarr"}[kind]
-    more: dict[str, Any] = {"consolidated": False} if kind == "Zarr" else {}
+    more = {"Zarr": {"consolidated": False}, "NetCDF-4": {"phony_dims": "access"}}.get(kind, {})
     try:
         # decode_times=False: a calendar that pandas lacks must not fail here; chunks=None: no dask.
         with xarray.open_dataset(
@@ -369,14 +369,18 @@ def _end(points: Shaped[np.ndarray, " points"] | None, kind: str) -> str:
 
 
 def _named(place: Path) -> bool:
-    """Whether the arrays of a Zarr group have named axes, as xarray needs them."""
-    arrays = open_zarr(place)
-    if isinstance(arrays, dict):
-        return False
-    return any(
-        (a.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in a.attrs) or getattr(a.metadata, "dimension_names", None)
-        for _, a in arrays.arrays()
-    )
+    """Whether the arrays of a Zarr group have named axes, as xarray needs them.
+
+    Raises:
+        DataError: where numbers are stored otherwise than zarr reads them.
+    """
+    arrays, named = open_zarr(place), False
+    for name, array in () if isinstance(arrays, dict) else arrays.arrays():
+        if getattr(array.metadata, "storage_transformers", ()):
+            raise DataError(f"'{name}' is stored through a storage transformer, which zarr does not apply")
+        given = array.attrs.get("_ARRAY_DIMENSIONS") if array.metadata.zarr_format == 2 else None
+        named |= any(getattr(array.metadata, "dimension_names", given) or ())
+    return named
 
 
 def _groups(kind: str, place: Path) -> list[str]:
@@ -394,7 +398,7 @@ def _refuse_elsewhere(file: Any) -> None:
             dataset_of(file, name, name)
 
 
-def _refuse_special(path: Path, folder: Path, root: str = "") -> None:
+def _refuse_special(path: Path, folder: str | Path, root: str = "") -> None:
     """Refuse pipes and links out of the folder: only what was named is read.
 
     Raises:
@@ -404,7 +408,7 @@ def _refuse_special(path: Path, folder: Path, root: str = "") -> None:
     with os.scandir(folder) as entries:
         for entry in entries:  # no call to the file system for a plain file
             if entry.is_dir(follow_symlinks=False):
-                _refuse_special(path, Path(entry.path), root)
+                _refuse_special(path, entry.path, root)
             elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
                 raise DataError(f"{path}: '{entry.name}' is a link to a file elsewhere; only the folder named is read")
             elif not entry.is_file() and not entry.is_symlink():
@@ -422,7 +426,7 @@ def open_zarr(place: Path) -> Any:
     """The arrays of a group by name; an array alone is called "array"."""
     with explain_missing_extra():
         import zarr
-    opened: Any = zarr.open(place, mode="r")
+    opened: Any = zarr.open(place, mode="r", use_consolidated=False)  # a copy of what the arrays say of themselves
     return {"array": opened} if hasattr(opened, "shape") else opened
 
 

@@ -14,6 +14,7 @@ from squall._process.documents import load_yaml
 from squall._types import Trajectories
 from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
+from squall.data.endless import refuse_endless
 from squall.data.errors import DataError
 from squall.data.formats.consecutive import Continued, Recent, check_alike, file_name, join_in_time, refuse_single
 from squall.data.formats.layout import ArrayFile, OneTimeError
@@ -175,6 +176,7 @@ def read_folder(
             f"{path}: this is a folder without data files: looked for {', '.join(SUFFIXES)} in it, in data/ and in "
             f"train/, valid/ and test/, and for Zarr (zarr.json, .zgroup); found {found}"
         )
+    refuse_endless([file for files in groups.values() for file in files])  # all in one process
     written = next(
         (p for p in (place / "stats.yaml", base.parent / "stats.yaml", base / "stats.yaml") if p.is_file()), None
     )

@@ -135,7 +135,9 @@ class ArrayFile(Screened):
         space = dict(zip(self.description.axes, self.space, strict=True))
         try:
             values = variable.read(self.layout.handle.array, trajectories.numpy(), starts.numpy(), length, space)
-        except (OSError, LookupError, RuntimeError) as error:
+        except DataError as error:
+            raise error if str(self.path) in str(error) else DataError(f"{self.path}: {error}") from None
+        except (ArithmeticError, LookupError, OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip("'\"")
             raise DataError(
                 f"{self.path}: '{variable.name}' cannot be read and may be damaged ({reason}); make or fetch it again"
@@ -238,7 +240,12 @@ def time_step(path: Path, times: Shaped[np.ndarray, " time"] | None) -> float:
         raise DataError(f"{path}: the file does not say the time between two states; give dt=...")
     step = equal_step(np.asarray(times))
     if step is None or step <= 0:
-        gaps = np.diff(np.asarray(times, dtype=np.float64))
+        exact = np.asarray(times, dtype=np.float64)
+        if equal_step(np.sort(exact)) is not None:
+            raise DataError(
+                f"{path}: the times are not in order: sort the states by time, as by xarray's sortby('time')"
+            )
+        gaps = np.diff(exact)
         raise DataError(
             f"{path}: the times are not equally spaced: neighbours are {gaps.min():g} to {gaps.max():g} apart. "
             "Interpolate the states to equal times (missing times may be NaN), or give dt=... to take them as equal"

@@ -15,13 +15,20 @@ STATES = "a, u"
 """The pair of the neural-operator benchmarks: a is the first state, u the later ones."""
 
 
+OTHER = np.empty((), dtype=object)
+"""In place of what is not read, so that it is said."""
+
+NO_NUMBERS = (b"char", b"function_handle", b"cell", b"struct")
+"""MATLAB's classes of arrays that stand for something else."""
+
+
 class MatlabArrays(dict[str, Any]):
     """The arrays of a MATLAB file; `a` and `u` are joined in time where `u` goes on from `a`."""
 
     def __init__(self, place: Path) -> None:
         self.file: Any = open_hdf5(place).file
         items = members(self.file).items()
-        arrays = {name: dataset_of(self.file, name, name) for name, item in items if isinstance(item, h5py.Dataset)}
+        arrays = {name: dataset_of(self.file, name, name) if _holds_numbers(item) else OTHER for name, item in items}
         if {"a", "u"} <= arrays.keys() and (joined := _joined(arrays)) is not None:
             arrays = {STATES: joined, **{name: v for name, v in arrays.items() if name not in ("a", "u")}}
             if "t" in arrays:
@@ -54,6 +61,12 @@ def read_matlab(path: Path, place: Path, options: Reading) -> Layout:
         axes=axes,
         space=None if options.get("axes") else space,
     )
+
+
+def _holds_numbers(item: Any) -> bool:
+    """Not text, nor the handle of a function, which MATLAB keeps as whole numbers, nor an array without numbers."""
+    kind = np.bytes_(item.attrs.get("MATLAB_class", b"double"))
+    return isinstance(item, h5py.Dataset) and kind not in NO_NUMBERS and not item.attrs.get("MATLAB_empty", 0)
 
 
 def _joined(arrays: dict[str, Any]) -> Joined | None:

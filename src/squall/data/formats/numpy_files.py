@@ -25,6 +25,8 @@ def open_npz(place: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     with zipfile.ZipFile(place) as archive, np.load(place, allow_pickle=False) as loaded:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
+            if name in arrays:
+                raise DataError(f"'{info.filename}' is twice in the archive")
             arrays[name] = loaded[name] if info.compress_type else _mapped(place, archive, info)
     return arrays
 

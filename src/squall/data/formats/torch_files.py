@@ -5,9 +5,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
+from squall._process.limits import first_line
 from squall.data.arrays import Handle, Joined
 from squall.data.errors import DataError
 from squall.data.formats.bag import read_bag
@@ -21,15 +24,19 @@ def open_tensors(place: Path) -> dict[str, Any]:
     """The tensors by name as arrays; `x` and `y` of equal shape are two states one after the other."""
     loaded = torch.load(place, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(place))
     tensors = {"tensor": loaded} if isinstance(loaded, Tensor) else loaded if isinstance(loaded, dict) else {}
-    arrays: dict[str, Any] = {
-        str(name): (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
-        for name, value in tensors.items()
-        if isinstance(value, Tensor)
-    }
+    arrays: dict[str, Any] = {str(name): _as_array(value) for name, value in tensors.items()}
     if {"x", "y"} <= arrays.keys() and arrays["x"].shape == arrays["y"].shape and arrays["x"].ndim >= 2:
         x, y = arrays.pop("x"), arrays.pop("y")
         arrays[PAIR] = Joined([x, y], axis=1, ndim=x.ndim + 1)
     return arrays
+
+
+def _as_array(value: Any) -> Shaped[np.ndarray, "..."]:
+    """A plain tensor; an array of a Python object in place of what is not read, so that it is said."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.is_quantized:
+        return np.empty((), dtype=object)
+    return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
 
 
 def read_torch(path: Path, place: Path, options: Reading) -> Layout:
@@ -41,7 +48,8 @@ def read_torch(path: Path, place: Path, options: Reading) -> Layout:
     try:
         arrays = open_tensors(place)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        # PyTorch's own advice is to run what is in the file.
+        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise DataError(
             f"{path}: not read as tensors ({reason}); programs in a file are never run: save a dict of tensors"
         ) from None
