@@ -1,11 +1,15 @@
 """What a study says of losses, from hand-made outcomes: nothing is trained."""
 
+import base64
+import html
 import math
 
 import pytest
 from matplotlib.figure import Figure
 
 from squall.report import evidence
+from squall.report.page import write_page
+from squall.report.sections import sections
 from squall.report.study import study_tables
 from squall.report.tables import markdown
 from squall.runs.config import from_dict, to_dict
@@ -123,6 +127,17 @@ def test_steps_are_those_until_the_best_of_the_baseline_with_the_same_seed():
     assert cells(table, "cap 9") == ["never", "0 of 3", "20"]
 
 
+def test_a_dearer_step_leaves_fewer_steps_in_the_time_of_the_baseline():
+    """Scores 8, 4 at steps 10, 20; between validations a score falls like a power, so half-way it is their root."""
+    found = grid((("A",), tuple(LOSSES)), lambda *labels: 1.0)
+    (table,), note = evidence.steps_table(found, "MSE", {"MSE": 1.0, "cap 3": 4 / 3})
+    assert table.heads[3:] == ("steps in MSE's time", "score then, relative to MSE")
+    assert cells(table, "MSE")[3:] == ["20", "1"]
+    assert cells(table, "cap 3")[3:] == ["15", f"{2**0.5:.2f}"]
+    assert cells(table, "cap 9")[3:] == ["", ""]
+    assert "1.33333 (cap 3)" in note
+
+
 def test_spectra_are_shown_where_a_run_has_them():
     found = evidence.spectra_tables(WHOLE)
     assert found is not None
@@ -147,8 +162,8 @@ def test_the_curve_of_a_family_begins_at_mse_and_follows_its_setting():
     assert curve.get_xdata() == pytest.approx([1.0, 0.5, 0.25])
 
 
-def test_pages_are_drawn_with_one_seed_and_with_what_diverged():
-    """In the study's tables each stands below its heading."""
+def test_pages_are_drawn_with_one_seed_and_with_what_diverged(tmp_path):
+    """In the study's tables and on its page each stands below its heading."""
     show = ("table", "ratios", "ranks", "arms", "steps", "spectra")
     found = grid(
         (SYSTEMS, tuple(LOSSES), ("clean", "wrong")),
@@ -167,7 +182,16 @@ def test_pages_are_drawn_with_one_seed_and_with_what_diverged():
     for figure in drawn:
         figure.draw_without_rendering()
     study = Study("s", "", {}, {"g": found.grid}, "MSE", {}, False, {})
-    text = study_tables(Results(study, {"g": found}))
+    results = Results(study, {"g": found})
+    picture = tmp_path / "ranks.png"
+    picture.write_bytes(b"a picture")
+    text = study_tables(results)
+    page = write_page(results, tmp_path / "index.html", {"g-ranks": picture}).read_text()
     for head in ("ranks", "in relation to clean", "steps", "spectra", "ratios"):
         assert f"### g: {head}\n" in text
+        assert f"<h3>{head}</h3>" in page
     assert "| cap 9, clean | 1 | 1 | diverged | diverged |" in text
+    for section in sections(found, study):
+        assert section.note.split(".")[0] in html.unescape(page)
+    assert page.count("<img") == 1
+    assert f'alt="ranks" src="data:image/png;base64,{base64.b64encode(b"a picture").decode()}"' in page

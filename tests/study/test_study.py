@@ -178,6 +178,8 @@ def test_the_paper_presets_ask_for_the_papers_protocol():
         ({"base": {"model": {"name": "my.Model", "predicts": "state"}},
           "variants": TINY["variants"] | {"CH": {"system": "cahn-hilliard"}}}, "no integrator applies to"),
         ({"baseline": "orig"}, "did you mean 'original'"),
+        ({"costs": {"orig": 1.1}}, "'orig' is not a known variant in 'costs'"),
+        ({"costs": {"sharp": 0}}, "the cost of 'sharp' is 0, but must be a positive number"),
         ({"variants": TINY["variants"] | {"original": {"loss": {"name": "focall"}}}}, "did you mean 'focal'"),
         ({"variants": TINY["variants"] | {"original": {"loss": {"name": "top_k", "options": {"k": 3}}}}},
          "loss.options has 'k', which 'top_k' does not know: known are alpha"),
@@ -579,6 +581,13 @@ def test_some_of_the_grids_are_run(tmp_path, capsys):
     assert main(["study", "run", "smoke", "--out", str(tmp_path / "no"), "--grids", "figure-9"]) == 2
     assert "'figure-9' is not a known grid of the study 'smoke'" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_trainings_that_need_more_than_the_time_there_is_are_refused(tmp_path):
+    study = read_study(written(tmp_path, TINY))
+    with pytest.raises(ConfigError, match=r"the 4 trials .* need about .* hours of training with 1 worker .* is 1e-09"):
+        run_here(study, tmp_path / "out", together=4, hours=1e-9)
+    assert not list((tmp_path / "out").glob("runs/*"))
 
 
 # SANN

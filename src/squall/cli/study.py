@@ -34,6 +34,9 @@ def parser() -> ArgumentParser:
         "--grids", type=str, nargs="+", default=None, help="only these of its grids; after the study"
     )
     run_parser.add_argument(
+        "--hours", type=float | None, default=None, help="refuse trainings that need more, by an estimate made first"
+    )
+    run_parser.add_argument(
         "--on",
         type=Literal["ray", "slurm"] | None,
         default=None,
@@ -105,6 +108,7 @@ def _study_run(options: Namespace, console: Console) -> int:
                 together=options.together,
                 part=_part(options.part),
                 grids=options.grids,
+                hours=options.hours,
                 progress=progress,
                 on=on,
             )
@@ -129,6 +133,8 @@ def _refuse_elsewhere(options: Namespace) -> None:
     for name, (is_given, places) in given.items():
         if is_given and options.on not in places:
             raise ValueError(f"--{name} is for --on {' and --on '.join(places)}, and must be left out otherwise")
+    if options.hours is not None and (options.on or not options.hours > 0):
+        raise ValueError(f"--hours is {options.hours:g}, but must be above 0 and without --on: it is of this machine")
     for name in ("jobs", "workers", "together"):
         if (count := options[name]) is not None and count < 1:
             raise ValueError(f"--{name} is {count}, but must be at least 1")

@@ -8,8 +8,10 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -408,9 +410,22 @@ def _line(
 # Steps
 
 
-def steps_table(found: GridResults, baseline: str | None) -> tuple[list[Table], str]:
-    """When the validation score of every loss first reaches the best of the baseline, paired by seed."""
+def steps_table(
+    found: GridResults, baseline: str | None, costs: Mapping[str, float] = MappingProxyType({})
+) -> tuple[list[Table], str]:
+    """When the validation score of every loss first reaches the best of the baseline, paired by seed, and, where the
+    costs of a step are known, the score after equal time.
+
+    Args:
+        found: the grid.
+        baseline: the label of the baseline.
+        costs: the time of a training step by label, in units of that of the baseline.
+    """
     tables = []
+    timed = [name for name in _losses(found.by_loss(baseline)) if name in costs]
+    heads = ("steps", "seeds that reach it", f"{baseline} took")
+    if timed:
+        heads += (f"steps in {baseline}'s time", f"score then, relative to {baseline}")
     for title, settings in _by_group(found, baseline):
         lines = []
         for key, rows in settings.items():
@@ -420,18 +435,47 @@ def steps_table(found: GridResults, baseline: str | None) -> tuple[list[Table], 
                     continue
                 middle = summarize(reached)
                 took = middle.median if middle else math.inf
-                cells = (
+                cells = [
                     Cell(f"{took:.0f}" if math.isfinite(took) else "never"),
                     Cell(f"{sum(map(math.isfinite, reached))} of {len(reached)}"),
                     Cell(f"{np.median(own):.0f}"),
-                )
-                lines.append(Line(", ".join([*key[1:], name]), cells))
-        tables.append(Table(title, ("steps", "seeds that reach it", f"{baseline} took"), tuple(lines)))
+                ]
+                if timed:
+                    cells += _equal_time(row, rows[baseline or ""], costs.get(name))
+                lines.append(Line(", ".join([*key[1:], name]), tuple(cells)))
+        tables.append(Table(title, heads, tuple(lines)))
     note = (
         f"Steps until the validation score first is as small as the best of “{baseline}” with the same seed: median "
         "over seeds, “never” where fewer than half of them reach it. Known at validations only."
     )
+    if timed:
+        note += (
+            f" Equal time: a step costs {', '.join(f'{costs[name]:g} ({name})' for name in timed)} in units of a step "
+            f"of “{baseline}”, measured apart from the study. The best validation score until then, interpolated "
+            "between validations: geometric mean of the paired ratio [95 % interval]."
+        )
     return tables, note
+
+
+def _equal_time(row: Row, baseline: Row, cost: float | None) -> list[Cell]:
+    """How many steps of a row fit the time of the baseline's training, and its best score until then."""
+    ours, theirs = row.validations(), baseline.validations()
+    if cost is None or not ours or not theirs:
+        return [Cell(), Cell()]
+    steps = {seed: min(course[0][-1], course[0][-1] / cost) for seed, course in theirs.items()}
+    ratio = paired_ratio(
+        {seed: _best_until(course, steps[seed]) for seed, course in ours.items() if seed in steps},
+        {seed: course[1].min() for seed, course in theirs.items()},
+    )
+    return [Cell(f"{np.median([*steps.values()]):.0f}"), ratio_cell(ratio)]
+
+
+def _best_until(course: Float[np.ndarray, "2 validation"], step: float) -> float:
+    """The best validation score until a step; between validations it falls like a power."""
+    steps, best = course[0], np.minimum.accumulate(course[1])
+    with np.errstate(invalid="ignore"):
+        score = float(np.exp(np.interp(step, steps, np.log(best))))
+    return math.inf if math.isnan(score) else score
 
 
 def _by_group(found: GridResults, baseline: str | None) -> list[tuple[str, dict[tuple[str, ...], Mapping[str, Row]]]]:

@@ -1,15 +1,16 @@
 """A study's results as one interactive HTML page, which needs neither a network nor a server.
 
-Tables are those of the Markdown report; maps, curves and bars become plain data. `page.html.j2` lays both out, and its
-script draws with plotly.js.
+Tables are those of the Markdown report, and pictures those that stand beside it; maps, curves and bars become plain
+data. `page.html.j2` lays all of it out, and its script draws with plotly.js.
 """
 
 import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -21,8 +22,10 @@ from squall._process.files import write_beside
 from squall.report.curves import fixed_temperature
 from squall.report.fields import REGIME_COLOURS, Arrays
 from squall.report.figures import COLOURS
+from squall.report.sections import sections
 from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table, state_counts
 from squall.runs.folder import Kind
+from squall.study.definition import Study
 from squall.study.outcome import STATES, Outcome, Place
 from squall.study.results import GridResults, Results, Row
 from squall.systems import CahnHilliard
@@ -41,8 +44,17 @@ GAP = -128
 """Marks NaN or infinity in a map of signed bytes."""
 
 
-def write_page(results: Results, path: Path) -> Path:
-    """Write what a study found, however far it is, into one HTML file; return the file."""
+def write_page(results: Results, path: Path, pictures: Mapping[str, Path] = MappingProxyType({})) -> Path:
+    """Write what a study found, however far it is, into one HTML file.
+
+    Args:
+        results: the study.
+        path: the file.
+        pictures: PNG files by the name of a grid, a hyphen and the name of a section, which the page then shows.
+
+    Returns:
+        the file.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("squall.report", "."),
         autoescape=True,
@@ -55,7 +67,7 @@ def write_page(results: Results, path: Path) -> Path:
         study=results.study,
         counts=state_counts(outcomes),
         total=len(outcomes),
-        grids=[_section(name, found, results.study.baseline) for name, found in results.grids.items()],
+        grids=[_grid(name, whole, results.study, pictures) for name, whole in results.grids.items()],
         outcomes=outcomes,
         kinds=KINDS,
         data=_script_json(_drawn(results)),
@@ -71,17 +83,26 @@ def _script_json(values: Any) -> str:
     return json.dumps(values, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _section(name: str, found: GridResults, baseline: str | None) -> dict[str, Any]:
-    show = found.grid.show
+def _grid(name: str, whole: GridResults, study: Study, pictures: Mapping[str, Path]) -> dict[str, Any]:
+    """What the template lays out of a grid; of one that chooses, the chosen rows."""
+    found, show = whole.chosen, whole.grid.show
     return {
         "name": name,
         "about": found.grid.about,
         "show": show,
-        "counts": state_counts(found.outcomes),
-        "total": len(found.outcomes),
-        "tables": {kind: grid_tables(found, baseline, [kind]) for kind in KINDS} if "table" in show else {},
+        "counts": state_counts(whole.outcomes),
+        "total": len(whole.outcomes),
+        "tables": {kind: grid_tables(found, study.baseline, [kind]) for kind in KINDS} if "table" in show else {},
         "step_regimes": regime_table(found.one_step) if "one-step" in show else None,
+        "sections": [
+            {"section": section, "picture": _embedded(pictures.get(f"{name}-{section.name}"))}
+            for section in sections(whole, study)
+        ],
     }
+
+
+def _embedded(picture: Path | None) -> str | None:
+    return picture and "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
 
 
 # What the script draws
@@ -90,8 +111,8 @@ def _section(name: str, found: GridResults, baseline: str | None) -> dict[str, A
 def _drawn(results: Results) -> dict[str, Any]:
     maps = _Maps()
     grids = {}
-    for name, found in results.grids.items():
-        show = found.grid.show
+    for name, whole in results.grids.items():
+        found, show = whole.chosen, whole.grid.show
         parts: dict[str, Any] = {"names": list(dict.fromkeys(row.name for row in found.rows))}
         if "table" in show or "one-step" in show:
             parts["regimes"] = {kind: [_regimes(*group, kind) for group in found.groups] for kind in KINDS}

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +37,7 @@ PRESETS = (
 )
 """The studies that come with the package."""
 
-KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "evaluations", "keep_weights"}
+KEYS = {"name", "about", "seeds", "base", "variants", "grids", "baseline", "costs", "evaluations", "keep_weights"}
 GRID_KEYS = {"axes", "choose", "seeds", "about", "show", "published"}
 """All keys of a study and of one of its grids; others are refused."""
 
@@ -150,6 +151,7 @@ class Study:
         evaluations: by name, what the trials of the grids that show `integrators` are rolled out by as well.
         keep_weights: whether the weights stay after a run is evaluated.
         source: the values of the YAML.
+        costs: the time of a training step by label, in units of that of the baseline; for the report.
     """
 
     name: str
@@ -160,6 +162,7 @@ class Study:
     evaluations: Mapping[str, OtherIntegrator]
     keep_weights: bool
     source: Mapping[str, Any] = field(repr=False)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -255,7 +258,17 @@ def _study(values: Mapping[str, Any]) -> Study:
         str(name): _evaluation(str(name), asked)
         for name, asked in _mapping("evaluations", values.get("evaluations")).items()
     }
-    return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values)
+    costs = _costs(values.get("costs"), variants)
+    return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values, costs)
+
+
+def _costs(asked: Any, variants: Mapping[str, Any]) -> dict[str, float]:
+    costs = _mapping("'costs'", asked)
+    _known("variant in 'costs'", costs, variants)
+    for label, cost in costs.items():
+        if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 < cost < math.inf:
+            raise ConfigError(f"the cost of '{label}' is {cost!r}, but must be a positive number: 1 is the baseline's")
+    return {label: float(cost) for label, cost in costs.items()}
 
 
 def _choice(grid: str, asked: Any) -> tuple[str, ...]:

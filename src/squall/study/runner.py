@@ -21,6 +21,7 @@ from squall.runs.folder import RunFolder, RunFolderError
 from squall.runs.ranks import started
 from squall.runs.simulate import SIMULATED, simulate_sphere_to_file, simulate_to_file
 from squall.study.definition import SIZES, Study, Trial, data_path
+from squall.study.estimate import refuse_too_long
 from squall.study.folder import FINISHED, LEASES, StudyFolder
 from squall.study.lease import Leases
 from squall.study.worker import Task, Worker, Workers, forget, run_batch, start_worker
@@ -43,6 +44,7 @@ def run_study(
     together: int = 1,
     part: tuple[int, int] = (1, 1),
     grids: Sequence[str] | None = None,
+    hours: float | None = None,
     progress: Progress | None = None,
     on: Callable[[int | None], AbstractContextManager[Workers]] | None = None,
 ) -> list[Trial]:
@@ -61,6 +63,7 @@ def run_study(
             seed, loss and sampling; meant for a GPU.
         part: (i, n): only the i-th of n parts of the trials, for n machines whose folders are then copied together.
         grids: only the trials of these; of all grids if left out.
+        hours: the time there is for the trainings; an estimate is made first, on this machine.
         progress: called with the number of finished steps and their total.
         on: opens that many workers elsewhere, such as `on_ray.ray_workers`; processes of this machine if left out.
 
@@ -69,7 +72,8 @@ def run_study(
 
     Raises:
         RunFolderError: if the folder holds another study, or other processes took over what this one held.
-        ConfigError: if the study has no such grid, a file of data is missing, or torchrun started this process.
+        ConfigError: if the study has no such grid, a file of data is missing, the trainings need more than the hours
+            there are, or torchrun started this process.
         ValueError: for a part or a number of workers that cannot be.
         squall._process.signals.Stopped: if a worker was asked to stop.
     """
@@ -93,8 +97,11 @@ def run_study(
         to_run = [trial for trial in trials if not folder.only_packed(trial)]
         _simulate(leases, folder, study, to_run)
         pending = _pending([_task(study, folder, trial) for trial in to_run], folder, leases)
+        batches = _batches(pending, together)
+        if hours is not None:
+            refuse_too_long(batches, pool.size, hours)
         count = _Count(folder, trials, progress or (lambda done, total: None))
-        _run_all(leases, _batches(pending, together), pool, count)
+        _run_all(leases, batches, pool, count)
     return [trial for trial in trials if folder.state(trial) == "failed"]
 
 
