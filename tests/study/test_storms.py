@@ -10,9 +10,10 @@ from in_process import run_here
 
 import squall
 import squall.data
+from squall.data.errors import DataError
 from squall.models import UNet
 from squall.runs.build import _unet
-from squall.runs.config import from_dict
+from squall.runs.config import ConfigError, from_dict
 from squall.study.definition import read_study
 
 STUDY = """
@@ -71,6 +72,20 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     capsys.readouterr()
 
 
+def weather(path: Path, latitude: torch.Tensor, longitudes: int) -> Path:
+    """A file of four random fields."""
+    xarray = pytest.importorskip("xarray")
+    field = torch.randn(4, len(latitude), longitudes, generator=torch.Generator().manual_seed(0)).numpy()
+    coordinates = {
+        "time": [0, 6, 12, 18],
+        "latitude": latitude.numpy(),
+        "longitude": 22.5 * torch.arange(longitudes).numpy(),
+    }
+    data = xarray.Dataset({"u": (("time", "latitude", "longitude"), field)}, coords=coordinates)
+    data.to_netcdf(path, engine="h5netcdf")
+    return path
+
+
 @pytest.mark.parametrize(
     ("latitude", "longitudes", "boundary"),
     [
@@ -81,17 +96,26 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     ],
 )
 def test_a_unet_goes_over_the_poles_where_the_data_cover_the_sphere(latitude, longitudes, boundary, tmp_path):
-    xarray = pytest.importorskip("xarray")
-    names = ("time", "latitude", "longitude")
-    field = torch.randn(4, 8, longitudes, generator=torch.Generator().manual_seed(0)).numpy()
-    coordinates = {
-        "time": [0, 6, 12, 18],
-        "latitude": latitude.numpy(),
-        "longitude": 22.5 * torch.arange(longitudes).numpy(),
-    }
-    path = tmp_path / "a.nc"
-    xarray.Dataset({"u": (names, field)}, coords=coordinates).to_netcdf(path, engine="h5netcdf")
+    path = weather(tmp_path / "a.nc", latitude, longitudes)
     config = from_dict(yaml.safe_load("model: {name: unet, arguments: {width: 2, levels: 1}}"))
     model = _unet(config, squall.data.open(path), None, torch.Generator().manual_seed(0))
     assert isinstance(model, UNet)
     assert model.boundary == boundary
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitudes"), [(torch.linspace(60, -60, 8), 16), (torch.linspace(90, -90, 8), 15)]
+)
+def test_a_pole_in_a_part_of_the_sphere_is_refused(latitude, longitudes, tmp_path):
+    source = squall.data.open(weather(tmp_path / "a.nc", latitude, longitudes))
+    config = from_dict(yaml.safe_load("model: {name: unet, arguments: {boundary: [pole, periodic]}}"))
+    with pytest.raises(ConfigError, match="'pole', but the data are a part of the sphere"):
+        _unet(config, source, None, torch.Generator().manual_seed(0))
+
+
+def test_latitudes_that_are_not_in_order_are_named(tmp_path):
+    path = weather(tmp_path / "a.nc", torch.tensor([80.0, 50, 60, 40, 20, -20]), 16)
+    with pytest.raises(
+        DataError, match="axis latitude have to be finite and in order, but 60 comes after 50: sort them"
+    ):
+        squall.data.open(path)
