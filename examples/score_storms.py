@@ -12,6 +12,9 @@ number. The pictures are a map of day 3, storm CSI by lead time, the price in th
 A storm is a maximum of cyclonic vorticity that reaches the largest 0.5 % of the sphere at that lead time, in all test
 trajectories. It is caught if the forecast has one within 1000 km. `in storms` are the points where the truth reaches
 that threshold.
+
+A model that draws noise has two columns: one member, and the mean of eight. `--on jets.nc` scores forecasts of another
+file of the same fields and grid, with its own climatology.
 """
 
 import argparse
@@ -32,6 +35,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import squall
+import squall.data
+from squall.data import Source
 from squall.evaluation.sphere import SphereGrid
 from squall.evaluation.storms import cyclonic, find_storms, storm_scores
 from squall.evaluation.weather import (
@@ -54,6 +59,8 @@ DAYS = (1, 3, 5)
 SHARE = 0.995
 """Storms reach this quantile of the cyclonic vorticity at their time: half a per cent of the sphere."""
 BUMPS = 10.0
+MEMBERS = 8
+"""Of the ensemble whose mean is scored."""
 TWINS = 2
 """So many trajectories have twins, whose first height differs by three bumps of at most so many metres."""
 
@@ -65,17 +72,18 @@ Groups = dict[str, dict[str, BySeed]]
 
 
 class Judge:
-    """The truth of a study, and the scores of a forecast against it."""
+    """The truth, of a study's test or of another file, and the scores of a forecast against it."""
 
-    def __init__(self, run: TrainedRun, system: ShallowWater) -> None:
+    def __init__(self, run: TrainedRun, system: ShallowWater, other: Source | None = None) -> None:
         split = run.experiment.split
-        self.fields, self.dt = split.test.fields, split.test.dt
+        test, known = (split.test, split.train) if other is None else (other, other)
+        self.fields, self.dt = test.fields, test.dt
         self.steps = round(24 * max(DAYS) / self.dt)
         self.days = [round(24 * day / self.dt) for day in DAYS]
-        self.truth = split.test.read()[:, : self.steps + 1].double()
-        self.grid = SphereGrid.of(split.test)
+        self.truth = test.read()[:, : self.steps + 1].double()
+        self.grid = SphereGrid.of(test)
         self.weights = self.grid.areas
-        self.climate = climatology(split.train.read()).double()
+        self.climate = climatology(known.read()).double()
         self.storms = self.intensity(self.truth)
         self.thresholds = [
             quantile_curve(self.storms[:, i], [SHARE], self.weights).item() for i in range(self.steps + 1)
@@ -160,6 +168,17 @@ def opened(path: Path, study: Path) -> TrainedRun:
     """A run of a study, whose data are named from the folder of the study."""
     data = Path(RunFolder(path).read_config()["data"]["path"])
     return squall.open_run(path, str(data if data.is_absolute() else study / data))
+
+
+def forecasts(run: TrainedRun, first: Tensor, steps: int, loss: str) -> dict[str, Tensor]:
+    """The rollout of a run, and the mean of an ensemble where its model draws noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = {loss: run.predict(first, steps)}
+        if run.experiment.config.model.arguments.get("noise"):
+            members = run.predict(first.repeat(MEMBERS, 1, 1, 1), steps).unflatten(0, (MEMBERS, -1))
+            found[f"{loss}, mean of {MEMBERS}"] = members.mean(0)
+    return found
 
 
 # Numbers
@@ -320,6 +339,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="the folder of a study with weights, such as of storms-small")
     parser.add_argument("--out", type=Path, help="the folder of tables and pictures; the study if left out")
+    parser.add_argument("--on", type=Path, metavar="FILE", help="of the trajectories to forecast")
     parser.add_argument("--shown", nargs="+", metavar="LOSS", help="losses on the map; the first three if left out")
     options = parser.parse_args(words)
     out = options.out or options.study
@@ -339,11 +359,11 @@ def main(words: Sequence[str] | None = None) -> None:
     for (loss, group), by_seed in runs_of(options.study, order).items():
         for seed, path in by_seed.items():
             run = opened(path, options.study)
-            judge = judge or Judge(run, system)
-            forecast = run.predict(judge.truth[:, 0], judge.steps)
-            groups.setdefault(group, {}).setdefault(loss, {})[seed] = judge.scores(forecast)
-            spectra_of.setdefault(group, {}).setdefault(loss, []).append(judge.spectra(forecast))
-            shown.setdefault(loss, judge.intensity(forecast)[0, judge.days[1]])
+            judge = judge or Judge(run, system, None if options.on is None else squall.data.open(options.on))
+            for label, forecast in forecasts(run, judge.truth[:, 0], judge.steps, loss).items():
+                groups.setdefault(group, {}).setdefault(label, {})[seed] = judge.scores(forecast)
+                spectra_of.setdefault(group, {}).setdefault(label, []).append(judge.spectra(forecast))
+                shown.setdefault(label, judge.intensity(forecast)[0, judge.days[1]])
     assert judge is not None
     references: dict[str, BySeed] = {
         "persistence": {0: judge.scores(judge.truth[:, :1].expand_as(judge.truth))},

@@ -30,8 +30,9 @@ base:
 variants:
   MSE: {loss.name: mse}
   KL budget 1: {loss.kl_budget: 1.0}
+  afCRPS: {loss.name: afcrps, model.arguments.noise: 1}
 grids:
-  all: {axes: [[MSE, KL budget 1]]}
+  all: {axes: [[afCRPS, MSE, KL budget 1]]}
 """
 
 
@@ -48,7 +49,14 @@ def test_storms_are_simulated_into_the_study_and_trained_on(study):
     (path,) = (study / "data").iterdir()
     assert squall.data.open(path).shape == (4, 21, 3, 16, 32)
     runs = sorted(path.name for path in (study / "runs").iterdir())
-    assert runs == ["kl-budget-1-seed-0", "kl-budget-1-seed-1", "mse-seed-0", "mse-seed-1"]
+    assert runs == [
+        "afcrps-seed-0",
+        "afcrps-seed-1",
+        "kl-budget-1-seed-0",
+        "kl-budget-1-seed-1",
+        "mse-seed-0",
+        "mse-seed-1",
+    ]
 
 
 def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
@@ -57,7 +65,7 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     exec(compile(path.read_text(), path, "exec"), names)
     names["main"]([str(study), "--out", str(tmp_path / "scores")])
     lines = (tmp_path / "scores" / "storms.md").read_text().splitlines()
-    assert lines[2] == "| score | day | MSE | KL budget 1 | persistence | climatology |"
+    assert lines[2] == ("| score | day | MSE | KL budget 1 | afCRPS | afCRPS, mean of 8 | persistence | climatology |")
     assert "…" in lines[4].split("|")[4]  # paired with the baseline
     assert "…" not in lines[4].split("|")[3]
     assert "Predictability horizon" in lines[-1]
@@ -69,7 +77,19 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     assert len(list((tmp_path / "scores").glob("storms_*.png"))) == 4
     with pytest.raises(SystemExit, match="not overwritten"):
         names["main"]([str(study), "--out", str(tmp_path / "scores")])
+    (data,) = (study / "data").iterdir()
+    names["main"]([str(study), "--on", str(data), "--out", str(tmp_path / "again")])
+    again = list(csv.DictReader((tmp_path / "again" / "storms.csv").read_text().splitlines()))
+    assert [row["loss"] for row in again] == [row["loss"] for row in rows]
+    assert again != rows  # the training trajectories count too
     capsys.readouterr()
+
+
+def test_a_variant_that_adds_to_the_arguments_of_the_model_leaves_the_others_alone(study):
+    noise = {
+        trial.labels: trial.config.model.arguments.get("noise") for trial in read_study(study / "study.yaml").trials
+    }
+    assert noise == {("afCRPS",): 1, ("MSE",): None, ("KL budget 1",): None}
 
 
 def weather(path: Path, latitude: torch.Tensor, longitudes: int) -> Path:
