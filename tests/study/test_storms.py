@@ -10,9 +10,10 @@ from in_process import run_here
 
 import squall
 import squall.data
+from squall.data.errors import DataError
 from squall.models import UNet
 from squall.runs.build import _unet
-from squall.runs.config import from_dict
+from squall.runs.config import ConfigError, from_dict
 from squall.study.definition import read_study
 
 STUDY = """
@@ -29,8 +30,9 @@ base:
 variants:
   MSE: {loss.name: mse}
   KL budget 1: {loss.kl_budget: 1.0}
+  afCRPS: {loss.name: afcrps, model.arguments.noise: 1}
 grids:
-  all: {axes: [[MSE, KL budget 1]]}
+  all: {axes: [[afCRPS, MSE, KL budget 1]]}
 """
 
 
@@ -47,7 +49,14 @@ def test_storms_are_simulated_into_the_study_and_trained_on(study):
     (path,) = (study / "data").iterdir()
     assert squall.data.open(path).shape == (4, 21, 3, 16, 32)
     runs = sorted(path.name for path in (study / "runs").iterdir())
-    assert runs == ["kl-budget-1-seed-0", "kl-budget-1-seed-1", "mse-seed-0", "mse-seed-1"]
+    assert runs == [
+        "afcrps-seed-0",
+        "afcrps-seed-1",
+        "kl-budget-1-seed-0",
+        "kl-budget-1-seed-1",
+        "mse-seed-0",
+        "mse-seed-1",
+    ]
 
 
 def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
@@ -56,7 +65,7 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     exec(compile(path.read_text(), path, "exec"), names)
     names["main"]([str(study), "--out", str(tmp_path / "scores")])
     lines = (tmp_path / "scores" / "storms.md").read_text().splitlines()
-    assert lines[2] == "| score | day | MSE | KL budget 1 | persistence | climatology |"
+    assert lines[2] == ("| score | day | MSE | KL budget 1 | afCRPS | afCRPS, mean of 8 | persistence | climatology |")
     assert "…" in lines[4].split("|")[4]  # paired with the baseline
     assert "…" not in lines[4].split("|")[3]
     assert "Predictability horizon" in lines[-1]
@@ -68,7 +77,33 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     assert len(list((tmp_path / "scores").glob("storms_*.png"))) == 4
     with pytest.raises(SystemExit, match="not overwritten"):
         names["main"]([str(study), "--out", str(tmp_path / "scores")])
+    (data,) = (study / "data").iterdir()
+    names["main"]([str(study), "--on", str(data), "--out", str(tmp_path / "again")])
+    again = list(csv.DictReader((tmp_path / "again" / "storms.csv").read_text().splitlines()))
+    assert [row["loss"] for row in again] == [row["loss"] for row in rows]
+    assert again != rows  # the training trajectories count too
     capsys.readouterr()
+
+
+def test_a_variant_that_adds_to_the_arguments_of_the_model_leaves_the_others_alone(study):
+    noise = {
+        trial.labels: trial.config.model.arguments.get("noise") for trial in read_study(study / "study.yaml").trials
+    }
+    assert noise == {("afCRPS",): 1, ("MSE",): None, ("KL budget 1",): None}
+
+
+def weather(path: Path, latitude: torch.Tensor, longitudes: int) -> Path:
+    """A file of four random fields."""
+    xarray = pytest.importorskip("xarray")
+    field = torch.randn(4, len(latitude), longitudes, generator=torch.Generator().manual_seed(0)).numpy()
+    coordinates = {
+        "time": [0, 6, 12, 18],
+        "latitude": latitude.numpy(),
+        "longitude": 22.5 * torch.arange(longitudes).numpy(),
+    }
+    data = xarray.Dataset({"u": (("time", "latitude", "longitude"), field)}, coords=coordinates)
+    data.to_netcdf(path, engine="h5netcdf")
+    return path
 
 
 @pytest.mark.parametrize(
@@ -81,17 +116,26 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     ],
 )
 def test_a_unet_goes_over_the_poles_where_the_data_cover_the_sphere(latitude, longitudes, boundary, tmp_path):
-    xarray = pytest.importorskip("xarray")
-    names = ("time", "latitude", "longitude")
-    field = torch.randn(4, 8, longitudes, generator=torch.Generator().manual_seed(0)).numpy()
-    coordinates = {
-        "time": [0, 6, 12, 18],
-        "latitude": latitude.numpy(),
-        "longitude": 22.5 * torch.arange(longitudes).numpy(),
-    }
-    path = tmp_path / "a.nc"
-    xarray.Dataset({"u": (names, field)}, coords=coordinates).to_netcdf(path, engine="h5netcdf")
+    path = weather(tmp_path / "a.nc", latitude, longitudes)
     config = from_dict(yaml.safe_load("model: {name: unet, arguments: {width: 2, levels: 1}}"))
     model = _unet(config, squall.data.open(path), None, torch.Generator().manual_seed(0))
     assert isinstance(model, UNet)
     assert model.boundary == boundary
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitudes"), [(torch.linspace(60, -60, 8), 16), (torch.linspace(90, -90, 8), 15)]
+)
+def test_a_pole_in_a_part_of_the_sphere_is_refused(latitude, longitudes, tmp_path):
+    source = squall.data.open(weather(tmp_path / "a.nc", latitude, longitudes))
+    config = from_dict(yaml.safe_load("model: {name: unet, arguments: {boundary: [pole, periodic]}}"))
+    with pytest.raises(ConfigError, match="'pole', but the data are a part of the sphere"):
+        _unet(config, source, None, torch.Generator().manual_seed(0))
+
+
+def test_latitudes_that_are_not_in_order_are_named(tmp_path):
+    path = weather(tmp_path / "a.nc", torch.tensor([80.0, 50, 60, 40, 20, -20]), 16)
+    with pytest.raises(
+        DataError, match="axis latitude have to be finite and in order, but 60 comes after 50: sort them"
+    ):
+        squall.data.open(path)

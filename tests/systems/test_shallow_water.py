@@ -163,5 +163,7 @@ def test_torch_harmonics_without_the_solver_is_answered_with_the_version_that_ha
     old = types.ModuleType("torch_harmonics")
     monkeypatch.setitem(sys.modules, "torch_harmonics", old)
     monkeypatch.setitem(sys.modules, "torch_harmonics.examples", types.ModuleType("torch_harmonics.examples"))
-    with pytest.raises(MissingExtraError, match=r"does not work with PyTorch .*'torch-harmonics>=0\.9\.3"):
+    with pytest.raises(
+        MissingExtraError, match=r"\(for torch.*\) does not work with PyTorch .*'torch-harmonics>=0\.9\.3"
+    ):
         _ = ShallowWater(**SMALL).areas

@@ -159,6 +159,32 @@ def test_a_loss_that_takes_no_mask_is_refused_for_masked_data():
         train(pointwise(), Transitions(source(mask=mask)), TrainingSettings(1, 4), loss=Plain())
 
 
+def test_without_areas_the_loss_counts_all_points_alike():
+    trained = []
+    for areas, measure in ((True, None), (False, torch.linspace(0.5, 2, 8, dtype=torch.float64))):
+        settings = TrainingSettings(5, 16, 1e-2, areas=areas)
+        trained.append(train(pointwise(), Transitions(source(measure=measure)), settings).model)
+    assert same_weights(*trained)
+
+
+def test_a_loss_of_several_forecasts_sees_every_transition_once_for_each():
+    seen = []
+
+    class Ensemble(nn.Module):
+        members = 3
+
+        def forward(self, prediction, target):
+            seen.append((prediction.detach().unflatten(0, (3, -1)), target.unflatten(0, (3, -1))))
+            return (prediction - target).square().mean()
+
+    settings = TrainingSettings(1, 4, unroll=2)
+    train(pointwise(dropout=0.5), Transitions(source(), unroll=2), settings, loss=Ensemble())
+    ((prediction, target),) = seen
+    assert target.shape == (3, 4, 2, 2, 8)
+    assert torch.equal(target, target[:1].expand_as(target))
+    assert not torch.equal(prediction[0], prediction[1])  # each has its own draw
+
+
 def test_a_loss_that_remembers_samples_is_given_their_numbers():
     transitions = Transitions(source())
     loss = RBA((len(transitions), 2, 8))

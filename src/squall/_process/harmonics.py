@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import re
 from types import ModuleType
 
 import torch
@@ -32,8 +33,10 @@ def import_harmonics() -> ModuleType:
 
 def _unfit(error: Exception) -> MissingExtraError:
     version = importlib.metadata.version("torch-harmonics")
+    requirements = importlib.metadata.requires("torch-harmonics") or ()
+    asks = next((f" (for {name})" for name in requirements if re.match(r"torch\b(?!-)", name)), "")
     reason = str(error).splitlines()[0]
     return MissingExtraError(
-        f"torch-harmonics {version} does not work with PyTorch {torch.__version__} ({reason}); run: {INSTALL}",
+        f"torch-harmonics {version}{asks} does not work with PyTorch {torch.__version__} ({reason}); run: {INSTALL}",
         name="torch_harmonics",
     )

@@ -141,7 +141,7 @@ def describe(
             tuple(space), _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends
         )
     elif lengths is None:
-        points, spacing = _given(tuple(space), coordinates)
+        points, spacing = _given(tuple(space), coordinates, _axis_names(axes, len(space)))
     else:
         raise DataError("lengths and coordinates: both were given; give one of them")
     return Description(
@@ -225,7 +225,7 @@ def _lattice(
 
 
 def _given(
-    space: tuple[int, ...], coordinates: Sequence[Any] | Shaped[np.ndarray, "..."]
+    space: tuple[int, ...], coordinates: Sequence[Any] | Shaped[np.ndarray, "..."], names: Sequence[str]
 ) -> tuple[tuple[Float[np.ndarray, " _points"], ...], tuple[float | None, ...]]:
     if isinstance(coordinates, np.ndarray) and coordinates.ndim == 1 and len(space) == 1:
         coordinates = [coordinates]
@@ -234,10 +234,14 @@ def _given(
     found = tuple(axis.shape for axis in points)
     if found != expected:
         raise DataError(f"coordinates: got arrays of shapes {found}; the states need {expected}, one array per axis")
-    for name, axis in zip(AXES, points, strict=False):
+    for name, axis in zip(names, points, strict=True):
         steps = np.diff(axis)
         if not np.isfinite(axis).all() or not ((steps > 0).all() or (steps < 0).all()):
-            raise DataError(f"coordinates: the points of axis {name} have to be finite and in order")
+            wrong = int(np.argmax(~(steps * (1 if np.nanmedian(steps) > 0 else -1) > 0)))
+            raise DataError(
+                f"coordinates: the points of axis {name} have to be finite and in order, but {axis[wrong + 1]:g} comes "
+                f"after {axis[wrong]:g}: sort them, and the fields with them"
+            )
     return points, tuple(None if (step := equal_step(axis)) is None else abs(step) for axis in points)
 
 

@@ -54,9 +54,9 @@ def check_precision(model: nn.Module, u: State) -> None:
 
 
 def check_sizes(model: nn.Module, **sizes: int) -> None:
-    """Refuse a size that is smaller than 1 (of `conditions` and `film`, than 0), and more than three dimensions."""
+    """Refuse a size that is smaller than 1 (than 0 of inputs that are optional), and more than three dimensions."""
     for name, value in sizes.items():
-        least = 0 if name in ("conditions", "film") else 1
+        least = 0 if name in ("conditions", "film", "noise") else 1
         if value < least or (name == "dimensions" and value > 3):
             allowed = "1 to 3" if name == "dimensions" else f"at least {least}"
             raise ValueError(f"{type(model).__name__}: {name} is {value}, but must be {allowed}")

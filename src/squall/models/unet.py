@@ -40,6 +40,8 @@ class UNet(GridNetwork):
         film: number of scalars that modulate every block, such as parameters of the equation or the time step.
         out_channels: channels of the output; `channels` if left out.
         history: number of states in the input.
+        noise: number of further input channels of standard normal numbers, which every call draws anew from PyTorch's
+            default generator, as dropout does: each call is a member of an ensemble.
         generator: draws the weights, the same in float32 and float64; PyTorch's default one if left out.
 
     The call takes states (batch, history · channel, \*space), conditions (batch, condition, \*space) and scalars
@@ -73,14 +75,16 @@ class UNet(GridNetwork):
         film: int = 0,
         out_channels: int | None = None,
         history: int = 1,
+        noise: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        sizes = {"width": width, "levels": levels}
+        sizes = {"width": width, "levels": levels, "noise": noise}
         super().__init__(channels, dimensions, boundary, conditions, out_channels, history, film, **sizes)
+        self.noise = noise
         widths, edges, features = [width * 2**level for level in range(levels)], self.boundary, 4 * width if film else 0
         with self._drawn_from(generator):
             self.embedding = nn.Sequential(nn.Linear(film, features), nn.GELU()) if film else None
-            self.first = convolution(self.in_channels, width, edges)
+            self.first = convolution(self.in_channels + noise, width, edges)
             self.down = nn.ModuleList(_Block(w, w, edges, features) for w in widths)
             self.halve = nn.ModuleList(convolution(w, 2 * w, edges, stride=2) for w in widths)
             self.middle = _Block(2 * widths[-1], 2 * widths[-1], edges, features)
@@ -88,7 +92,10 @@ class UNet(GridNetwork):
             self.last = convolution(width, self.out_channels, edges)
 
     def forward(self, u: State, conditions: AnyFloats | None = None, scalars: AnyFloats | None = None) -> Output:
-        x, skips = self.first(self._input(u, conditions)), []
+        x, skips = self._input(u, conditions), []
+        if self.noise:
+            x = torch.cat((x, torch.randn(len(x), self.noise, *x.shape[2:], dtype=x.dtype, device=x.device)), 1)
+        x = self.first(x)
         self._check(scalars, "scalars", self.film, (u.shape[0], self.film))
         features = None if self.embedding is None else self.embedding(scalars)
         for block, halve in zip(self.down, self.halve, strict=True):

@@ -22,6 +22,7 @@ from squall._types import State
 from squall.data import Normalization, Source, Split, Transitions
 from squall.data.conditions import known
 from squall.evaluation.rollouts import RolloutValidation
+from squall.evaluation.sphere import is_on_sphere
 from squall.integrators import INTEGRATORS, IntegratorLike, next_state
 from squall.models import FNO, HNN, NODE, UNet
 from squall.models.inputs import Inputs, join, read_conditions
@@ -278,13 +279,18 @@ def _unet(config: RunConfig, source: Source, system: System | None, generator: t
     sizes: dict[str, Any] = {"levels": min(3, halvings)}
     if _covers_the_sphere(source):
         sizes["boundary"] = ("pole", "periodic")
+    elif is_on_sphere(source) and "pole" in config.model.arguments.get("boundary", ()):
+        (south, north), (west, east) = ((min(axis), max(axis)) for axis in source.coordinates)
+        raise ConfigError(
+            f"model.arguments.boundary has a 'pole', but the data are a part of the sphere, latitudes {south:g} to "
+            f"{north:g} and longitudes {west:g} to {east:g}: leave the boundary out"
+        )
     return _on_grid(UNet, sizes, config, source, generator)
 
 
 def _covers_the_sphere(source: Source) -> bool:
     """Whether the axes are latitude, to within a step of both poles, and the whole circle of longitude."""
-    axes = [name.lower()[:3] for name in source.description.axes]
-    if axes != ["lat", "lon"] or source.boundary[1] != "periodic":
+    if not is_on_sphere(source) or source.boundary[1] != "periodic":
         return False
     latitude = np.sort(source.coordinates[0])
     return bool(max(90 + latitude[0], 90 - latitude[-1]) < np.diff(latitude).max())

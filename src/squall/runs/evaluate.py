@@ -24,6 +24,7 @@ from squall.runs.config import ConfigError, can_run_together
 from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint
 from squall.runs.installed import imported
 from squall.runs.trained import TrainedRun, open_run
+from squall.training.state import private_randomness
 
 
 def evaluate_runs(
@@ -85,13 +86,14 @@ def evaluate_runs(
     scale = None if experiment.system is not None else Normalization.fit(test).std
     options = {"integrator": chosen, "system": experiment.system, "scale": scale}
     options |= {"inputs": experiment.inputs, "scoring": scoring, "steps": steps, "stride": stride}
-    evaluation_of = partial(_evaluations, _device(device), whole, **options)
+    on = _device(device)
+    evaluation_of = partial(_evaluations, on, whole, **options)
     checkpoints: list[dict[str, Any]] = [{} for _ in runs]
     for kind in ("best", "last"):
         having = [i for i in range(len(runs)) if kind in kinds[i]]
         saved = [runs[i].load(kind)[1] for i in having]
         kept = [keeps[i] if kind == fields_of or len(kinds[i]) == 1 else replace(keeps[i], fields=()) for i in having]
-        with threads(experiment.config.device.threads):
+        with threads(experiment.config.device.threads), private_randomness(experiment.config.training.seed, on):
             evaluations = evaluation_of([runs[i].experiment.model for i in having], kept)
         for i, step, keep, evaluation in zip(having, saved, kept, evaluations, strict=True):
             checkpoints[i][kind] = {"step": step, **evaluation.to_dict()}

@@ -71,7 +71,7 @@ def _rival(config: LossConfig, batches: Batches) -> nn.Module:
 
 def _try(loss: nn.Module, batches: Batches) -> None:
     """One call, so that a loss which does not fit the data is reported before anything is written."""
-    batch = batches.draw(torch.arange(min(2, len(batches.transitions))))
+    batch = batches.draw(torch.arange(min(2, len(batches.transitions)))).repeated(getattr(loss, "members", 1))
     target = batch.target / batches.unit
     index = {"index": batch.numbers} if takes(loss, "index") else {}
     with torch.no_grad(), evaluating(loss):

@@ -391,7 +391,7 @@ def _trial(
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"'{group}' is {place!r}, but '{key}' asks for a part of it")
-        place[name] = value
+        place[name] = dict(value) if isinstance(value, dict) else value  # a later key may add to it
     config = from_dict(nested)
     integrator(config.integrator)
     if config.device.devices > 1:

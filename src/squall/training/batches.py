@@ -43,6 +43,10 @@ class Batch(NamedTuple):
         conditions = None if self.conditions is None else place(self.conditions)
         return Batch(place(self.window), place(self.target), conditions, self.numbers)
 
+    def repeated(self, members: int) -> "Batch":
+        """Every transition `members` times, member by member."""
+        return self if members == 1 else Batch(*(None if x is None else torch.cat([x] * members) for x in self))  # pyright: ignore[reportArgumentType]
+
     def split(self, count: int) -> "list[Batch]":
         """`count` parts of about equal size."""
         if count == 1:
@@ -139,7 +143,7 @@ def beside(loss: nn.Module, batches: Batches, device: torch.device) -> dict[str,
         ValueError: if the loss takes none.
     """
     source = batches.transitions.source
-    mask, measure = source.mask, source.measure
+    mask, measure = source.mask, source.measure if batches.settings.areas else None
     if mask is not None and batches.leads > 1:
         mask = mask.unsqueeze(1)  # (channel, lead, *space)
     given = {"mask": mask, "measure": measure}
@@ -149,6 +153,7 @@ def beside(loss: nn.Module, batches: Batches, device: torch.device) -> dict[str,
             raise ValueError(
                 f"{source.name}: {what}, but {type(loss).__name__} takes no {name}: use a loss that is called as "
                 f"loss(prediction, target, mask=..., measure=...)"
+                + ("" if name == "mask" else ", or set training.areas: false")
             )
     return {name: value.to(device) for name, value in given.items() if value is not None}
 

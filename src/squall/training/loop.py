@@ -339,6 +339,7 @@ class _SingleModel(Stepper):
 
     def _value(self, loss: Callable[..., Any], batch: Batch, step: int) -> Any:
         """The loss of a minibatch, or of a part of it."""
+        batch = batch.repeated(getattr(self.training.loss, "members", 1))  # forecasts that it compares
         counts = None if self.substeps is None else self.substeps[batch.numbers].to(batch.window.device)
         change = self.predict(batch.window, batch.conditions, counts)
         prediction, target = self.batches.compared(change, batch.window[:, -1], batch.target, self.unit)

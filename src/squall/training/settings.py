@@ -31,6 +31,7 @@ class TrainingSettings:
             lead, *space); of the rate it compares (û_k − u)/dt.
         unroll_gradient: through `all` steps; through each `step` alone; or `pushforward`, through the last step alone,
             the only one that the loss then sees.
+        areas: whether the loss counts points by the areas of their cells, where the data have them; else all alike.
         recompute: keep no activations of the unrolled steps; compute them again in the backward pass, which takes about
             a third more time and 1/K of the memory.
         input_noise: standard deviation of the normal noise on the states that a training step starts from, in units of
@@ -63,6 +64,7 @@ class TrainingSettings:
     checkpoint_every: int = 500
     unroll: int = 1
     unroll_gradient: Literal["all", "step", "pushforward"] = "all"
+    areas: bool = True
     recompute: bool = False
     input_noise: float = 0.0
     corrupt_share: float = 0.0

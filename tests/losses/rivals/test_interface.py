@@ -14,7 +14,7 @@ from squall.losses.rivals.table import options_of
 
 from .cases import SHAPE, extra, fields, made
 
-PLANE = sorted(set(RIVALS) - {"spherical_amse"})
+PLANE = sorted(set(RIVALS) - {"afcrps", "spherical_amse"})
 MASKED = sorted(set(PLANE) - {"amse", "bsp", "relative_h1"})
 MEASURED = sorted(set(PLANE) - {"amse", "bsp"})
 QUADRATIC = sorted(set(PLANE) - {"bsp", "channel", "relative_h1", "relative_l2", "term"})
@@ -164,7 +164,7 @@ def test_the_table_is_sorted_and_cannot_be_changed():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown loss 'ams'; known: amse, bsp, .*an import path"):
+    with pytest.raises(ValueError, match=r"unknown loss 'ams'; known: afcrps, amse, .*an import path"):
         rival("ams")
 
 
@@ -184,6 +184,8 @@ def test_every_option_is_kept_under_its_own_name(name):
 
 
 BAD = [
+    ("afcrps", "alpha", 1.5),
+    ("afcrps", "members", 1),
     ("amse", "epsilon", 0.0),
     ("bsp", "bins", 0),
     ("bsp", "mu", -1.0),

@@ -215,7 +215,14 @@ def finish(
     names = [channel for variable in states for channel in variable.channels]
     described = (shape[0], max(2, shape[1]), *shape[2:])
     description = describe(
-        described, dt=dt or 0.0, fields=names, lengths=lengths, coordinates=points, boundary=boundary, **about
+        described,
+        dt=dt or 0.0,
+        fields=names,
+        lengths=lengths,
+        coordinates=points,
+        boundary=boundary,
+        axes=extra.get("axes"),
+        **about,
     )
     return Layout(
         format,

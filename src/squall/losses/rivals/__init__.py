@@ -5,6 +5,7 @@ from squall.losses.rivals.attention import RBA, VRBA
 from squall.losses.rivals.binned_spectral import BinnedSpectral
 from squall.losses.rivals.channels import ChannelLoss
 from squall.losses.rivals.density import DensityWeights
+from squall.losses.rivals.ensemble import AlmostFairCRPS
 from squall.losses.rivals.extreme_value import ExtremeValue
 from squall.losses.rivals.focal import Focal
 from squall.losses.rivals.max_pooling import LossMaxPooling
@@ -19,6 +20,7 @@ __all__ = [
     "RBA",
     "RIVALS",
     "VRBA",
+    "AlmostFairCRPS",
     "BinnedSpectral",
     "ChannelLoss",
     "DensityWeights",

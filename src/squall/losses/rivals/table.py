@@ -14,6 +14,7 @@ from squall.losses.rivals.attention import RBA, VRBA
 from squall.losses.rivals.binned_spectral import BinnedSpectral
 from squall.losses.rivals.channels import ChannelLoss
 from squall.losses.rivals.density import DensityWeights
+from squall.losses.rivals.ensemble import AlmostFairCRPS
 from squall.losses.rivals.extreme_value import ExtremeValue
 from squall.losses.rivals.focal import Focal
 from squall.losses.rivals.max_pooling import LossMaxPooling
@@ -24,6 +25,7 @@ from squall.losses.rivals.top_k import TopK
 
 RIVALS: Mapping[str, type[nn.Module]] = MappingProxyType(
     {
+        "afcrps": AlmostFairCRPS,
         "amse": AMSE,
         "bsp": BinnedSpectral,
         "channel": ChannelLoss,
