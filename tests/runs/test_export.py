@@ -64,12 +64,16 @@ MODELS = {
 WITHOUT_SQUALL = """
 import sys, torch
 sys.modules["squall"] = None
-step = torch.export.load(sys.argv[1]).module()
+step = torch.export.load(sys.argv[1]).module().forward
 states = torch.load(sys.argv[2], weights_only=True)
 trajectory = [states]
 for _ in range(10):
     trajectory.append(step(trajectory[-1]))
 torch.save(torch.stack(trajectory, 1), sys.argv[3])
+try:
+    step(states[..., :-1])
+except AssertionError as error:
+    print(error)
 try:
     import squall
 except ImportError:
@@ -99,6 +103,7 @@ def test_an_exported_model_rolls_out_alike_with_and_without_squall(tmp_path, nam
     files = (out / PROGRAM, tmp_path / "initial.pt", tmp_path / "result.pt")
     result = run_program(WITHOUT_SQUALL, *files, modules=EXPORT, folder=tmp_path)
     assert "squall cannot be imported" in result.stdout, result.stderr
+    assert re.search(rf"Guard failed: u.*== {space[-1]}", result.stdout), result.stdout
     given = torch.load(tmp_path / "result.pt", weights_only=True)
     torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
 
@@ -106,7 +111,7 @@ def test_an_exported_model_rolls_out_alike_with_and_without_squall(tmp_path, nam
 WITH_CONDITIONS = """
 import sys, torch
 sys.modules["squall"] = None
-step = torch.export.load(sys.argv[1]).module()
+step = torch.export.load(sys.argv[1]).module().forward
 window, conditions = torch.load(sys.argv[2], weights_only=True)
 trajectory = [*window.unbind(1)]
 for n in range(conditions.shape[1]):

@@ -6,14 +6,18 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
+from torch import nn
+from torch.func import functional_call
 
 import squall
 from squall._process.files import refuse_existing, write_folder_beside
 from squall._types import State
+from squall.models.inputs import Held
 from squall.runs.config import to_dict
 from squall.runs.emulator import BESIDE, DESCRIPTION, PROGRAM, WEIGHTS, Contents, Emulator, checksum, describe_export
 from squall.runs.folder import Kind, RunFolder
@@ -89,11 +93,11 @@ def _program(emulator: Emulator) -> bytes:
         try:
             batch = torch.export.Dim("batch")
             dynamic = {name: {0: batch} for name, _ in zip(("u", "conditions"), given, strict=False)}
-            program = torch.export.export(emulator, tuple(x[:2] for x in given), dynamic_shapes=dynamic)
+            program = torch.export.export(Step(emulator), tuple(x[:2] for x in given), dynamic_shapes=dynamic)
             content = _program_bytes(program)
             for count in (3, 1):
                 some = [x[:count] for x in given]
-                _compare(program.module()(*some), emulator(*some))
+                _compare(program.module().forward(*some), emulator(*some))
         except _NotExportable:
             raise
         except Exception as error:  # of the tracer, the exporter, or the module's own code
@@ -102,6 +106,27 @@ def _program(emulator: Emulator) -> bytes:
             text = next(iter(str(error).strip().splitlines()), "")
             raise _NotExportable(f"torch.export stops{named}: {type(error).__name__}: {text}") from error
     return content
+
+
+@final
+class Step(nn.Module):
+    """An emulator with all its tensors at the root: a program looks each one up again in every step, and a path such as
+    `model.down.0.norm1.weight` costs as much as a small operation."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        super().__init__()
+        self.names: dict[str, str] = {}
+        for name, tensor in (*emulator.named_parameters(), *emulator.named_buffers()):
+            own = self.names[name] = f"{name.replace('.', '_')}_{len(self.names)}"
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(own, tensor)
+            else:
+                self.register_buffer(own, tensor)
+        self.call = partial(functional_call, emulator)  # not a submodule: its tensors are here already
+
+    def forward(self, u: State, conditions: Held | None = None) -> State:
+        tensors = {name: getattr(self, own) for name, own in self.names.items()}
+        return self.call(tensors, (u, conditions))
 
 
 def _program_bytes(program: torch.export.ExportedProgram) -> bytes:
@@ -246,7 +271,7 @@ def _use(emulator: Emulator, contents: Contents, files: Mapping[str, bytes], ref
     call = f"u = step({given}{more})" + "  # conditions: (batch, ...) at the time of the state" * bool(names)
     return text + (
         f"Without squall:\n\n```python\nimport torch\n\n"
-        f'step = torch.export.load("{PROGRAM}").module()\n{call}\n```\n\n'
+        f'step = torch.export.load("{PROGRAM}").module().forward\n{call}\n```\n\n'
         f"Open a {PROGRAM} only from a source you trust: PyTorch's reader can run code that the file contains."
         f"\n\nChecksums (sha256):\n\n{sums}"
     )
