@@ -124,6 +124,8 @@ def test_a_model_sees_its_history_and_the_conditions_of_every_step():
     for n, x in enumerate(seen):
         assert x.shape == (3, 7, 8)
         assert torch.equal(x[:, 6, 0], forcing[trajectories, starts + 2 + n])
+    Unrolled(Watches(), euler, DT, settings)(batch.window, batch.conditions[:, :1])  # one that is constant in time
+    assert torch.equal(seen[3][:, 6], seen[2][:, 6])
     assert torch.equal(seen[0][:, :6], windows[:, :3].flatten(1, 2))
     assert torch.equal(seen[1][:, :6], torch.cat([windows[:, 1], windows[:, 2], windows[:, 2]], 1))
 
