@@ -37,6 +37,7 @@ with atheris.instrument_imports(include=[f"squall.{room}" for room in READERS_OF
     import squall.data
     from squall._process.documents import dump_yaml, load_yaml, read_json
     from squall._process.limits import too_large
+    from squall.data.endless import endless_refused
     from squall.report import compare, write_report
     from squall.runs.config import from_dict
     from squall.runs.emulator import load
@@ -208,7 +209,8 @@ def fault(content: bytes, base: Path, files: list[Path]) -> str | None:
             shutil.copytree(base / name, path)
         (Path(place) / victim).write_bytes(content[1:])
         try:
-            READERS[name](path)
+            with endless_refused():
+                READERS[name](path)
         except (ValueError, OSError, TrainingDiverged):
             return None
         except BaseException as error:

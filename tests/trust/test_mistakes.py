@@ -66,10 +66,15 @@ train SMALL --training.steps 1e3
 train SMALL --training.step 3
 train SMALL --training.learning_rate -1
 train SMALL --training.seed -1
+train SMALL --training.seed 10000000000000000000
 train SMALL --loss.name os.system
 train SMALL --loss.temperature -1
 train SMALL --loss.budget 99 --loss.temperature 1
 train SMALL --device.threads -1
+train SMALL --device.threads 100000
+train SMALL --device.accelerator tpu
+train --data.path https://example.org/u.hdf5
+train SMALL --config null.yaml --training.steps 2
 train SMALL --device.devices 0
 train SMALL --integrator nonsense
 train SMALL --logger nonsense
@@ -157,6 +162,7 @@ def folder(tmp_path_factory):
         Path("empty").mkdir()
         Path("text.txt").write_text("hello")
         Path("empty.txt").touch()
+        Path("null.yaml").write_text("training: null\n")
         words = f"train {SMALL} --training.steps 1 --model.hidden 4 --device.accelerator cpu --out run"
         assert main(words.split()) == 0
         assert main(["export", "run", "--out", "exported"]) == 0

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,8 @@ def check_exists(path: Path, place: Path) -> None:
 
 
 def _missing(path: Path, place: Path) -> str:
+    if address := re.search(r"(^|/)(https?|s3|gs|gcs|ftp|abfs):/", str(path)):
+        return f"{path}: '{address[2]}:' begins an address, and only files of this machine are read: fetch it first"
     if place.is_symlink():
         return f"{path}: this is a link that leads nowhere (to {os.readlink(place)})"
     folder = next(parent for parent in place.parents if parent.is_dir())

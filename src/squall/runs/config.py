@@ -45,6 +45,11 @@ FULL_PRECISIONS = ("32-true", "64-true")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
 """By lightning-fabric's names; any number of processes can read the checkpoints."""
 
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
+
+MOST_THREADS = 4096
+"""PyTorch ends without a word where the system refuses it more threads."""
+
 OWN_LOSSES = ("imbalance-aware", "mse")
 """The losses with settings of their own; all others have `loss.options`."""
 
@@ -264,8 +269,13 @@ class DeviceConfig:
                 "device.precision is '16-mixed', but device.strategy is 'fsdp', where each "
                 "process would scale its gradients by itself: choose 'bf16-mixed' or '32-true'"
             )
-        if self.threads < 0:
-            raise ValueError(f"device.threads is {self.threads}, but must be 0 (PyTorch's choice) or more")
+        if self.accelerator not in ACCELERATORS:
+            allowed = ", ".join(ACCELERATORS)
+            raise ValueError(f"device.accelerator is '{self.accelerator}', but must be one of {allowed}")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise ValueError(
+                f"device.threads is {self.threads}, but must be 0 (PyTorch's choice) or up to {MOST_THREADS}"
+            )
 
 
 @dataclass(frozen=True)
@@ -354,6 +364,8 @@ def refuse_null(values: Any, kind: type[Any] = RunConfig, prefix: str = "") -> N
         ConfigError: with the dotted key.
     """
     for name, hint in get_type_hints(kind).items():
+        if name not in values:  # a file says null, and the command line a key of the group
+            raise ConfigError(f"{prefix[:-1]} is null, but must hold keys such as '{prefix}{name}'")
         value = values[name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             if not isinstance(value, dict | Namespace):

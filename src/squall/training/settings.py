@@ -124,6 +124,9 @@ class TrainingSettings:
         for name, least in (dict.fromkeys(least_one, 1) | dict.fromkeys(least_zero, 0)).items():
             if getattr(self, name) < least:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, but must be at least {least}")
+        for name in ("seed", "corrupt_seed"):
+            if getattr(self, name) >= 2**63:
+                raise ValueError(f"training.{name} is {getattr(self, name)}, but must be below 2**63")
         for name in ("learning_rate", "decay_factor", "corrupt_by"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"training.{name} is {getattr(self, name)}, but must be a positive number")
