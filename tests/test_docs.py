@@ -13,6 +13,7 @@ import squall
 import squall.data
 from squall.cli import main
 from squall.runs.config import from_dict
+from squall.runs.evaluate import evaluate_runs
 from squall.study.definition import read_study
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -83,7 +84,7 @@ def test_the_programs_and_the_configuration_of_the_sphere_page_run(tmp_path, mon
     exec(compile("".join(blocks(page, "python")), "page", "exec"), names)
     assert names["error"].shape == (9, 3)
     assert (tmp_path / "storms.gif").exists()
-    unet, sfno = map(yaml.safe_load, blocks(page, "yaml"))
+    unet, sfno, ensemble = map(yaml.safe_load, blocks(page, "yaml"))
     assert from_dict(unet).model.name == "unet"
     size = ["--latitudes", "16", "--longitudes", "32", "--step", "900", "--trajectories", "7", "--steps", "4"]
     assert main(["simulate", "shallow-water", "--start", "vortices", "--out", "vortices.nc", *size]) == 0
@@ -95,6 +96,15 @@ def test_the_programs_and_the_configuration_of_the_sphere_page_run(tmp_path, mon
     states = run.predict(run.experiment.split.test.read()[:, 0], 3)
     assert states.shape == (4, 4, 3, 16, 32)
     assert states.isfinite().all()
+    ensemble["model"]["arguments"] |= {"width": 4}
+    ensemble["training"] |= {"steps": 2, "batch": 2}
+    Path("ensemble.yaml").write_text(yaml.safe_dump(ensemble))
+    assert main(["train", "--config", "ensemble.yaml", "--out", "ensemble", "--device.accelerator", "cpu"]) == 0
+    run = squall.open_run("ensemble")
+    members = run.predict(run.experiment.split.test.read()[:1, 0].repeat(8, 1, 1, 1), 3)
+    assert (members[0] - members[1]).abs().max() > 0
+    scores = [evaluate_runs(["ensemble"], steps=2)[0]["checkpoints"] for _ in range(2)]
+    assert scores[0] == scores[1]  # an evaluation draws the noise of its seed
 
 
 def test_the_configuration_of_the_page_is_one():
