@@ -4,12 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-PEERS := tests/adapters tests/runs/test_tracking.py tests/study/test_on_ray.py tests/study/test_on_slurm.py
-
 # Bytecode is kept even where the machine says otherwise: the tests start Python often.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test quick peers run-peers docs format clean
+.PHONY: demo test quick peers docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out demo
@@ -27,15 +25,9 @@ quick: $(VENV)/.installed-test
 		--deselect tests/losses/test_transforms.py::test_compile_without_graph_break_and_export \
 		tests/losses tests/systems tests/test_integrators.py tests/test_grid.py
 
-# In the tools of others: hosts of the loss, trackers, Ray, submitit. An environment of their own, a few gigabytes.
-peers:
-	$(MAKE) VENV=.venv-peers run-peers
-
-# Their newest versions, beside the pinned torch. anemoi-training asks for another torch: its test is skipped without it.
-run-peers: | $(BIN)/python
-	grep '^torch==' constraints.txt > $(VENV)/torch.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/torch.txt -e '.[all,test,peers]'
-	$(PYTEST) -rs $(PEERS)
+# In the tools of others, in an environment of their own on top of .venv: hosts of the loss, trackers, Ray, submitit.
+peers: $(VENV)/.installed-test
+	.ci/peers
 
 # Warnings are errors; the gallery's programs run. A few minutes.
 docs: $(VENV)/.installed

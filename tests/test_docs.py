@@ -1,7 +1,10 @@
 """The pages' own commands and programs run as they stand."""
 
+import importlib
 import re
 import shlex
+import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -26,6 +29,45 @@ SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
 LONG = (ROOT / "docs" / "long_rollouts.md").read_text()
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
+START = (ROOT / "docs" / "start.md").read_text()
+LOSS = (ROOT / "docs" / "loss.md").read_text()
+RIVALS = (ROOT / "docs" / "rivals.md").read_text()
+DIAGNOSE = (ROOT / "docs" / "diagnose.md").read_text()
+
+RUN = {
+    "README.md": ("python", "sh"),
+    "adapters.md": ("python",),
+    "diagnose.md": ("sh",),
+    "evaluation.md": ("python", "sh"),
+    "export.md": ("python", "sh"),
+    "long_rollouts.md": ("python", "sh", "yaml"),
+    "loss.md": ("python",),
+    "models.md": ("python", "yaml"),
+    "one_line.md": ("python",),
+    "own_data.md": ("python",),
+    "rivals.md": ("python", "sh"),
+    "sphere.md": ("python", "yaml"),
+    "start.md": ("python", "sh"),
+    "study.md": ("python", "yaml"),
+    "systems.md": ("python",),
+    "training.md": ("python", "sh", "yaml"),
+}
+"""The blocks that a test runs, by page and language; some of these tests lie with those of a room."""
+
+NOT_RUN = {
+    ("AGENTS.md", "sh"): "targets of the Makefile, this test among them",
+    ("CONTRIBUTING.md", "sh"): "targets of the Makefile, this test among them",
+    ("apebench.md", "sh"): "an hour of simulations",
+    ("cluster.md", "sh"): "need a cluster; test_on_slurm.py and test_on_ray.py run the same options",
+    ("own_data.md", "sh"): "name a file that the reader has; test_cli.py and the README's run the same",
+    ("scale_out.md", "python"): "runs in test_ranks.py with a model of its own",
+    ("scale_out.md", "sh"): "test_ranks.py starts the first on two processes; the others need more machines",
+    ("sphere.md", "sh"): "name files that the reader has; the test of the page simulates on a smaller grid",
+    ("sphere.md", "python notest"): "reads ERA5, which nobody ships",
+    ("storms.md", "sh"): "a study of a day",
+    ("study.md", "sh"): "a study of an hour; test_study.py runs a smaller preset",
+}
+"""Why the others are not; their squall commands are parsed."""
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -43,6 +85,7 @@ def test_the_demo_finds_what_it_imports():
         *blocks(TRAINING, "python"),
         *blocks(LONG, "python"),
         *blocks(ADAPTERS, "python"),
+        *blocks(LOSS, "python"),
         *blocks(README, "python"),
         "".join(blocks(SYSTEMS, "python")),
     ],
@@ -53,14 +96,27 @@ def test_a_program_runs(program, tmp_path, monkeypatch):
     exec(compile(program, "page", "exec"), {})
 
 
-def test_the_page_about_evaluation_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run_page(page: str, *small: str) -> dict:
+    """What the programs of a page define; its trainings are given further options."""
     names = {}
-    for language, text in re.findall(r"```(python|sh)\n(.*?)```", EVALUATION, flags=re.DOTALL):
+    for language, text in re.findall(r"```(python|sh)\n(.*?)```", page, flags=re.DOTALL):
         if language == "python":
             exec(compile(text, "page", "exec"), names)
-        for _, *words in map(shlex.split, text.replace("\\\n", " ").splitlines() if language == "sh" else ()):
-            assert main(words) == 0, words
+        for first, *words in map(shlex.split, text.replace("\\\n", " ").splitlines() if language == "sh" else ()):
+            if first == "squall":
+                assert main([*words, *small * (words[0] == "train")]) == 0, words
+    return names
+
+
+def test_the_first_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_page(START, "--training.steps", "4", "--model.hidden", "8")
+    assert names["trajectories"].shape == (3, 21, 1, 64)
+
+
+def test_the_page_about_evaluation_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_page(EVALUATION)
     assert names["found"].rollout["trajectories"] == 9
     assert names["found"].scores["nrmse"]["height"] < 0.1
     assert names["states"].shape == (3, 101, 1, 64)
@@ -112,12 +168,14 @@ def test_the_configuration_of_the_page_is_one():
     assert from_dict(yaml.safe_load(page)).loss.temperature == 0.1
 
 
-@pytest.mark.parametrize("page", [TRAINING, README], ids=["training", "readme"])
+@pytest.mark.parametrize("page", [TRAINING, README + DIAGNOSE + RIVALS], ids=["training", "readme, diagnose, rivals"])
 def test_the_commands_of_the_page_are_understood(page, tmp_path, monkeypatch):
     """They run in their order, on small sizes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_losses", raising=False)
     for text in blocks(TRAINING, "yaml"):
         (tmp_path / "ch.yaml").write_text(text)
+    (tmp_path / "my_losses.py").write_text(blocks(RIVALS, "python")[1])
     draw = torch.Generator().manual_seed(0)
     squall.data.write("mine.hdf5", torch.randn(18, 12, 1, 8, 8, generator=draw), dt=0.1)
     Path("mine.hdf5").rename("mine.nc")  # a format is recognised by its content
@@ -129,6 +187,7 @@ def test_the_commands_of_the_page_are_understood(page, tmp_path, monkeypatch):
     ours = [shlex.split(line, comments=True) for line in commands if line.startswith("squall ")]
     assert ours
     for _, command, *words in ours:
+        shutil.rmtree("diagnosis", ignore_errors=True)  # of the page before
         assert main([command, *words, *small.get(command, [])]) == 0, (command, words)
 
 
@@ -173,6 +232,33 @@ def test_the_study_of_the_page_is_one(tmp_path):
     assert len(read_study(tmp_path / "study.yaml").trials) == 2 * 4 * 3
     for program in blocks(page, "python"):
         exec(compile(program, "page", "exec"), {})
+
+
+def pages() -> dict[str, str]:
+    return {page.name: page.read_text() for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
+
+
+def test_every_block_of_every_page_is_run_or_says_why_not():
+    fences = {
+        name: re.findall(r"^ *```([^\n{]+)\n.*?^ *```", text, re.DOTALL | re.MULTILINE)
+        for name, text in pages().items()
+    }
+    found = {(name, language) for name, languages in fences.items() for language in languages}
+    run = {(name, language) for name, languages in RUN.items() for language in languages}
+    assert found == run | NOT_RUN.keys()
+
+
+def test_every_command_of_every_page_is_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ch.yaml", "waves.yaml"):
+        Path(name).write_text("integrator: euler")
+    for name, text in pages().items():
+        lines = "".join(blocks(text, "sh")).replace("\\\n", " ").splitlines()
+        for words in (shlex.split(line.replace("-m squall.cli", "squall"), comments=True) for line in lines):
+            if "squall" in words and "pip" not in words:
+                command, *options = words[words.index("squall") + 1 :]
+                parser = importlib.import_module(f"squall.cli.{command}").parser()
+                assert parser.parse_args(options), (name, words)
 
 
 def test_links_lead_to_files_of_the_project():

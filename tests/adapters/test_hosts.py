@@ -5,6 +5,8 @@ and with the default loss, which has to end elsewhere.
 """
 
 import math
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -34,7 +36,12 @@ def network() -> nn.Module:
 
 
 def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    return torch.cat(
+        [
+            torch.view_as_real(p.detach()).flatten() if p.is_complex() else p.detach().flatten()
+            for p in model.parameters()
+        ]
+    )
 
 
 def check(train: Train, rtol: float = 0.0) -> None:
@@ -113,6 +120,42 @@ def test_the_well(tmp_path, monkeypatch):
 
     check(train, rtol=1e-6)
     assert validated[1] == pytest.approx(validated[0])
+
+
+@pytest.fixture
+def without_timm(monkeypatch):
+    """physicsnemo imports all its models at once, some of which take layers from timm, and timm imports torchvision.
+    The torchvision of PyPI needs CUDA and does not import beside a CPU build of PyTorch. The FNO uses none of it."""
+    layers = {
+        "timm": (),
+        "timm.layers": ("RmsNorm", "to_2tuple"),
+        "timm.layers.attention": ("Attention",),
+        "timm.models": (),
+        "timm.models.swin_transformer": ("SwinTransformerStage",),
+    }
+    for name, classes in layers.items():
+        module = types.ModuleType(name)
+        vars(module).update({each: type(each, (nn.Module,), {}) for each in classes})
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_physicsnemo_needs_no_adapter(without_timm):
+    fno = pytest.importorskip("physicsnemo.models.fno", exc_type=ImportError)
+    x, y = data()
+    sizes = {"latent_channels": 4, "num_fno_layers": 1, "num_fno_modes": 3, "padding": 0, "decoder_layer_size": 4}
+
+    def train(loss: nn.Module) -> torch.Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = fno.FNO(in_channels=1, out_channels=1, dimension=1, **sizes)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+        return weights(model)
+
+    check(train)
 
 
 def test_pina():
