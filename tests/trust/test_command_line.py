@@ -1,6 +1,8 @@
 """No traceback and no hang from the command line; no value dropped in silence."""
 
+import gc
 import os
+import sys
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -10,6 +12,7 @@ import pytest
 from processes import run_program
 
 import squall.data
+from squall._process.startup import imports_uncollected
 from squall.cli import main
 
 
@@ -135,3 +138,13 @@ class Interrupts:
 sys.meta_path.insert(0, Interrupts())
 runpy.run_module("squall.cli", run_name="__main__", alter_sys=False)
 """
+
+
+def test_garbage_is_collected_again_after_the_imports(monkeypatch):
+    with imports_uncollected():
+        assert gc.isenabled()  # PyTorch is there
+    monkeypatch.delitem(sys.modules, "torch")
+    with imports_uncollected():
+        assert not gc.isenabled()
+    gc.unfreeze()
+    assert gc.isenabled()

@@ -57,6 +57,7 @@ def endless_heap(path):
 def test_a_file_in_which_hdf5_runs_in_a_circle_is_refused_by_name(tmp_path, monkeypatch, capsys, folder):
     monkeypatch.setattr(endless, "SECONDS", 0.2)
     squall.data.write(tmp_path / "a.hdf5", np.zeros((4, 3, 1, 6)), dt=0.1)
+    (tmp_path / "c.hdf5").symlink_to(tmp_path / "gone")
     path = endless_heap(tmp_path / "b.hdf5")
     assert main(["data", "describe", str(tmp_path if folder else path)]) == 2
     assert f"squall: {path}: HDF5 takes no end" in capsys.readouterr().err.replace("\n", "")

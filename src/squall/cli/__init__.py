@@ -7,6 +7,7 @@ import squall
 from squall._process.console import with_safe_output
 from squall._process.extras import MissingExtraError, explain_missing_extra
 from squall._process.names import suggestion
+from squall._process.startup import imports_uncollected
 
 __all__ = ["COMMANDS", "USER_MISTAKE", "main"]
 
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise ValueError(f"unknown command '{words[0]}': {suggestion(words[0], COMMANDS)}")
         with explain_missing_extra():
-            from squall.cli.execute import execute
+            with imports_uncollected():
+                from squall.cli.execute import execute
 
             return execute(words)
     except (MissingExtraError, ValueError) as error:

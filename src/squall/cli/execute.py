@@ -13,7 +13,6 @@ import squall
 from squall._process.console import say
 from squall._process.limits import first_line, too_large
 from squall._process.signals import Stopped, notices_raise
-from squall._process.startup import all_imported
 from squall.cli import USER_MISTAKE
 from squall.cli.options import option_names
 from squall.data.endless import endless_refused
@@ -37,7 +36,6 @@ def execute(words: Sequence[str]) -> int:
     console, errors, known = Console(stderr=True), Console(stderr=True), []
     try:
         module = importlib.import_module(f"squall.cli.{command}")
-        all_imported()
         parser = module.parser()
         known = option_names(parser)
         with warnings.catch_warnings():

@@ -15,6 +15,7 @@ from typing import Any
 
 import h5py
 
+from squall.data.arrays import stamp
 from squall.data.errors import DataError
 
 SECONDS = 3.0
@@ -45,8 +46,8 @@ def refuse_endless(places: Sequence[Path]) -> None:
     """
     if not (_refusing.get() and hasattr(os, "fork")):
         return
-    stamps = {place: (place, status.st_size, status.st_mtime_ns) for place in places if (status := place.stat())}
-    new = [place for place in places if stamps[place] not in _passed and place.is_file()]
+    stamps = {place: (place, *stamp(place)) for place in places if place.is_file()}
+    new = [place for place in stamps if stamps[place] not in _passed]
     if not new:
         return
     finished, ended_by = _in_a_process(new)
@@ -102,17 +103,28 @@ def _walk(place: Path) -> None:
     end = time.process_time() + ENOUGH
     with h5py.File(place, "r", locking=False) as file:
         left: list[Any] = [file]
-        seen = set()
+        seen: set[Any] = set()
         while left and time.process_time() < end:
-            here = left.pop()
+            here: Any = left.pop()
             if here in seen:  # by another link
                 continue
             seen.add(here)
-            for name in here.attrs:
+            for name in _names(here.attrs):
                 with contextlib.suppress(Exception):
                     here.attrs[name]
-            with contextlib.suppress(Exception):
-                if isinstance(here, h5py.Dataset) and here.chunks is not None:
+            if not isinstance(here, h5py.Group):
+                with contextlib.suppress(Exception):  # neither in chunks nor even a dataset
                     here.id.get_num_chunks()
-                if isinstance(here, h5py.Group):
-                    left += [here[name] for name in here if isinstance(here.get(name, getlink=True), h5py.HardLink)]
+                continue
+            for name in _names(here):
+                with contextlib.suppress(Exception):
+                    if isinstance(here.get(name, getlink=True), h5py.HardLink):
+                        left.append(here[name])
+
+
+def _names(items: Any) -> list[str]:
+    """The names of the members or attributes that can be listed."""
+    try:
+        return list(items)
+    except Exception:  # whatever HDF5 makes of the damage
+        return []

@@ -175,8 +175,8 @@ def spectrum(
     window = torch.ones((), dtype=truth.dtype)
     area = torch.ones((), dtype=truth.dtype) if measure is None else measure.to(truth).sqrt()
     for n, end in zip(space, boundary, strict=True):
-        taper = torch.ones(n) if end == "periodic" else torch.hann_window(n + 2, periodic=False)[1:-1]
-        window = window[..., None] * taper.to(truth.dtype)
+        hann = torch.hann_window(n + 2, periodic=False, dtype=truth.dtype)[1:-1]
+        window = window[..., None] * (torch.ones_like(hann) if end == "periodic" else hann)
     dims = tuple(range(3, truth.dim()))
 
     def transform(u: Trajectories) -> Complex[Tensor, "batch step channel mode"]:
