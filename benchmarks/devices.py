@@ -2,9 +2,8 @@
 
     python benchmarks/devices.py [--processes 2] [--steps 20] [--repetitions 3]
 
-Trains a U-Net on fields of 64 x 64 points, one thread a process, by `squall.training.train` over gloo: with one,
-with several processes by DDP and with several by FSDP2, in turn. The minibatch is the same, shared by the processes. Printed are,
-per step:
+Trains a U-Net on fields of 64 x 64 points, by `squall.training.train` over gloo: with one process,
+with several by DDP, and with several by FSDP2. The minibatch is the same, shared by the processes. Per step it prints
 
 - the least wall time, and the gain: that of one process divided by that of several. It needs an idle core a process;
 - the CPU time of the busiest process, and the gain in it: what an idle machine gives if nothing waits. Waiting for
