@@ -2,18 +2,17 @@
 
     python benchmarks/devices.py [--processes 2] [--steps 20] [--repetitions 3]
 
-Trains a U-Net on fields of 64 x 64 points, one thread a process, by `squall.training.train` and DDP over gloo, with one
-process and with several in turn. The minibatch is the same, shared by the processes. Printed are, per step:
+Trains a U-Net on fields of 64 x 64 points, by `squall.training.train` over gloo: with one process,
+with several by DDP, and with several by FSDP2. The minibatch is the same, shared by the processes. Per step it prints
 
 - the least wall time, and the gain: that of one process divided by that of several. It needs an idle core a process;
 - the CPU time of the busiest process, and the gain in it: what an idle machine gives if nothing waits. Waiting for
   another process, or for a core that somebody else has, takes no CPU time;
-- the bytes that a process gives to the loss's all-reduces (DDP's gradients are not in it).
+- the bytes that a process gives to the loss's all-reduces (gradients are not in it).
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ from torch import distributed
 from squall.data import InMemory, Transitions
 from squall.losses import ImbalanceAwareLoss
 from squall.models import UNet
+from squall.runs.config import DeviceConfig
+from squall.runs.ranks import joined
 from squall.training import Recorder, TrainingSettings, train
 
 POINTS, BATCH, WARM_UP = 64, 16, 3
@@ -40,13 +41,10 @@ class Clock(Recorder):
         self.cpu.append(time.process_time())
 
 
-def measure(steps: int) -> None:
+def measure(steps: int, strategy: str) -> None:
     """One training in this process, of however many torchrun has started; the first prints its numbers."""
-    from lightning_fabric import Fabric
-
     torch.set_num_threads(1)
-    fabric = Fabric(accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]))
-    fabric.launch()
+    fabric = joined(DeviceConfig(accelerator="cpu", strategy=strategy), [])
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(4, 20, 1, POINTS, POINTS, generator=generator)
     sent, all_reduce = [], distributed.all_reduce
@@ -75,22 +73,24 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(options.steps)
+        measure(options.steps, options.measure)
         return
-    best: dict[int, dict[str, float]] = {}
+    alone = (1, "auto")
+    best: dict[tuple[int, str], dict[str, float]] = {}
     for _ in range(options.repetitions):
-        for count in (1, options.processes):
+        for count, strategy in (alone, (options.processes, "ddp"), (options.processes, "fsdp")):
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-            command = [sys.executable, *launcher, __file__, "--measure", "--steps", str(options.steps)]
+            command = [sys.executable, *launcher, __file__, "--measure", strategy, "--steps", str(options.steps)]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            best[count] = {name: min(x, best.get(count, found)[name]) for name, x in found.items()}
-    for count, numbers in best.items():
-        gains = {name: best[1][name] / numbers[name] for name in ("wall", "cpu")}
+            before = best.get((count, strategy), found)
+            best[count, strategy] = {name: min(x, before[name]) for name, x in found.items()}
+    for (count, strategy), numbers in best.items():
+        gains = {name: best[alone][name] / numbers[name] for name in ("wall", "cpu")}
         print(
-            f"{count} process(es): wall {numbers['wall'] * 1e3:.1f} ms a step ({gains['wall']:.2f} x), "
+            f"{count} process(es), {strategy}: wall {numbers['wall'] * 1e3:.1f} ms a step ({gains['wall']:.2f} x), "
             f"CPU {numbers['cpu'] * 1e3:.1f} ms ({gains['cpu']:.2f} x), loss {numbers['bytes']:.0f} bytes"
         )
 

@@ -46,7 +46,7 @@ def _displayed(match):
 
 def link_outside_pages(app, name, text):
     """Markdown outside of docs, such as the tables of a study, is a download: on the site it is no page."""
-    text[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+\.md)\)", r"{download}`\1 <\2>`", text[0])
+    text[0] = re.sub(r"\[`?([^\]`]+)`?\]\((\.\./[^)#]+\.md)\)", r"{download}`\1 <\2>`", text[0])
 
 
 def setup(app):

@@ -29,6 +29,7 @@ SYSTEMS = (ROOT / "docs" / "systems.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
 LONG = (ROOT / "docs" / "long_rollouts.md").read_text()
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
+INDEX = (ROOT / "docs" / "index.md").read_text()
 START = (ROOT / "docs" / "start.md").read_text()
 LOSS = (ROOT / "docs" / "loss.md").read_text()
 RIVALS = (ROOT / "docs" / "rivals.md").read_text()
@@ -40,6 +41,7 @@ RUN = {
     "diagnose.md": ("sh",),
     "evaluation.md": ("python", "sh"),
     "export.md": ("python", "sh"),
+    "index.md": ("python",),
     "long_rollouts.md": ("python", "sh", "yaml"),
     "loss.md": ("python",),
     "models.md": ("python", "yaml"),
@@ -87,6 +89,7 @@ def test_the_demo_finds_what_it_imports():
         *blocks(ADAPTERS, "python"),
         *blocks(LOSS, "python"),
         *blocks(README, "python"),
+        *blocks(INDEX, "python"),
         "".join(blocks(SYSTEMS, "python")),
     ],
     ids=lambda text: text[:20],

@@ -11,7 +11,7 @@ import pytest
 from processes import run_program
 
 import squall
-from squall._process.extras import EXTRAS
+from squall._process.extras import EXTRAS, MissingExtraError, explain_missing_extra
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 MODULE_OF = {  # where it differs from the name to install
@@ -72,8 +72,25 @@ def test_malicious_releases_are_excluded():
         assert "!=2.6.2,!=2.6.3" in text
 
 
+def test_a_package_of_another_version_is_named_with_the_one_that_is_needed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: PROJECT["optional-dependencies"]["ray"])
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").touch()
+    (tmp_path / "ray-2.0.0.dist-info").mkdir()
+    (tmp_path / "ray-2.0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.0.0\n")
+    (tmp_path / "ray-2.0.0.dist-info" / "top_level.txt").write_text("ray\n")
+    for program in ("import ray; ray.remote", "from ray import remote", "import ray.actors"):
+        message = r"ray 2\.0\.0 is installed, but squall needs ray >=2\.40; run: pip install 'squall\[ray\]'"
+        with pytest.raises(MissingExtraError, match=message), explain_missing_extra():
+            exec(program, {})
+        sys.modules.pop("ray", None)
+
+
 def test_every_import_is_of_the_core_or_of_an_extra():
-    known = {"squall", "torch", "numpy", "jaxtyping", *sys.stdlib_module_names}.union(*EXTRAS.values())
+    core = {"squall", "torch", "numpy", "jaxtyping", "packaging"}  # the last where it is there
+    known = {*core, *sys.stdlib_module_names}.union(*EXTRAS.values())
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

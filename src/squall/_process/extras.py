@@ -40,17 +40,36 @@ def explain_missing_extra() -> Iterator[None]:
     """Turn the failed import of an extra's package into one sentence with the command that installs it.
 
     Raises:
-        MissingExtraError: a package of `EXTRAS` was imported and is not there.
+        MissingExtraError: a package of `EXTRAS` was imported and is not there, or lacks a name and has another version
+            than squall needs.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
+    except (ImportError, AttributeError) as error:
+        module = error.obj if isinstance(error, AttributeError) else None
+        package = (getattr(module, "__name__", "") if module else error.name or "").partition(".")[0]
         for extra, packages in EXTRAS.items():
             if package in packages and not isinstance(error, MissingExtraError):
-                text = f"{package} is not installed; run: pip install 'squall[{extra}]'"
-                raise MissingExtraError(text, name=package) from None
+                missing = f"{package} is not installed" if isinstance(error, ModuleNotFoundError) else None
+                if state := _other_version(package) or missing:
+                    text = f"{state}; run: pip install 'squall[{extra}]'"
+                    raise MissingExtraError(text, name=package) from None
         raise
+
+
+def _other_version(package: str) -> str | None:
+    """What is installed and what is needed, where they differ."""
+    from importlib.metadata import packages_distributions, requires, version
+
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return None
+    for name in packages_distributions().get(package, ()):
+        for needed in map(Requirement, requires("squall") or ()):
+            if needed.name == name and not needed.specifier.contains(version(name), prereleases=True):
+                return f"{name} {version(name)} is installed, but squall needs {name} {needed.specifier}"
+    return None
 
 
 def import_matplotlib() -> None:
