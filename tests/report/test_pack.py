@@ -209,7 +209,7 @@ def test_the_fields_file_is_not_asked_of_a_pack_that_has_none(packed):
     assert missing.arrays(FIELDS) is None
 
 
-@pytest.mark.parametrize("name", ["paper", "paper-small", "sweeps-small", "evidence-small"])
+@pytest.mark.parametrize("name", ["paper", "paper-small", "sweeps-small", "evidence-small", "candidates-small"])
 def test_the_committed_tables_are_those_of_the_committed_packs(name):
     folder = ROOT / "studies" / name
     results = read_results(folder)

@@ -292,7 +292,7 @@ def _plain_ticks(axis: Axis, low: float, high: float) -> None:
     if span > 6:
         subs = [1, 2, 5] if span < 1e4 else [1]
     else:
-        subs = [1, 1.5, 2, 3, 4, 5, 7] if span > 2.5 else np.arange(1, 10, 0.2).tolist()
+        subs = [1, 1.5, 2, 3, 4, 5, 7] if span > 2.5 else [1, 1.1, 1.2, 1.4, 1.6, 2, 2.5, 3, 4, 5, 6, 7, 8, 9]
     axis.set_major_locator(LogLocator(subs=subs, numticks=99))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, position: number(value))
