@@ -4,7 +4,9 @@ Both come in the wheel of neuralgcm, which wants JAX; an environment of its own 
 
     python -m venv gcm && gcm/bin/pip install "neuralgcm==1.2.2" "jax<0.7" scipy
     gcm/bin/python examples/neuralgcm_states.py gcm.nc --days 5 --members 2
-    squall train --data.path gcm.nc --data.validation 0.1 --data.test 0.2 --model.name unet --model.predicts state
+    squall train --data.path gcm.nc --data.split time --data.validation 0.1 --data.test 0.2 --model.name unet \\
+        --model.predicts state --model.residual true --training.residual state --out runs/gcm
+    squall evaluate runs/gcm --storms=-geopotential_500
 
 The model is stochastic: members start on 2 January 1959, 0 UTC, and drift apart. The file has geopotential,
 temperature and winds at 500 and 850 hPa on 64 × 128 Gaussian latitudes and longitudes, every six hours, in the layout
