@@ -70,7 +70,7 @@ def times(shape: tuple[int, ...], seconds: float) -> dict[str, list[float]]:
 
         def step(target: Tensor, loss: Loss = loss) -> None:
             prediction.grad = None
-            loss(prediction, target).backward()
+            loss(members(prediction, loss), members(target, loss)).backward()
 
         steps[name] = step
     return in_turn(steps, targets, seconds)
@@ -92,11 +92,16 @@ def training_times(model: Callable[[], nn.Module], shape: tuple[int, ...], secon
             optimizer: torch.optim.Optimizer = optimizer,
         ) -> None:
             optimizer.zero_grad()
-            loss(trained(u), target).backward()
+            loss(trained(members(u, loss)), members(target, loss)).backward()
             optimizer.step()
 
         steps[name] = step
     return in_turn(steps, targets, seconds)
+
+
+def members(batch: Tensor, loss: Loss) -> Tensor:
+    """Every sample as often as a loss of ensembles wants it."""
+    return torch.cat([batch] * getattr(loss, "members", 1))
 
 
 def in_turn(
