@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from squall.cli import main
+from squall.runs import ranks
 from squall.runs.config import from_dict
 from squall.runs.folder import RunFolder
 from squall.runs.train import run
@@ -199,6 +201,13 @@ def test_a_training_that_diverges_in_one_process_ends_in_all(data, tmp_path):
     codes, said = together(tmp_path, words, words)
     assert codes == [2, 2]
     assert all("training diverged at step 2" in text for text in said)
+
+
+def test_the_threads_of_the_group_end_before_python(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    ranks._leave()
+    assert not distributed.is_initialized()
+    ranks._leave()  # as where nothing was started
 
 
 def test_torchrun_starts_the_processes_as_the_page_says(data, alone, tmp_path):

@@ -1,5 +1,6 @@
 """The processes that train one run together, a device each: started, in agreement, stopped together."""
 
+import atexit
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -55,7 +56,14 @@ def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
             fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error
+    atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """End the threads of the group: gloo's can abort Python at its end, and Fabric ends those of NCCL alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _strategy(name: str, processes: int) -> Any:
