@@ -41,7 +41,7 @@ def test_an_empty_grid_of_a_study_has_no_axes(tmp_path):
 
 
 def endless_heap(path):
-    """A file whose heap of texts ends with free space of no size, over which HDF5 steps for ever."""
+    """A file whose heap of texts ends with free space of no size, over which HDF5 loops endlessly."""
     squall.data.write(path, np.zeros((4, 3, 1, 6)), dt=0.1)
     content = bytearray(path.read_bytes())
     at = content.index(b"GCOL") + 16
@@ -60,7 +60,7 @@ def test_a_file_in_which_hdf5_runs_in_a_circle_is_refused_by_name(tmp_path, monk
     (tmp_path / "c.hdf5").symlink_to(tmp_path / "gone")
     path = endless_heap(tmp_path / "b.hdf5")
     assert main(["data", "describe", str(tmp_path if folder else path)]) == 2
-    assert f"squall: {path}: HDF5 takes no end" in capsys.readouterr().err.replace("\n", "")
+    assert f"squall: {path}: HDF5 loops endlessly" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_a_file_that_was_read_to_its_end_is_not_read_in_a_process_again(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ class Description:
         parameters: coefficients of the simulation.
         provenance: who made the data, and how: version, seed, protocol.
         start: time of the first state.
-        axes: names of the space axes, such as ("latitude", "longitude"); x, y, z where nothing else is said.
+        axes: names of the space axes, such as ("latitude", "longitude"); x, y, z by default.
         units: of the fields by name, and of "time", where they are known.
     """
 
@@ -104,10 +104,10 @@ def describe(
         shape: of the states: at least one trajectory, two times, one channel, one to three space axes.
         dt: time between two states.
         fields: a name per channel; `None`: "u", or "u0", "u1", ...
-        lengths: of the domain, one number for all axes or one per axis; 1 where nothing is said. Point i of
+        lengths: of the domain, one number for all axes or one per axis; 1 by default. Point i of
             N lies at i·length/N on a periodic axis, at i·length/(N − 1) otherwise.
         coordinates: the points of each axis instead of `lengths`.
-        axes: names of the space axes; x, y, z where nothing is said. Latitude and longitude, in this order and in
+        axes: names of the space axes; x, y, z by default. Latitude and longitude, in this order and in
             degrees, are those of a sphere.
         boundary: "periodic", "wall" or "open", for all axes or one per axis.
         name: name of the data set.
@@ -202,7 +202,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 def _axis_names(axes: Sequence[str] | None, count: int) -> tuple[str, ...]:
     names = AXES[:count] if axes is None else tuple(axes)
     if isinstance(axes, str) or len(names) != count or len(set(names)) != count:
-        raise DataError(f"axes: got {axes!r}; expected {count} different names, one for every axis of space")
+        raise DataError(f"axes: got {axes!r}; expected {count} different names, one for each space axis")
     return names
 
 

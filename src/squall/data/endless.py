@@ -53,7 +53,7 @@ def refuse_endless(places: Sequence[Path]) -> None:
     finished, ended_by = _in_a_process(new)
     _passed.update(stamps[place] for place in new[:finished])
     if ended_by in (signal.SIGPROF, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
-        problem = "takes no end" if ended_by == signal.SIGPROF else f"crashes ({signal.Signals(ended_by).name})"
+        problem = "loops endlessly" if ended_by == signal.SIGPROF else f"crashes ({signal.Signals(ended_by).name})"
         raise DataError(
             f"{new[finished]}: HDF5 {problem} when it reads the structure of this file, which is damaged. Compare its "
             "checksum with that of its source; make or fetch it again"

@@ -64,7 +64,7 @@ def write(
         states: (batch, time, channel, *space), float32 or float64, in one to three space dimensions.
         dt: time between two states, in the unit of the simulation.
         fields: a name per channel; `None`: "u", or "u0", "u1", ...
-        lengths: of the domain, one number for all axes or one per axis; 1 where nothing is said.
+        lengths: of the domain, one number for all axes or one per axis; 1 by default.
         coordinates: the points of each axis instead of `lengths`.
         boundary: "periodic", "wall" or "open", for all axes or one per axis.
         name: name of the data set.

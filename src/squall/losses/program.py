@@ -28,7 +28,7 @@ from squall.losses.sketch import BELOW, BIAS, KEY_SHIFT, REST_BITS, SMALL, WINDO
 if TYPE_CHECKING:
     from squall.losses.weights import Weighing
 
-__all__ = ["Tilt", "Weighed", "solve", "weigh"]
+__all__ = ["Tilt", "Weighed", "solve", "sum_of_rows", "weigh"]
 
 BLOCK, TRACED_BLOCK = 1 << 16, 1 << 22
 """Points of a block: its temporaries stay in the cache; in a trace, as many as a packed counter can add up."""
@@ -151,6 +151,7 @@ def _positive(x: Tensor) -> Tensor:
 
 
 def _sum(values: Points, measure: Points | None, within: Reduce) -> Groups:
+    """Σμ of values, over all processes, in float64: one point more or less can decide an order statistic."""
     return within((values if measure is None else values * measure).sum(1, dtype=torch.float64), "sum")
 
 
