@@ -12,12 +12,12 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from squall.evaluation.regimes import REGIMES
 from squall.report.comparison import Comparison
-from squall.report.figures import COLOURS, mesh
+from squall.report.figures import COLOURS, legend_below, mesh, with_intervals
 from squall.runs.folder import Kind
 from squall.study.outcome import STATES, Outcome
 from squall.study.results import GridResults, Row
-from squall.study.statistics import Summary
 
 FEW_SEEDS = 4
 """Up to this many seeds, each has its own line; more are drawn as median and quartiles."""
@@ -86,24 +86,17 @@ def comparison_figure(comparison: Comparison) -> Figure:
 
 def _regime_errors(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
     """Median and interval over the seeds of the one-step error, by regime."""
-    names = ("quiet", "active", "extreme")
+    names = list(REGIMES.values())
     for i, (colour, row) in enumerate(zip(itertools.cycle(COLOURS), rows, strict=False)):
         summaries = [row.summary(("regimes", name, "error"), kind) for name in names]
         places = np.arange(len(names)) + (i - (len(rows) - 1) / 2) * min(0.15, 0.8 / len(rows))
-        middle, spread = _with_intervals(summaries)
+        middle, spread = with_intervals(summaries)
         panel.errorbar(places, middle, spread, fmt="o", color=colour, capsize=4, label=row.name)
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, len(names) - 0.5)
     xlabel = "regime of the truth: lower half of |du/dt|, the rest, top 1 %"
     panel.set(yscale="log", xlabel=xlabel, ylabel="squared error of the rate", title="one step")
     panel.legend(fontsize=8)
-
-
-def _with_intervals(summaries: Sequence[Summary | None]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "2 n"]]:
-    """Medians, NaN where they are not finite, and how far their intervals reach below and above, 0 where unbounded."""
-    known = [(math.nan,) * 3 if s is None else (s.low, s.median, s.high) for s in summaries]
-    low, middle, high = np.where(np.isfinite(known), known, np.nan).T
-    return middle, np.nan_to_num([middle - low, high - middle])
 
 
 def sampling_figure(outcome: Outcome, title: str) -> Figure:
@@ -176,7 +169,7 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
         panel.set_xticks(T, names, fontsize=7)
         panel.minorticks_off()
     panel.set_xlim(T.min() / 3, T.max() * 3)
-    middle, spread = _with_intervals([summary for _, summary in points])
+    middle, spread = with_intervals([summary for _, summary in points])
     panel.errorbar(T, middle, spread, color=COLOURS[0], marker="o", capsize=3, label="imbalance-aware, T")
     unbounded = np.array([math.isinf(summary.high) for _, summary in points])
     if unbounded.any():
@@ -201,8 +194,7 @@ def training_figure(found: GridResults) -> Figure:
         panels[0, column].set(title=title, yscale="log")
         panels[1, column].set(xlabel="training step", ylim=(0.95, 2.0))
         panels[1, column].axhline(1, color="0.5", lw=0.8)
-    named = {label: h for panel in panels[0] for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=8)
+    legend_below(figure, panels[0])
     return figure
 
 

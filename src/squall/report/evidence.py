@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from squall.evaluation.scores import BANDS
-from squall.report.figures import COLOURS
-from squall.report.tables import RATIOS, Cell, Line, Table, number, ratio_cell
+from squall.report.figures import COLOURS, grid_of_panels, legend_below, with_intervals
+from squall.report.tables import RATIOS, Cell, Line, Table, in_words, number, ratio_cell
 from squall.runs.config import flat
 from squall.study.outcome import Metric
 from squall.study.results import GridResults, Row
@@ -84,8 +84,8 @@ def _score(row: Row, strong: bool) -> Cell:
     summary = row.validation()
     if summary is None:
         return Cell("none")
-    text = number(summary.median) if math.isfinite(summary.median) else "diverged"
-    return Cell(text, f"({summary.count})" if summary.count < len(row.outcomes) else "", strong=strong)
+    detail = f"({summary.count})" if summary.count < len(row.outcomes) else ""
+    return Cell(in_words(summary.median), detail, strong=strong)
 
 
 # Ranks
@@ -165,13 +165,8 @@ def rank_figure(found: GridResults, baseline: str | None) -> Figure | None:
     ranking = _ranking(found, baseline)
     if ranking is None:
         return None
-    count = len(ranking.losses)
-    rows = (len(ranking.ranks) + 1) // 2
-    figure = Figure(figsize=(12, rows * (1.1 + 0.2 * count)), layout="constrained")
-    panels = figure.subplots(rows, 2, squeeze=False).ravel()
-    for panel in panels[len(ranking.ranks) :]:
-        panel.axis("off")
-    for panel, (name, ranks) in zip(panels, ranking.ranks.items(), strict=False):
+    figure, panels = grid_of_panels(len(ranking.ranks), 2, 6, 1.1 + 0.2 * len(ranking.losses))
+    for panel, (name, ranks) in zip(panels, ranking.ranks.items(), strict=True):
         _diagram(panel, ranking.losses, ranks)
         p = "" if math.isnan(ranks.p) else f", Friedman p = {ranks.p:.2g}"
         panel.set_title(f"{name}: {ranks.blocks} blocks{p}", fontsize=10)
@@ -243,13 +238,8 @@ def trade_off_figure(found: GridResults, baseline: str | None) -> Figure | None:
     if not drawn:
         return None
     styles = _styles([name for name in _losses(settings) if name != baseline])
-    width = min(3, len(drawn))
-    rows_of_panels = math.ceil(len(drawn) / width)
-    figure = Figure(figsize=(4.6 * width, 3.9 * rows_of_panels + 0.6), layout="constrained")
-    panels = figure.subplots(rows_of_panels, width, squeeze=False).ravel()
-    for panel in panels[len(drawn) :]:
-        panel.axis("off")
-    for panel, (key, ratios) in zip(panels, drawn.items(), strict=False):
+    figure, panels = grid_of_panels(len(drawn), 3, 4.6, 3.9, below=0.6)
+    for panel, (key, ratios) in zip(panels, drawn.items(), strict=True):
         for curve in _curves(settings[key], ratios, baseline or ""):
             panel.plot(*np.array(curve).T, color="0.7", lw=1.2, zorder=1)
         for name, (x, y) in ratios.items():
@@ -264,7 +254,7 @@ def trade_off_figure(found: GridResults, baseline: str | None) -> Figure | None:
         counts = [x.count for x, _ in ratios.values()]
         panel.set_title(f"{', '.join(key) or found.grid.name} ({_seed_counts(counts)})", fontsize=10)
         panel.set(xlabel=f"mean, relative to {baseline}", ylabel=f"top 1 %, relative to {baseline}")
-    _legend(figure, [*panels[: len(drawn)]])
+    legend_below(figure, panels)
     figure.suptitle("One-step squared error, last weights: mean against tail; bars: 95 % intervals", fontsize=10)
     return figure
 
@@ -325,11 +315,6 @@ def _curves(
                 yield [(ratios[n][0].mean, ratios[n][1].mean) if n else (1.0, 1.0) for _, n in ordered]
 
 
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    named = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=8)
-
-
 # Arms: the labels of the last axis, such as widths, or clean and wrong targets
 
 
@@ -385,7 +370,7 @@ def arms_figure(found: GridResults) -> Figure:
             _plain_height(panel)
     counts = [row.finished for row in found.rows]
     figure.supylabel("squared error, last weights", fontsize=10)
-    _legend(figure, [*panels.flat])
+    legend_below(figure, panels.flat)
     figure.suptitle(f"Median and 95 % interval over {_seed_counts(counts)}; x: a median that diverged", fontsize=10)
     return figure
 
@@ -399,9 +384,7 @@ def _line(
 ) -> None:
     """Medians and intervals, and a cross at the upper edge where the median diverged."""
     colour, marker = styles[name]
-    known = [(math.nan,) * 3 if s is None else (s.low, s.median, s.high) for s in summaries]
-    low, middle, high = np.where(np.isfinite(known), known, np.nan).T
-    spread = np.nan_to_num([middle - low, high - middle])
+    middle, spread = with_intervals(summaries)
     panel.errorbar(x, middle, spread, color=colour, marker=marker, ms=5, lw=1, elinewidth=0.6, label=name)
     gone = np.array([s is not None and math.isinf(s.median) for s in summaries])
     panel.plot(x[gone], np.full(gone.sum(), 0.97), "x", color=colour, transform=panel.get_xaxis_transform())
@@ -506,8 +489,7 @@ def steps_figure(found: GridResults, baseline: str | None) -> Figure | None:
     if not settings:
         return None
     styles = _styles(_losses(settings))
-    figure = Figure(figsize=(5.2 * len(settings), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(settings), squeeze=False)[0]
+    figure, panels = grid_of_panels(len(settings), len(settings), 5.2, 4.6)
     for panel, (key, rows) in zip(panels, settings.items(), strict=True):
         for name, row in rows.items():
             courses = list(row.validations().values())
@@ -524,11 +506,14 @@ def steps_figure(found: GridResults, baseline: str | None) -> Figure | None:
         panel.set_title(f"{', '.join(key)} ({_seed_counts(counts)})", fontsize=10)
         panel.set(xlabel="training step", ylabel="best validation score so far")
         _plain_height(panel)
-    _legend(figure, [*panels])
+    legend_below(figure, panels)
     return figure
 
 
 # Spectra
+
+
+_QUANTITIES = {"power_ratio": "power", "coherence": "coherence"}
 
 
 def _spectrum(row: Row, field: str, band: str, quantity: str) -> Summary | None:
@@ -555,7 +540,7 @@ def spectra_tables(found: GridResults) -> tuple[list[Table], str] | None:
         lines = []
         for row in rows:
             summaries = [_spectrum(row, field, *column) for column in columns.values()]
-            cells = tuple(Cell("" if s is None else _finite(s.median)) for s in summaries)
+            cells = tuple(Cell(in_words(s and s.median)) for s in summaries)
             lines.append(Line(row.name, cells))
         tables.append(Table(title, tuple(columns), tuple(lines)))
     note = (
@@ -564,13 +549,6 @@ def spectra_tables(found: GridResults) -> tuple[list[Table], str] | None:
         "is in the wrong place."
     )
     return tables, note
-
-
-_QUANTITIES = {"power_ratio": "power", "coherence": "coherence"}
-
-
-def _finite(value: float) -> str:
-    return number(value) if math.isfinite(value) else "diverged"
 
 
 def spectra_figure(found: GridResults) -> Figure | None:
@@ -592,7 +570,7 @@ def spectra_figure(found: GridResults) -> Figure | None:
             panel.axhline(1, color="0.6", lw=0.8, ls=":")
     for panel in panels[0]:
         _plain_height(panel)
-    _legend(figure, [*panels.flat])
+    legend_below(figure, panels.flat)
     counts = [row.finished for row in found.rows]
     figure.suptitle(f"Rollouts, last weights: median and 95 % interval over {_seed_counts(counts)}", fontsize=10)
     return figure

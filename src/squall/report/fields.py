@@ -19,18 +19,14 @@ from squall.systems import CahnHilliard
 
 REGIME_COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#DDDDDD")
 
-
 FRAMES = 4
 """Number of times at which a field over two space axes is shown."""
-
 
 NORTHWARD = ("lat", "rlat", "nlat", "grid_lat", "col", "y", "eta", "nj", "j", "south_north")
 """How the names of axes begin that point up on a map."""
 
-
 MOVING_FRAMES = 60
 """Most times that an animation shows."""
-
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 """What an evaluation keeps of its rollouts, by name."""
@@ -124,12 +120,12 @@ def moving_frames(times: int) -> Int[np.ndarray, " frame"]:
     return np.unique(np.linspace(0, times - 1, MOVING_FRAMES).round().astype(int))
 
 
-def kept(found: Mapping[str, Any], rollouts: Arrays) -> Iterator[tuple[str, int, int]]:
-    """Every kept rollout and field: the name of its picture, its number and its channel."""
+def kept(evaluation: Mapping[str, Any], rollouts: Arrays) -> Iterator[tuple[str, str, int, int]]:
+    """Every kept rollout and field: name and title of its figure, number of the trajectory, channel."""
     for i in range(len(rollouts["truth"])):
-        for channel, name in enumerate(found["fields"]):
-            label = name if len(found["fields"]) > 1 else ""
-            yield "_".join(filter(None, ["rollout", label, str(i)])), i, channel
+        for channel, field in enumerate(evaluation["fields"]):
+            name = f"rollout_{field}_{i}" if len(evaluation["fields"]) > 1 else f"rollout_{i}"
+            yield name, f"{field}, test trajectory {i}", i, channel
 
 
 def field_figure(
@@ -214,8 +210,8 @@ def field_comparison(rows: Sequence[Row], title: str) -> Figure | None:
 
 def regime_figure(outcome: Outcome) -> Figure | None:
     """Figure 1: the truth, and what happens where; None where the system has no regimes."""
-    fields = outcome.fields()
-    if fields is None or "regime" not in fields or not (fields["regime"] >= 0).any():
+    fields = outcome.regime_fields()
+    if fields is None:
         return None
     figure = Figure(figsize=(11, 2.9 * len(fields["truth"])), layout="constrained")
     panels = figure.subplots(len(fields["truth"]), 2, squeeze=False, sharex=True, sharey=True)

@@ -1,17 +1,20 @@
-"""What all figures share: colours, maps over two axes, saving.
+"""What all figures share: colours, panels, legends, medians with intervals, maps over two axes, saving.
 
 Built on Matplotlib's objects, not on pyplot: nothing global is changed.
 """
 
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from squall._process.files import write_beside
+from squall.study.statistics import Summary
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """The colour-blind-safe palette of Okabe and Ito, Color Universal Design (2008), and a grey in place of its yellow."""
@@ -25,6 +28,39 @@ def save(figure: Figure, path: Path | str) -> Path:
     with write_beside(path) as part:
         figure.savefig(part, format=kind, dpi=130, metadata=undated.get(kind))
     return path
+
+
+def grid_of_panels(
+    count: int, columns: int, width: float, height: float, below: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure with as many panels, row by row.
+
+    Args:
+        count: how many.
+        columns: at most, side by side.
+        width, height: of a panel, inches.
+        below: room for a legend, inches.
+    """
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows + below), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for panel in panels[count:]:
+        panel.axis("off")
+    return figure, panels[:count]
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels: every label once."""
+    named = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=8)
+
+
+def with_intervals(summaries: Sequence[Summary | None]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "2 n"]]:
+    """Medians, NaN where they are not finite, and how far their intervals reach below and above, 0 where unbounded."""
+    known = [(math.nan,) * 3 if s is None else (s.low, s.median, s.high) for s in summaries]
+    low, middle, high = np.where(np.isfinite(known), known, np.nan).T
+    return middle, np.nan_to_num([middle - low, high - middle])
 
 
 def mesh(

@@ -19,6 +19,7 @@ from jaxtyping import Float, Shaped
 from plotly.offline import get_plotlyjs
 
 from squall._process.files import write_beside
+from squall.evaluation.regimes import REGIMES
 from squall.report.curves import fixed_temperature
 from squall.report.fields import REGIME_COLOURS, Arrays
 from squall.report.figures import COLOURS
@@ -29,8 +30,6 @@ from squall.study.definition import Study
 from squall.study.outcome import STATES, Outcome, Place
 from squall.study.results import GridResults, Results, Row
 from squall.systems import CahnHilliard
-
-REGIMES = ("quiet", "active", "extreme")
 
 DECADES = 5
 """Decades below its largest value over which a one-step error is shown."""
@@ -151,11 +150,11 @@ def _finite(value: float | None) -> float | None:
 def _regimes(title: str, rows: Sequence[Row], kind: Kind) -> dict[str, Any]:
     """One-step errors by regime of the truth, and the share of points in each."""
     shares: dict[str, float | None] = {}
-    for name in REGIMES:
+    for name in REGIMES.values():
         known = [x for row in rows for x in row.values(("regimes", name, "share"), kind).values() if math.isfinite(x)]
         shares[name] = _finite(known[0]) if known else None
     lines = [
-        {"name": row.name, "values": {name: _summary(row, ("regimes", name, "error"), kind) for name in REGIMES}}
+        {"name": row.name, "values": {name: _summary(row, ("regimes", name, "error"), kind) for name in shares}}
         for row in rows
     ]
     return {"title": title, "shares": shares, "rows": lines}

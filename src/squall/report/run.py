@@ -1,11 +1,12 @@
 """The figures and animations of one evaluated run, in its folder."""
 
 from pathlib import Path
+from typing import Any
 
 from squall._process.names import file_name
 from squall.report.animations import animate_field
 from squall.report.curves import energy_figure, error_figure
-from squall.report.fields import Field, field_figure, kept
+from squall.report.fields import Arrays, Field, field_figure, kept
 from squall.report.figures import save
 from squall.runs.folder import RunFolder
 
@@ -20,16 +21,12 @@ def write_figures(path: Path | str, suffix: str = "") -> list[Path]:
     Returns:
         the PNG files.
     """
-    folder = RunFolder(path)
-    found = folder.read_json(f"evaluation{suffix}.json")
-    rollouts = folder.read_arrays(f"rollouts{suffix}.npz")
-    figures = {"error_growth": error_figure(found)}
-    if energy := energy_figure(found):
+    evaluation, rollouts, target = _read(path, suffix)
+    figures = {"error_growth": error_figure(evaluation)}
+    if energy := energy_figure(evaluation):
         figures["energy"] = energy
-    for key, i, channel in kept(found, rollouts):
-        figures[key] = field_figure(rollouts, i, channel, f"{found['fields'][channel]}, test trajectory {i}", found)
-    target = folder.path / "figures"
-    target.mkdir(exist_ok=True)
+    for name, title, i, channel in kept(evaluation, rollouts):
+        figures[name] = field_figure(rollouts, i, channel, title, evaluation)
     return [save(figure, target / f"{file_name(name + suffix)}.png") for name, figure in figures.items()]
 
 
@@ -47,13 +44,17 @@ def write_animations(path: Path | str, suffix: str = "", kind: str = "gif") -> l
     Raises:
         ValueError: if ffmpeg is wanted and missing.
     """
+    evaluation, rollouts, target = _read(path, suffix)
+    files = []
+    for name, title, i, channel in kept(evaluation, rollouts):
+        files.append(target / f"{file_name(name + suffix)}.{kind}")
+        animate_field(Field.of(rollouts, i, channel, evaluation), title, files[-1])
+    return files
+
+
+def _read(path: Path | str, suffix: str) -> tuple[dict[str, Any], Arrays, Path]:
+    """The evaluation, what it keeps of the rollouts, and the folder for figures."""
     folder = RunFolder(path)
-    found, rollouts = folder.read_json(f"evaluation{suffix}.json"), folder.read_arrays(f"rollouts{suffix}.npz")
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
-    files = []
-    for name, i, channel in kept(found, rollouts):
-        title = f"{found['fields'][channel]}, test trajectory {i}"
-        files.append(target / f"{file_name(name + suffix)}.{kind}")
-        animate_field(Field.of(rollouts, i, channel, found), title, files[-1])
-    return files
+    return folder.read_json(f"evaluation{suffix}.json"), folder.read_arrays(f"rollouts{suffix}.npz"), target

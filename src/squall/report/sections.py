@@ -19,14 +19,14 @@ class Section:
         name: of its figure's file, after the name of the grid.
         heading: for people.
         tables, note: the tables and the note below them; none where there is only a figure.
-        draw: makes its figure; None where there is none.
+        draw: makes its figure; returns None where there is none.
     """
 
     name: str
     heading: str
     tables: Sequence[Table]
     note: str
-    draw: Callable[[], Figure | None]
+    draw: Callable[[], Figure | None] = lambda: None
 
 
 def sections(whole: GridResults, study: Study) -> Iterator[Section]:
@@ -37,9 +37,9 @@ def sections(whole: GridResults, study: Study) -> Iterator[Section]:
     show = found.grid.show
     if whole.grid.choose:
         table, note = evidence.choice_table(whole)
-        yield Section("choice", "the choice", [table], note, _no_figure)
+        yield Section("choice", "the choice", [table], note)
     if "ratios" in show:
-        yield Section("ratios", "ratios", *ratio_tables(found, baseline), _no_figure)
+        yield Section("ratios", "ratios", *ratio_tables(found, baseline))
     if "ranks" in show and (ranks := evidence.rank_table(found, baseline)):
         yield Section("ranks", "ranks", [ranks[0]], ranks[1], lambda: evidence.rank_figure(found, baseline))
     if "trade-off" in show:
@@ -53,7 +53,3 @@ def sections(whole: GridResults, study: Study) -> Iterator[Section]:
         yield Section("steps", "steps", tables, note, lambda: evidence.steps_figure(found, baseline))
     if "spectra" in show and (spectra := evidence.spectra_tables(found)):
         yield Section("spectra", "spectra", *spectra, lambda: evidence.spectra_figure(found))
-
-
-def _no_figure() -> None:
-    return None

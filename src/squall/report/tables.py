@@ -281,8 +281,8 @@ def _note(found: GridResults) -> str:
 def regime_table(outcome: Outcome | None) -> Table | None:
     """Where the errors of one step are and where a loss puts its weight, by the system's regimes, on the trajectories
     that were kept; None where it has none."""
-    fields = outcome.fields() if outcome else None
-    if fields is None or "regime" not in fields or not (fields["regime"] >= 0).any():
+    fields = outcome.regime_fields() if outcome else None
+    if fields is None:
         return None
     error, label = torch.from_numpy(fields["step_error"]), torch.from_numpy(fields["regime"])
     weights = [imbalance_weights(error, T) for T in WEIGHED.values()]

@@ -122,6 +122,11 @@ class Outcome:
         """Truth, prediction and one-step errors of some test trajectories, if they were kept."""
         return self.arrays(FIELDS)
 
+    def regime_fields(self) -> dict[str, Shaped[np.ndarray, "..."]] | None:
+        """The same, if the system has regimes."""
+        fields = self.fields()
+        return fields if fields and "regime" in fields and (fields["regime"] >= 0).any() else None
+
     def stiffness(self) -> dict[str, Shaped[np.ndarray, "..."]] | None:
         """The stiffness-aware index of the training transitions, if the run sampled by it."""
         return self.arrays(SAMPLING)

@@ -13,8 +13,8 @@ import numpy as np
 
 from squall.runs.folder import Kind
 from squall.study.definition import Grid, Study
-from squall.study.folder import StudyFolder
-from squall.study.outcome import STATES, Outcome, Place
+from squall.study.folder import FINISHED, StudyFolder
+from squall.study.outcome import Outcome, Place
 from squall.study.pack import write_pack
 from squall.study.statistics import Summary, summarize
 
@@ -46,7 +46,7 @@ class Row:
         courses = {}
         for outcome in self.outcomes:
             steps, scores = outcome.history.get("step", ()), outcome.history.get("score", ())
-            if outcome.state in ("done", "failed") and scores:
+            if outcome.state in FINISHED and scores:
                 known = [math.inf if x is None or outcome.state == "failed" else x for x in scores]
                 courses[outcome.seed] = np.array([[step or 0 for step in steps], known], dtype=float)
         return courses
@@ -61,14 +61,9 @@ class Row:
         return ", ".join(self.labels[1:] or self.labels)
 
     @property
-    def diverged(self) -> int:
-        """How many runs diverged, in the training or in a rollout of the last weights."""
-        return sum(math.isinf(x) for x in self.values(STATES).values())
-
-    @property
     def finished(self) -> int:
         """How many runs are done or failed."""
-        return sum(outcome.state in ("done", "failed") for outcome in self.outcomes)
+        return sum(outcome.state in FINISHED for outcome in self.outcomes)
 
     @property
     def shown(self) -> Outcome | None:
