@@ -98,7 +98,7 @@ def describe(
     parameters: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Description:
-    """Check what is said about states of `shape` (batch, time, channel, *space), and fill in the rest.
+    """Check the description of states of `shape` (batch, time, channel, *space), and fill in the defaults.
 
     Args:
         shape: of the states: at least one trajectory, two times, one channel, one to three space axes.

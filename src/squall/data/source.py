@@ -464,8 +464,8 @@ def split(
             many states.
         test: the same.
         gap: states left out between the parts in time: as many as the steps that are unrolled.
-        by: "trajectory", whole ones; "time", each cut in time, as a single trajectory is if nothing is said; "parts",
-            those of a folder with train, valid and test, which are taken if nothing is said.
+        by: "trajectory", whole ones; "time", each cut in time, the default of a single trajectory; "parts", those of
+            a folder with train, valid and test, its default.
 
     Raises:
         DataError: where a number is negative or nothing is left to train on.

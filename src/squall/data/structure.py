@@ -338,7 +338,7 @@ def _explains(points: Shaped[np.ndarray, " points"], start: float, step: float) 
 
 
 def _boundary(conditions: Any, axis: str) -> str:
-    """As The Well reads it: an end of which nothing is said is open."""
+    """As The Well reads it: an end without a condition is open."""
     ends = ["open", "open"]
     for name in conditions:
         condition = member(conditions, name)

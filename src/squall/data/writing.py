@@ -40,19 +40,12 @@ def write(
     path: str | os.PathLike[str],
     states: AnyArray,
     *,
-    dt: float,
-    fields: Sequence[str] | str | None = None,
-    lengths: float | Sequence[float] | None = None,
-    coordinates: Sequence[Any] | Shaped[np.ndarray, "..."] | None = None,
-    boundary: str | Sequence[str] = "periodic",
-    name: str = "trajectories",
-    parameters: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
     gaps: bool = False,
     mask: AnyArray | None = None,
     valid: AnyArray | None = None,
     measure: AnyArray | None = None,
     conditions: Mapping[str, Any] | None = None,
+    **about: Unpack[About],
 ) -> Path:
     """Write trajectories u[batch, time, channel, *space] as an HDF5 file in the layout of The Well.
 
@@ -62,20 +55,14 @@ def write(
     Args:
         path: of the new file; its folder is made where there is none. The Well reads `*.hdf5` and `*.h5`.
         states: (batch, time, channel, *space), float32 or float64, in one to three space dimensions.
-        dt: time between two states, in the unit of the simulation.
-        fields: a name per channel; `None`: "u", or "u0", "u1", ...
-        lengths: of the domain, one number for all axes or one per axis; 1 by default.
-        coordinates: the points of each axis instead of `lengths`.
-        boundary: "periodic", "wall" or "open", for all axes or one per axis.
-        name: name of the data set.
-        parameters: numbers and words by name, such as the coefficients of the equation.
-        provenance: anything that JSON can hold: version, seed, protocol.
         gaps: whether NaN means a missing value: a mask where it never changes, a gap where it comes and goes.
         mask: points that count, bool (*space) or (channel, *space).
         valid: states without a gap, bool (trajectory, time).
         measure: relative areas of cells (*space).
         conditions: what the state depends on, by name: (trajectory,), (trajectory, time) or (*space); or in full
             (trajectory or 1, time or 1, channel, *space or 1).
+        about: `dt`, the time between two states in the unit of the simulation, and what `describe` takes beside it:
+            `fields`, `lengths` or `coordinates`, `axes`, `boundary`, `name`, `parameters`, `provenance`.
 
     Returns:
         The path of the file.
@@ -92,16 +79,6 @@ def write(
         ...     squall.data.open(path)
         TrajectoryFile('trajectories', shape=(4, 11, 1, 50), fields=('u',), dt=0.1)
     """
-    about: About = {
-        "dt": dt,
-        "fields": fields,
-        "lengths": lengths,
-        "coordinates": coordinates,
-        "boundary": boundary,
-        "name": name,
-        "parameters": parameters,
-        "provenance": provenance,
-    }
     tensor = as_states(states)
     describe(tensor.shape, **about)
     refuse_existing(Path(path))
@@ -167,7 +144,7 @@ def create(
         shape: of the whole, (batch, time, channel, *space).
         dtype: float32 or float64.
         mask, valid, measure, conditions: as for `write`.
-        about: `dt` and the other arguments of `write`.
+        about: as for `write`.
 
     Yields:
         A `Writer`, whose `append` takes some trajectories at a time.
@@ -219,29 +196,19 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
+@dataclass(eq=False)
 class Writer:
     """Takes trajectories one batch after the other; `create` makes it."""
 
-    def __init__(
-        self,
-        file: BinaryIO,
-        path: Path,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        about: Description,
-        valid: Valid | None,
-        offsets: list[int],
-        slots: list[Slot],
-    ) -> None:
-        self.path = path
-        self.shape = shape
-        self.written = 0
-        self._dtype = dtype
-        self._file = file
-        self._fields = about.fields
-        self._valid = valid
-        self._offsets = offsets
-        self._slots = slots
+    _file: BinaryIO
+    path: Path
+    shape: tuple[int, ...]
+    _dtype: torch.dtype
+    _fields: tuple[str, ...]
+    _valid: Valid | None
+    _offsets: list[int]
+    _slots: list[Slot]
+    written: int = 0
 
     def append(self, states: AnyArray) -> None:
         """Write the next trajectories (batch, time, channel, *space).
@@ -322,7 +289,7 @@ def _writer(
             with temporary.open("r+b", buffering=0) as raw:
                 with explained(path):
                     reserve(raw, temporary.stat().st_size)
-                writer = Writer(raw, path, shape, dtype, about, beside.valid, offsets, slots)
+                writer = Writer(raw, path, shape, dtype, about.fields, beside.valid, offsets, slots)
                 yield writer
                 writer._finish()
             with explained(path):
@@ -372,21 +339,18 @@ def _slots(file: Any, condition: Condition, space: list[int], dtype: np.dtype) -
     """Room for a condition: a scalar or a field for each channel, or one vector field."""
     name, _, shape = condition
     leading = shape[:1] * (shape[0] > 1) + shape[1:2] * (shape[1] > 1)
-    varying = {"sample_varying": shape[0] > 1, "time_varying": shape[1] > 1}
-    if max(shape[3:]) == 1:
-        channels = enumerate([name] if shape[2] == 1 else [f"{name}_{i}" for i in range(shape[2])])
-        return [
-            Slot(name, channel, _field(file, f"scalars/{key}", leading, dtype, **varying), shape)
-            for channel, key in channels
-        ]
-    varying |= {"dim_varying": np.array(shape[3:]) > 1} | ({"role": "forcing"} if shape[1] > 1 else {})
-    if shape[2] == len(space) > 1:
-        place = _field(file, f"t1_fields/{name}", (*leading, *shape[3:], shape[2]), dtype, **varying)
-        return [Slot(name, None, place, shape)]
-    channels = enumerate([name] if shape[2] == 1 else [f"{name}_{i}" for i in range(shape[2])])
+    varying: dict[str, Any] = {"sample_varying": shape[0] > 1, "time_varying": shape[1] > 1}
+    group = "scalars"
+    if max(shape[3:]) > 1:
+        group, leading = "t0_fields", (*leading, *shape[3:])
+        varying |= {"dim_varying": np.array(shape[3:]) > 1} | ({"role": "forcing"} if shape[1] > 1 else {})
+        if shape[2] == len(space) > 1:
+            offset = _field(file, f"t1_fields/{name}", (*leading, shape[2]), dtype, **varying)
+            return [Slot(name, None, offset, shape)]
+    names = [name] if shape[2] == 1 else [f"{name}_{i}" for i in range(shape[2])]
     return [
-        Slot(name, channel, _field(file, f"t0_fields/{key}", (*leading, *shape[3:]), dtype, **varying), shape)
-        for channel, key in channels
+        Slot(name, channel, _field(file, f"{group}/{key}", leading, dtype, **varying), shape)
+        for channel, key in enumerate(names)
     ]
 
 

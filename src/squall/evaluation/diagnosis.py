@@ -349,9 +349,9 @@ class _Regimes:
         return dict(zip(self.fields, map(tuple, shares.tolist()), strict=True))
 
 
-def _share_of_top(means: Float[np.ndarray, " parts"], fraction: float = 0.1) -> float:
+def _share_of_top(means: Float[np.ndarray, " parts"]) -> float:
     """The share of the sum that the largest tenth of the parts carries; NaN of fewer than ten parts."""
     means = np.sort(means[np.isfinite(means)])[::-1]
     if len(means) < 10:
         return float("nan")
-    return float(np.interp(fraction, np.linspace(0, 1, len(means) + 1), np.append(0, means.cumsum()) / means.sum()))
+    return float(np.interp(0.1, np.linspace(0, 1, len(means) + 1), np.append(0, means.cumsum()) / means.sum()))

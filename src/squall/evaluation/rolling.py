@@ -61,9 +61,9 @@ class Task:
         return self.source.dt
 
     @property
-    def plain(self) -> bool:
-        """Whether a model sees the present state alone, and no point is masked."""
-        return self.inputs == Inputs() and self.source.mask is None
+    def memoryless(self) -> bool:
+        """Whether a model sees the present state alone."""
+        return self.inputs == Inputs()
 
     def conditions(
         self, rows: Sequence[int] | Numbers, starts: Sequence[int] | Numbers | None = None
@@ -120,10 +120,10 @@ def _batches(states: Float[Tensor, "batch *shape"], models: Models) -> Sequence[
     return states.split(max(1, BATCH_NUMBERS // (states[0].numel() * len(models))))
 
 
-def _alike(
+def _split_alike(
     conditions: Float[Tensor, "batch *shape"] | None, batches: Sequence[Float[Tensor, "_batch *_shape"]]
 ) -> Sequence[Float[Tensor, "_part *shape"] | None]:
-    """The conditions of every batch."""
+    """The conditions of every batch; `None` for each without any."""
     return [None] * len(batches) if conditions is None else conditions.split(len(batches[0]))
 
 
@@ -132,7 +132,7 @@ def roll_out(models: Models, task: Task, tallies: Sequence[RolloutTally]) -> Non
     history = task.inputs.history
     for indices, states in chunks(task.source, models):
         batches = _batches(states[:, :history], models)
-        pairs = zip(batches, _alike(task.conditions(indices), batches), strict=True)
+        pairs = zip(batches, _split_alike(task.conditions(indices), batches), strict=True)
         predictions = torch.cat([_rollouts(models, task, *pair) for pair in pairs], 1)
         truth = states[:, history - 1 :]
         for tally, prediction in zip(tallies, predictions, strict=True):
@@ -161,7 +161,7 @@ def mean_rates(
     """
     history = task.inputs.history
     truth = states[:, history - 1 :]
-    if history == 1 and not task.inputs.conditions:
+    if task.memoryless:
         u = truth[:, :-1]
         pieces = _batches(u.flatten(0, 1), models)
         rates = torch.cat([increment(task.integrator, models, models.shared(piece), task.dt) for piece in pieces], 1)
@@ -172,7 +172,7 @@ def mean_rates(
     if conditions is not None:
         conditions = conditions.expand(-1, task.steps, *conditions.shape[2:]).flatten(0, 1)
     batches = _batches(windows, models)
-    pairs = zip(batches, _alike(conditions, batches), strict=True)
+    pairs = zip(batches, _split_alike(conditions, batches), strict=True)
     rates = torch.cat([_increments(models, task, *pair) for pair in pairs])
     return iter([rates.to(truth).reshape(truth[:, :-1].shape)])
 
@@ -212,7 +212,7 @@ def growth(models: Models, task: Task, states: int) -> list[dict[str, float | No
     if isinstance(models, Stacked):
         u, _ = transitions.fetch(chosen)
         factors = growth_factors(integrator, models, u, source.dt)
-    elif history == 1 and not task.inputs.conditions:
+    elif task.memoryless:
         u, _ = transitions.fetch(chosen)
         factors = growth_factor(integrator, models.skeleton, models.shared(u)[0], source.dt)[None]
     else:

@@ -117,7 +117,7 @@ def evaluate(
         squall.data.DataError: where the trajectories are too short, or lack a condition.
     """
     keep = Keep(keep) if isinstance(keep, int) else keep
-    task = Task(_some(source, inputs, steps, stride), integrator, inputs)
+    task = _task(source, integrator, inputs, steps, stride)
     return _evaluate(Alone(model), task, system, scale, [keep], scoring)[0]
 
 
@@ -146,7 +146,7 @@ def evaluate_each(
     """
     keep = Keep(keep) if isinstance(keep, int) else keep
     keeps = [keep] * len(models) if isinstance(keep, Keep) else keep
-    task = Task(_some(source, inputs, steps, stride), integrator, inputs)
+    task = _task(source, integrator, inputs, steps, stride)
     parts = _parts(models, task)
     if len(parts) == 1:
         return _evaluate(models, task, system, scale, keeps, scoring)
@@ -155,15 +155,15 @@ def evaluate_each(
         return [_evaluate(part, task, system, scale, [keep], scoring)[0] for part, keep in pairs]
 
 
-def _some(source: Source, inputs: Inputs, steps: int | None, stride: int | None) -> Source:
+def _task(source: Source, integrator: IntegratorLike, inputs: Inputs, steps: int | None, stride: int | None) -> Task:
     if source.trajectories == 0:
-        raise ValueError("evaluate: the source holds no trajectory")
-    return pieces(source, inputs.history, steps, stride)
+        raise ValueError("evaluate: the source holds no trajectory: give one with at least one")
+    return Task(pieces(source, inputs.history, steps, stride), integrator, inputs)
 
 
 def _parts(models: Models, task: Task) -> Sequence[Models]:
     """What is rolled out together."""
-    if isinstance(models, Stacked) and not task.plain:
+    if isinstance(models, Stacked) and not (task.memoryless and task.source.mask is None):
         return [Alone(models.member(i), models) for i in range(len(models))]
     return [models]
 
@@ -254,7 +254,7 @@ class RolloutValidation:
         return self._validate(models)
 
     def _validate(self, models: Models) -> list[Validation]:
-        task = Task(_some(self.source, self.inputs, self.steps, self.stride), self.integrator, self.inputs)
+        task = _task(self.source, self.integrator, self.inputs, self.steps, self.stride)
         validations = []
         times = 128 if len(self.source.space) == 1 else 4
         keep = Keep(1, times, ("truth", "prediction")) if self.picture else None

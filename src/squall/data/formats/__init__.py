@@ -128,11 +128,11 @@ def _recognise_hdf5(place: Path, head: bytes) -> str:
 
 
 def _open_file(shown: Path, place: Path, kind: str, options: Reading) -> TrajectoryFile | ArrayFile:
-    told = {name for name, value in options.items() if value is not None}
-    if unknown := told - Reading.__annotations__.keys():
+    given = {name for name, value in options.items() if value is not None}
+    if unknown := given - Reading.__annotations__.keys():
         raise DataError(f"open: got {', '.join(sorted(unknown))}; allowed are {', '.join(Reading.__annotations__)}")
     if kind == "The Well":
-        if extra := told - {"fields", "gaps", "initial"}:
+        if extra := given - {"fields", "gaps", "initial"}:
             raise DataError(
                 f"{shown}: a file in The Well's layout describes itself: got {', '.join(sorted(extra))}; allowed are "
                 "fields and gaps"

@@ -42,10 +42,10 @@ NAMES = {
 AREAS = ("cell_area", "area", "areacella", "areacello", "tarea", "area_t")
 """Names under which models of ocean and atmosphere keep the areas of cells."""
 
-HOURS = {"day": 24.0, "hour": 1.0, "hr": 1.0, "h": 1.0, "minute": 1 / 60, "min": 1 / 60, "second": 1 / 3600}
+HOURS = {"day": 24.0, "hour": 1.0, "hr": 1.0, "h": 1.0, "minute": 1 / 60, "min": 1 / 60} | dict.fromkeys(
+    ("second", "sec", "s"), 1 / 3600
+)
 """Hours in a unit of time; months and years have no fixed length."""
-
-HOURS |= {"sec": 1 / 3600, "s": 1 / 3600}
 
 
 def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:

@@ -29,7 +29,6 @@ OPEN_FILES = 128
 MONTHS = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
 """Days before each month of a year without 29 February."""
 
-
 DATE = r"(\d+)-(\d+)-(\d+)(?:[T ]+(\d+)(?::(\d+)(?::(\d+(?:\.\d*)?))?)?)?\s*(?:Z|UTC|[+]?0+:?0*)?"
 """Year, month and day, then hour, minute and second, in UTC."""
 
@@ -242,9 +241,7 @@ def date_hours(date: str, calendar: str = "standard") -> float | None:
         >>> date_hours("2001-03-01") - date_hours("2001-02-28T00:00:00"), date_hours("2000-03-01", "360_day")
         (24.0, 17281464.0)
     """
-    match = re.match(
-        r"\s*(\d+)-(\d+)-(\d+)(?:[T ]+(\d+)(?::(\d+)(?::(\d+(?:\.\d*)?))?)?)?\s*(?:Z|UTC|[+]?0+:?0*)?\s*$", date
-    )
+    match = re.fullmatch(DATE, date.strip())
     if match is None:
         return None
     year, month, day = (int(match[i]) for i in (1, 2, 3))

@@ -21,7 +21,7 @@ from squall.data.source import Numbers
 
 
 class Reading(TypedDict, total=False):
-    """What `open` may be told where a file cannot say it."""
+    """The options of `open`, for what a file does not say."""
 
     dt: float | None
     axes: str | None
@@ -196,13 +196,12 @@ def finish(
     about.setdefault("name", path.stem)
     alone = initial is not None and (times is None or len(times) < 2)
     dt = options.get("dt") or (initial if alone else time_step(path, times))
-    boundary = options.get("boundary") or about.pop("boundary", None)
-    about.pop("boundary", None)
-    if boundary is None:
-        boundary = "periodic"
+    about["boundary"] = options.get("boundary") or about.get("boundary")
+    if about["boundary"] is None:
+        about["boundary"] = "periodic"
         notes.append("boundary: the file does not say it; taken as periodic (boundary= says otherwise)")
     points, lengths = options.get("coordinates"), options.get("lengths")
-    extra = {key: about.pop(key) for key in ("axes", "units", "start") if key in about}
+    extra = {key: about.pop(key) for key in ("units", "start") if key in about}
     if points is None and lengths is None and any(axis is not None for axis in coordinates):
         points = [np.arange(n) if p is None else p for p, n in zip(coordinates, shape[3:], strict=True)]
     elif points is None and lengths is None:
@@ -213,17 +212,8 @@ def finish(
     if span is not None and "first_time" not in about.get("provenance", {}):
         extra.setdefault("start", span[0])
     names = [channel for variable in states for channel in variable.channels]
-    described = (shape[0], max(2, shape[1]), *shape[2:])
-    description = describe(
-        described,
-        dt=dt or 0.0,
-        fields=names,
-        lengths=lengths,
-        coordinates=points,
-        boundary=boundary,
-        axes=extra.get("axes"),
-        **about,
-    )
+    at_least_two = (shape[0], max(2, shape[1]), *shape[2:])
+    description = describe(at_least_two, dt=dt or 0.0, fields=names, lengths=lengths, coordinates=points, **about)
     return Layout(
         format,
         handle,

@@ -16,7 +16,7 @@ STATES = "a, u"
 
 
 OTHER = np.empty((), dtype=object)
-"""In place of what is not read, so that it is said."""
+"""In place of what is not read, so that a note reports it."""
 
 NO_NUMBERS = (b"char", b"function_handle", b"cell", b"struct")
 """MATLAB's classes of arrays that stand for something else."""

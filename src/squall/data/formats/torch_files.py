@@ -32,7 +32,7 @@ def open_tensors(place: Path) -> dict[str, Any]:
 
 
 def _as_array(value: Any) -> Shaped[np.ndarray, "..."]:
-    """A plain tensor; an array of a Python object in place of what is not read, so that it is said."""
+    """A plain tensor; of anything else an array of type object, which is left out with a note."""
     plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
     if not plain or value.is_quantized:
         return np.empty((), dtype=object)
