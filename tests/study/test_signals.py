@@ -61,7 +61,7 @@ def test_a_study_that_is_stopped_saves_at_the_step_and_resumes_to_the_same_bits(
     os.killpg(process.pid, signal.SIGUSR1)  # as a batch system: also its workers
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGUSR1, printed
-    assert "the same command goes on" in printed
+    assert "the same command resumes" in printed
     assert "Traceback" not in printed
     assert not list(out.rglob("*.part"))
     assert any(int(path.name[5:]) % 100 for path in checkpoints(out)), "saved between two checkpoints"

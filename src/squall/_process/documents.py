@@ -67,7 +67,7 @@ def read_yaml(text: str) -> Any:
     """The values of a YAML document: text, numbers, truth values, null, lists and mappings.
 
     Raises:
-        DocumentError: for what is not YAML, a key that stands twice, a date or another kind of value, and documents
+        DocumentError: for what is not YAML, a duplicate key, a date or another kind of value, and documents
             that contain themselves, are nested deeply or expand to very many values.
 
     >>> read_yaml("rate: 1e-3")
@@ -98,7 +98,7 @@ def read_json(text: str) -> Any:
     """The values of a JSON document.
 
     Raises:
-        DocumentError: for what is not JSON, a key that stands twice, deep nesting, and integers of thousands of digits.
+        DocumentError: for what is not JSON, a duplicate key, deep nesting, and integers of thousands of digits.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)

@@ -38,8 +38,8 @@ def progress_bar(console: Console) -> "Progress | ProgressLines":
 
 
 @contextmanager
-def told(console: Console, title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A function to call with the number of finished steps and, where it is not given here, their total."""
+def reporting(console: Console, title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Show progress within the block, through a function of the finished steps and, if not given here, their total."""
     with progress_bar(console) as progress:
         task = progress.add_task(title, total=total, status="")
         yield lambda done, total=total: progress.update(task, completed=done, total=total)

@@ -29,14 +29,14 @@ def run(arguments: Namespace, console: Console) -> int:
     action = arguments.action
     options = dict(vars(arguments[action]))
     path, out = options.pop("path"), options.pop("out", None)
-    told = reading(options)
-    source = squall.data.open(path, **told)
+    given = reading(options)
+    source = squall.data.open(path, **given)
     if action == "convert":
         with console.status("writing"):
             print(squall.data.convert(source, out))
         return 0
     words = [
-        f" --{n} {shlex.join(map(str, v)) if isinstance(v, list) else shlex.quote(str(v))}" for n, v in told.items()
+        f" --{n} {shlex.join(map(str, v)) if isinstance(v, list) else shlex.quote(str(v))}" for n, v in given.items()
     ]
     print(squall.data.summary(source))
     print(f"{'next':<11} {next_command(path, source, ''.join(words))}")

@@ -30,18 +30,18 @@ def run(arguments: Namespace, console: Console) -> int:
     path, out, data, trust = (options.pop(name) for name in ("path", "out", "data", "trust"))
     for name in ("diagnosis.png", "diagnosis.md"):
         refuse_existing(out / name, "another folder by --out")
-    told = reading(options)
+    given = reading(options)
     found = None
     if (path / "config.yaml").exists():
-        if told:
-            raise ValueError(f"--{next(iter(told))} is for a data file, but {path} is a run folder")
+        if given:
+            raise ValueError(f"--{next(iter(given))} is for a data file, but {path} is a run folder")
         with console.status("diagnosing"):
             found = diagnose_run(path, data, trust=trust)
         source, rows = found.source, {"squared change": found.change, "squared error": found.errors}
     else:
         if data or trust:
             raise ValueError(f"--data and --trust are for a run folder, but {path} has no config.yaml")
-        source = squall.data.open(path, **told)
+        source = squall.data.open(path, **given)
         with console.status("reading"):
             rows = {"squared change": change(source)}
     tables = [diagnosis.diagnosis_table(x, f"Shares of the {name}, {source.name}") for name, x in rows.items()]

@@ -76,9 +76,9 @@ def add_reading(parser: ArgumentParser) -> None:
 
 
 def reading(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What was told of a file, one value instead of a list of one where all axes share it."""
-    told = {name: value for name, value in options.items() if value}
+    """The options of `add_reading` that are given; one value instead of a list of one, which all axes share."""
+    given = {name: value for name, value in options.items() if value}
     for name in ("lengths", "boundary"):
-        if len(told.get(name, ())) == 1:
-            (told[name],) = told[name]
-    return told
+        if len(given.get(name, ())) == 1:
+            (given[name],) = given[name]
+    return given

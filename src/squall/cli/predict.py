@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from squall._process.files import refuse_existing
-from squall._process.progress import told
+from squall._process.progress import reporting
 from squall.cli.options import add_animate, add_run, add_weights, command_parser
 from squall.runs.predict import predict_to_file, read_start
 from squall.runs.trained import open_run
@@ -57,7 +57,7 @@ def run(arguments: Namespace, console: Console) -> int:
 
         check_animation(kind)
         forecast_animations(arguments.out, kind, trained.source.fields, len(start.window))
-    with told(console, "predicting", arguments.steps) as progress:
+    with reporting(console, "predicting", arguments.steps) as progress:
         about = {"run": str(arguments.run)}
         predict_to_file(trained, start, arguments.steps, arguments.out, about=about, progress=progress)
     if kind is not None:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from squall._process.files import read_array
-from squall._process.progress import told
+from squall._process.progress import reporting
 from squall._types import State
 from squall.cli.options import command_parser, new_parser
 from squall.data.apebench import write_scenario
@@ -63,7 +63,7 @@ def run(arguments: Namespace, console: Console) -> int:
     if initial is not None and (count is not None or seed is not None):
         raise ValueError("--initial gives the first states: --trajectories and --seed do not go with it")
     states = None if initial is None else _initial_states(initial, system.shape)
-    with told(console, f"simulating {name}", steps) as progress:
+    with reporting(console, f"simulating {name}", steps) as progress:
         simulate_to_file(
             system,
             out,
@@ -81,7 +81,7 @@ def _simulate_sphere(options: dict[str, Any], console: Console) -> int:
     out, run_options = options.pop("out"), {name: options.pop(name) for name in ("trajectories", "steps", "seed")}
     system = ShallowWater(**options)
     total = run_options["trajectories"] * run_options["steps"]
-    with told(console, f"simulating {system.name}", total) as progress:
+    with reporting(console, f"simulating {system.name}", total) as progress:
         changes = simulate_sphere_to_file(system, out, **run_options, progress=progress)
     hours = run_options["steps"] * system.dt / 3600
     for quantity, values in changes.items():

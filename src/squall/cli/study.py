@@ -11,7 +11,7 @@ from rich.console import Console
 
 from squall._process.console import say
 from squall._process.names import file_name
-from squall._process.progress import told
+from squall._process.progress import reporting
 from squall.cli.options import command_parser, new_parser
 from squall.study.definition import PRESETS, Study, read_study
 from squall.study.folder import StudyFolder
@@ -22,7 +22,7 @@ from squall.study.runner import part_of, run_study
 def parser() -> ArgumentParser:
     parser = command_parser("study")
     actions = parser.add_subcommands(dest="action")
-    run_parser = new_parser(description="Run what the folder does not hold yet; the same command goes on.")
+    run_parser = new_parser(description="Run what the folder does not hold yet; the same command resumes it.")
     run_parser.add_argument("study", type=str, help=f"a YAML file, or one of the presets {', '.join(PRESETS)}")
     run_parser.add_argument("--out", type=Path | None, default=None, help="the folder; studies/<name> if left out")
     run_parser.add_argument("--workers", type=int | None, default=None, help="processes; one per core if left out")
@@ -100,7 +100,7 @@ def _study_run(options: Namespace, console: Console) -> int:
     if options.on == "ray":
         on = functools.partial(ray_workers, address=options.address, resources=options.resources)
     try:
-        with told(console, f"study {study.name}, {len(study.trials)} trials") as progress:
+        with reporting(console, f"study {study.name}, {len(study.trials)} trials") as progress:
             failed = run_study(
                 study,
                 out,
@@ -113,7 +113,7 @@ def _study_run(options: Namespace, console: Console) -> int:
                 on=on,
             )
     except KeyboardInterrupt:
-        console.print("stopping: trainings are saved at their step; the same command goes on", style="yellow")
+        console.print("stopping: trainings are saved at their step; the same command resumes them", style="yellow")
         raise
     for trial in failed:
         say(console, f"{trial.name}: the training diverged; kept as a result", "yellow")
@@ -123,7 +123,7 @@ def _study_run(options: Namespace, console: Console) -> int:
 
 
 def _refuse_elsewhere(options: Namespace) -> None:
-    """What is given is for where the study runs."""
+    """Refuse options of another place to run."""
     given = {
         "address": (options.address is not None, ("ray",)),
         "resources": (bool(options.resources), ("ray", "slurm")),
@@ -134,7 +134,9 @@ def _refuse_elsewhere(options: Namespace) -> None:
         if is_given and options.on not in places:
             raise ValueError(f"--{name} is for --on {' and --on '.join(places)}, and must be left out otherwise")
     if options.hours is not None and (options.on or not options.hours > 0):
-        raise ValueError(f"--hours is {options.hours:g}, but must be above 0 and without --on: it is of this machine")
+        raise ValueError(
+            f"--hours is {options.hours:g}, but must be above 0 and without --on: the estimate is made on this machine"
+        )
     for name in ("jobs", "workers", "together"):
         if (count := options[name]) is not None and count < 1:
             raise ValueError(f"--{name} is {count}, but must be at least 1")

@@ -1,4 +1,4 @@
-"""`squall train`: one training, and the same command goes on with it."""
+"""`squall train`: one training; the same command resumes it."""
 
 import dataclasses
 import hashlib
@@ -58,7 +58,7 @@ def run(arguments: Namespace, console: Console) -> int:
     if result is None:
         console.print(f"{out} holds the finished run: nothing to train")
     elif not result.finished:
-        console.print(f"stopped and saved at step {result.step}; the same command goes on", style="yellow")
+        console.print(f"stopped and saved at step {result.step}; the same command resumes it", style="yellow")
         return 128 + (watcher.received or signal.SIGINT)
     if is_first():
         print(out)

@@ -227,12 +227,12 @@ def _study(values: Mapping[str, Any]) -> Study:
     for name, asked in _mapping("grids", values["grids"]).items():
         asked = _mapping(f"the grid '{name}'", asked)
         _known(f"key of the grid '{name}'", asked, GRID_KEYS)
-        asked_axes = asked.get("axes")
-        lists = isinstance(asked_axes, list) and all(isinstance(axis, list) and axis for axis in asked_axes)
-        if not lists or not asked_axes:
+        axis_lists = asked.get("axes")
+        lists = isinstance(axis_lists, list) and all(isinstance(axis, list) and axis for axis in axis_lists)
+        if not lists or not axis_lists:
             raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
         choose = _choice(name, asked.get("choose"))
-        axes = tuple(tuple(str(label) for label in axis) for axis in [*asked_axes, *([choose] if choose else [])])
+        axes = tuple(tuple(str(label) for label in axis) for axis in [*axis_lists, *([choose] if choose else [])])
         seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
         trials = {}
         made = {labels: _trial(base, variants, labels, systems) for labels in itertools.product(*axes)}

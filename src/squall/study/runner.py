@@ -125,7 +125,7 @@ def _pending(tasks: Sequence[Task], folder: StudyFolder, leases: Leases) -> list
     pending, lacking, begun = [], [], folder.begun() | folder.packed.keys()
     for task in tasks:
         state = folder.state(task.trial) if task.trial.name in begun else "missing"
-        if state not in ("done", "failed"):
+        if state not in FINISHED:
             pending.append(task)
         elif state == "done" and not all(RunFolder(task.path).has(name) for name in task.wanted):
             kept = RunFolder(task.path).checkpoint_steps("last")
@@ -224,15 +224,17 @@ def _processes(count: int | None) -> Iterator[Workers]:
     size, context = count or os.cpu_count() or 1, multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         try:
-            told, tell = map(stack.enter_context, context.Pipe(duplex=False))  # an event would wait for killed workers
+            reader, writer = map(
+                stack.enter_context, context.Pipe(duplex=False)
+            )  # an event would wait for killed workers
             with held():  # also from the process that tracks what is shared
-                pool = ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(told,))
+                pool = ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(reader,))
             stack.enter_context(pool)
         except (OSError, ImportError, NotImplementedError) as error:  # such as no room in /dev/shm
             warnings.warn(f"no workers can be started ({error}): trials run one after another", stacklevel=3)
             yield _Here()
         else:
-            yield _Processes(size, pool, lambda: tell.send("stop"))
+            yield _Processes(size, pool, lambda: writer.send("stop"))
 
 
 class _Here(Workers):

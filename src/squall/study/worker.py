@@ -127,8 +127,8 @@ class Worker(Recorder):
 _worker = Worker()
 
 
-def start_worker(told: connection.Connection) -> None:
-    """In a new process: stop at a word through `told` or a signal, and end with the process of the study."""
+def start_worker(stop: connection.Connection) -> None:
+    """In a new process: stop at a message through `stop` or a signal, and end with the process of the study."""
     keep_freed_memory()
     for number in STOPPING:
         signal.signal(number, _worker.notice)
@@ -139,12 +139,12 @@ def start_worker(told: connection.Connection) -> None:
     if connection.wait([parent.sentinel], timeout=0):  # it ended while this worker was still importing
         os._exit(1)
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    threading.Thread(target=_stop_with, args=(told,), daemon=True).start()
+    threading.Thread(target=_stop_with, args=(stop,), daemon=True).start()
 
 
-def _stop_with(told: connection.Connection) -> None:
-    """Notice in the main thread that the study stops. The word stays in the pipe, for all workers to see."""
-    connection.wait([told])
+def _stop_with(stop: connection.Connection) -> None:
+    """Notice in the main thread that the study stops. The message stays in the pipe, for all workers to see."""
+    connection.wait([stop])
     _thread.interrupt_main(signal.SIGTERM)
 
 
