@@ -82,7 +82,7 @@ def test_a_run_folder_explains_itself(runs):
     assert all(content.startswith(b"\x89PNG") for content in figures.values())
 
 
-def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path):
+def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path, capsys):
     out = tmp_path / "rival"
     words = ["train", "--data.path", str(data), "--data.validation", "1", "--data.test", "2", "--model.hidden", "3"]
     words += ["--training.steps", "4", "--training.batch", "4", "--training.checkpoint_every", "2", "--out", str(out)]
@@ -90,6 +90,7 @@ def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path):
     assert main(words) == 0
     assert main(words) == 0, "the folder holds the finished run"
     assert main([*words, "--loss.options", '{"window": 6}']) == 2
+    assert "loss.options.window: 5 -> 6" in capsys.readouterr().err
     assert main(["evaluate", str(out)]) == 0
     assert "window: 5" in (out / "config.yaml").read_text()
 
@@ -127,7 +128,7 @@ def test_diagnose_shows_how_uneven_data_and_a_run_are(data, runs, tmp_path, caps
     assert main(["diagnose", str(runs[0]), "--dt", "1", "--out", str(tmp_path / "s")]) == 2
     assert "is a run folder" in capsys.readouterr().err
     assert main(["diagnose", str(data), "--trust", "--out", str(tmp_path / "s")]) == 2
-    assert main(["diagnose", str(tmp_path / "nothing.hdf5")]) == 2
+    assert "are for a run folder" in capsys.readouterr().err
 
 
 def test_constant_data_have_no_diagnosis(tmp_path, capsys):
@@ -145,6 +146,7 @@ def test_compare_shows_both_losses_with_their_spread(runs, tmp_path, capsys):
     assert (tmp_path / "c" / "comparison.png").exists()
     assert "| rollout: states |" in (tmp_path / "c" / "comparison.md").read_text()
     assert main(["compare", *map(str, runs), "--out", str(tmp_path / "c")]) == 2
+    assert "is not overwritten" in capsys.readouterr().err
 
 
 def test_another_integrator_is_evaluated_beside(runs, capsys):
@@ -155,24 +157,16 @@ def test_another_integrator_is_evaluated_beside(runs, capsys):
     assert json.loads((runs[0] / "evaluation-rk4-4.json").read_text())["integrator"] == "4 × rk4"
 
 
-def test_predict_rolls_out_states_of_ones_own(runs, tmp_path):
-    initial = np.random.default_rng(0).uniform(-0.05, 0.05, (3, 12))
-    np.save(tmp_path / "initial.npy", initial)
-    words = [
-        "predict",
-        str(runs[0]),
-        "--initial",
-        str(tmp_path / "initial.npy"),
-        "--steps",
-        "7",
-        "--out",
-        str(tmp_path / "p.hdf5"),
-    ]
+def test_predict_rolls_out_states_of_ones_own(runs, tmp_path, capsys):
+    initial, file = np.random.default_rng(0).uniform(-0.05, 0.05, (3, 12)), tmp_path / "initial.npy"
+    np.save(file, initial)
+    words = ["predict", str(runs[0]), "--initial", str(file), "--steps", "7", "--out", str(tmp_path / "p.hdf5")]
     assert main(words) == 0
     found = squall.data.open(tmp_path / "p.hdf5")
     assert found.shape == (3, 8, 1, 12)
     np.testing.assert_allclose(found.read(range(3))[:, 0, 0], initial, rtol=1e-6)
     assert main(words) == 2
+    assert "is not overwritten" in capsys.readouterr().err
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -253,7 +247,7 @@ def test_a_configuration_file_that_is_none(tmp_path, capsys, text, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_module_of_ones_own_by_its_import_path(data, tmp_path, monkeypatch):
+def test_a_module_of_ones_own_by_its_import_path(data, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "class Next(torch.nn.Module):\n"
@@ -268,6 +262,7 @@ def test_a_module_of_ones_own_by_its_import_path(data, tmp_path, monkeypatch):
     assert main(train(data, tmp_path / "run", 5, *own)) == 0
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--integrator", "rk4"]) == 2
+    assert "predicts the next state" in " ".join(capsys.readouterr().err.split())
 
 
 OWN = """
@@ -435,7 +430,7 @@ MISTAKES = [
     (["train", "--data.path", "{data}", "--model.name", "no.such.Model"], "cannot be imported"),
     (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
     (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
-    (["train", "--data.path", "{data}", "--device.accelerator", "quantum"], "device"),
+    (["train", "--data.path", "{data}", "--device.accelerator", "quantum"], "'quantum', but must be one of auto"),
     (["train", "--data.path", "{data}", "--device.threads", "-1"], "device.threads is -1"),
     (["train", "--data.path", "{data}", "--model.structure", "laplacian"], "only 'hnn' has one"),
     (["train", "--data.path", "{data}", "--model.arguments", "{{a: 1}}"], "for a module of your own"),
@@ -445,12 +440,12 @@ MISTAKES = [
     (["compare", "nowhere"], "not a run folder"),
     (["simulate", "cahn-hilliard", "--out", "{data}"], "exists and is not overwritten"),
     (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--gama", "1"], "did you mean 'gamma'"),
-    (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--points", "2"], "5"),
+    (["simulate", "cahn-hilliard", "--out", "x.hdf5", "--points", "2"], "needs at least 5 points"),
     (["simulate", "burger", "--out", "x.hdf5"], "korteweg-de-vries"),
     (["simulate", "cahn-hilliard", "--out", "{data}/x.hdf5", "--steps", "1"], "ch.hdf5"),
-    (["simulate", "korteweg-de-vries", "--out", "x.hdf5", "--dt", "10.0", "--steps", "5"], "dt"),
-    (["trian"], "train"),
-    ([], "train"),
+    (["simulate", "korteweg-de-vries", "--out", "x.hdf5", "--dt", "10.0", "--steps", "5"], "Try a smaller dt"),
+    (["trian"], "did you mean 'train'"),
+    ([], "no command is given"),
 ]
 
 

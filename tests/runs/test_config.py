@@ -71,5 +71,5 @@ def test_all_inputs_are_the_names_of_every_condition_of_the_file(tmp_path):
 
 
 def test_inputs_are_names_or_all():
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"data\.inputs[\s\S]*'all'[\s\S]*viscosity"):
         from_dict({"data": {"inputs": "viscosity"}})

@@ -125,9 +125,9 @@ def test_a_rollout_with_history_goes_on_to_the_same_bits(run, tmp_path, monkeypa
 
     with pytest.raises(Killed):
         predict_to_file(run, start, 12, tmp_path / "p.nc", progress=stop)
-    told = []
-    resumed = squall.data.open(predict_to_file(run, start, 12, tmp_path / "p.nc", progress=told.append)).read()
-    assert told[0] == after
+    reported = []
+    resumed = squall.data.open(predict_to_file(run, start, 12, tmp_path / "p.nc", progress=reported.append)).read()
+    assert reported[0] == after
     assert torch.equal(resumed, whole)
 
 

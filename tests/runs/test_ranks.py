@@ -17,7 +17,7 @@ from torch import distributed
 
 from squall.cli import main
 from squall.runs import ranks
-from squall.runs.config import from_dict
+from squall.runs.config import DeviceConfig, from_dict
 from squall.runs.folder import RunFolder
 from squall.runs.train import run
 from squall.training import sharded
@@ -203,11 +203,15 @@ def test_a_training_that_diverges_in_one_process_ends_in_all(data, tmp_path):
     assert all("training diverged at step 2" in text for text in said)
 
 
-def test_the_threads_of_the_group_end_before_python(tmp_path):
+def test_the_threads_of_the_group_end_before_python(tmp_path, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(ranks.atexit, "register", at_exit.append)
+    ranks.joined(DeviceConfig(accelerator="cpu"), [])
+    (leave,) = at_exit
+    leave()  # where no group was started
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    ranks._leave()
+    leave()
     assert not distributed.is_initialized()
-    ranks._leave()  # as where nothing was started
 
 
 def test_torchrun_starts_the_processes_as_the_page_says(data, alone, tmp_path):

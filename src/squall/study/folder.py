@@ -88,7 +88,7 @@ class StudyFolder:
                 ]
                 if lines:
                     raise RunFolderError(
-                        f"{folder.path} holds a run of another configuration (there -> asked for):\n  "
+                        f"{folder.path} holds a run of another configuration (there -> requested):\n  "
                         + "\n  ".join(lines)
                         + "\nChoose another folder, or give the variant another name"
                     )
