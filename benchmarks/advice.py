@@ -1,10 +1,9 @@
-"""Does the unevenness of data tell whether weighting by the error helps? A rule fitted on some systems, checked on the
-others.
+"""Does the unevenness of data tell whether weighting by the error helps?
 
 A case is a system and a model of a committed study: the ratio of a weighted loss to MSE, geometric mean over seeds.
 Weighting helped if the ratio is below 0.95. A rule says "weight" on one side of a threshold of one measure of the
 training data. For every system, the threshold and the side with the most hits on all other systems are checked on its
-cases. Run it from the folder of the repository:
+own cases. Run it from the root of the repository:
 
     python benchmarks/advice.py
 """

@@ -31,11 +31,8 @@ class Ending(nn.Module):
 
     def __init__(self, *, rho: float = 0.3, cap: float = float("inf"), steps: int = 700) -> None:
         super().__init__()
-        self.loss, self.mean, self.steps = (
-            squall.ImbalanceAwareLoss(KLBudget(rho, cap)),
-            squall.MeanSquaredError(),
-            steps,
-        )
+        self.loss, self.mean = squall.ImbalanceAwareLoss(KLBudget(rho, cap)), squall.MeanSquaredError()
+        self.steps = steps
         self.register_buffer("steps_taken", torch.tensor(0))
 
     def forward(self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:

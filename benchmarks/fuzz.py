@@ -113,9 +113,9 @@ def mutated_document(content: bytes, suffix: str, draw: random.Random) -> bytes:
     return (dump_yaml(changed) if suffix == ".yaml" else json.dumps(changed)).encode(errors="replace")
 
 
-def opened(**told: Any) -> Callable[[Path], object]:
+def opened(**options: Any) -> Callable[[Path], object]:
     def read(path: Path) -> None:
-        source = squall.data.open(path, **told)
+        source = squall.data.open(path, **options)
         squall.data.summary(source)
         source.read([0])
 

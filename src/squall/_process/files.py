@@ -130,6 +130,13 @@ def write_beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> Path:
+    """A text file in UTF-8, written beside and renamed into place; returns the path."""
+    with write_beside(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
 def write_folder_beside(path: Path, contents: Mapping[str, bytes], *, replace: bool = True) -> None:
     """A folder of files, written beside and renamed into place.
 

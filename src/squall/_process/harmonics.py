@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 
 from squall._process.extras import MissingExtraError, explain_missing_extra
+from squall._process.limits import first_line
 
 INSTALL = "pip install --no-deps 'torch-harmonics>=0.9.3'"
 
@@ -35,7 +36,7 @@ def _unfit(error: Exception) -> MissingExtraError:
     version = importlib.metadata.version("torch-harmonics")
     requirements = importlib.metadata.requires("torch-harmonics") or ()
     asks = next((f" (for {name})" for name in requirements if re.match(r"torch\b(?!-)", name)), "")
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     return MissingExtraError(
         f"torch-harmonics {version}{asks} does not work with PyTorch {torch.__version__} ({reason}); run: {INSTALL}",
         name="torch_harmonics",

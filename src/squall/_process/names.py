@@ -15,6 +15,15 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """Names of devices on Windows."""
 
 
+def counted(count: int, thing: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """What to say of a word that is not among the known ones.
 

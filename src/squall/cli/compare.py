@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from squall._process.console import results_console
-from squall._process.files import refuse_existing, write_beside
+from squall._process.files import refuse_existing, write_text
 from squall.cli.options import command_parser
 from squall.report import compare, comparison_figure, comparison_note, comparison_table, markdown, terminal
 from squall.report.figures import save
@@ -35,7 +35,5 @@ def run(arguments: Namespace, console: Console) -> int:
     table, note = comparison_table(comparison), comparison_note(comparison)
     results_console().print(terminal(table, note))
     print(save(comparison_figure(comparison), out / "comparison.png"))
-    with write_beside(out / "comparison.md") as part:
-        part.write_text(f"{markdown(table)}\n{note}\n", encoding="utf-8")
-    print(out / "comparison.md")
+    print(write_text(out / "comparison.md", f"{markdown(table)}\n{note}\n"))
     return 0

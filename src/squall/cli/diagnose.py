@@ -7,7 +7,7 @@ from rich.console import Console
 
 import squall.data
 from squall._process.console import results_console
-from squall._process.files import refuse_existing, write_beside
+from squall._process.files import refuse_existing, write_text
 from squall.cli.options import add_reading, add_trust, command_parser, reading
 from squall.evaluation.diagnosis import change
 from squall.report import diagnosis, markdown, terminal
@@ -54,7 +54,5 @@ def run(arguments: Namespace, console: Console) -> int:
     print(text)
     out.mkdir(parents=True, exist_ok=True)
     print(save(diagnosis.diagnosis_figure(rows, source), out / "diagnosis.png"))
-    with write_beside(out / "diagnosis.md") as part:
-        part.write_text("\n".join([*map(markdown, tables), "```", text, "```", ""]), encoding="utf-8")
-    print(out / "diagnosis.md")
+    print(write_text(out / "diagnosis.md", "\n".join([*map(markdown, tables), "```", text, "```", ""])))
     return 0

@@ -16,11 +16,7 @@ AXES = ("x", "y", "z")
 """The names of the space axes, in the order in which a state has them."""
 
 DEGREES: Mapping[str, str] = MappingProxyType(
-    {
-        name: f"degrees_{end}"
-        for end, names in {"north": ("lat", "latitude"), "east": ("lon", "longitude")}.items()
-        for name in names
-    }
+    {"lat": "degrees_north", "latitude": "degrees_north", "lon": "degrees_east", "longitude": "degrees_east"}
 )
 """Units of axes on the sphere by their names, as CF writes them."""
 
@@ -132,7 +128,7 @@ def describe(
             f"states: the shape {shape} looks like channels last, (batch, time, *space, channel); expected (batch, "
             f"time, channel, *space): np.moveaxis(states, -1, 2). If there are {channels} channels, name them by fields"
         )
-    ends = _per_axis(boundary, len(space), "boundary")
+    names, ends = _axis_names(axes, len(space)), _per_axis(boundary, len(space), "boundary")
     for end in ends:
         if end not in BOUNDARIES:
             raise DataError(f"boundary: got {end!r}; allowed: {', '.join(BOUNDARIES)}, for all axes or one per axis")
@@ -141,7 +137,7 @@ def describe(
             tuple(space), _per_axis(1.0 if lengths is None else lengths, len(space), "lengths"), ends
         )
     elif lengths is None:
-        points, spacing = _given(tuple(space), coordinates, _axis_names(axes, len(space)))
+        points, spacing = _given(tuple(space), coordinates, names)
     else:
         raise DataError("lengths and coordinates: both were given; give one of them")
     return Description(
@@ -150,7 +146,7 @@ def describe(
         coordinates=points,
         spacing=spacing,
         boundary=ends,
-        axes=_axis_names(axes, len(space)),
+        axes=names,
         name=str(name),
         parameters=_parameters(parameters or {}),
         provenance=_provenance(provenance or {}),

@@ -362,20 +362,22 @@ def _parameters(attributes: Any) -> dict[str, float | str]:
 
 
 def _units(attributes: Any) -> dict[str, str]:
-    try:
-        found = read_json(str(_plain(attributes.get("units", "{}"))))
-    except DocumentError:
-        found = None
-    return {str(name): str(unit) for name, unit in found.items()} if isinstance(found, dict) else {}
+    units = _json(attributes, "units")
+    return {str(name): str(unit) for name, unit in units.items()} if isinstance(units, dict) else {}
 
 
 def _provenance(attributes: Any) -> dict[str, Any]:
-    text = _plain(attributes.get("provenance", "{}"))
+    provenance = _json(attributes, "provenance")
+    return provenance if isinstance(provenance, dict) else {"provenance": provenance}
+
+
+def _json(attributes: Any, name: str) -> Any:
+    """An attribute that squall writes as JSON; in a file of others it may be anything."""
+    value = _plain(attributes.get(name, "{}"))
     try:
-        found = read_json(text) if isinstance(text, str) else text
+        return read_json(value) if isinstance(value, str) else value
     except DocumentError:
-        found = text
-    return found if isinstance(found, dict) else {"provenance": found}
+        return value
 
 
 def _cache_bytes(file: Any, stored: tuple[StoredField, ...]) -> int:

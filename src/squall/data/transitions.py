@@ -78,6 +78,10 @@ class Transitions(Dataset[tuple[Tensor, Tensor]]):
             numbers = self._whole[numbers]
         return torch.div(numbers, self._starts, rounding_mode="floor"), numbers % self._starts
 
+    def evenly(self, most: int) -> Numbers:
+        """The numbers of at most so many windows, at least one, spread evenly over all."""
+        return torch.linspace(0, len(self) - 1, max(1, min(most, len(self)))).round().long()
+
     def windows(self, indices: Indices) -> Trajectories:
         """The windows with these numbers (batch, history + unroll, channel, *space), in the order asked for."""
         return self.source.windows(*self.locate(indices), self.length)

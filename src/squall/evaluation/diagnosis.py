@@ -195,7 +195,7 @@ def errors(model: Rate, source: Source, integrator: IntegratorLike, scale: Seque
     unit = torch.tensor(scale, dtype=torch.float64).reshape(-1, *[1] * len(source.space))
     transitions = Transitions(source)
     size = source.channels * int(np.prod(source.space))
-    chosen = torch.linspace(0, len(transitions) - 1, min(len(transitions), max(1, MOST_NUMBERS // size))).round().long()
+    chosen = transitions.evenly(MOST_NUMBERS // size)
     with torch.no_grad(), evaluating(model):
         for batch in chosen.split(max(1, BLOCK // (4 * size))):
             u, after = (x.double() for x in transitions.fetch(batch))
@@ -229,7 +229,7 @@ def _pieces(source: Source) -> Iterator[tuple[Trajectories, Rows, Rows]]:
 def _unit(source: Source) -> Float[Tensor, "channel *ones"]:
     """The spread of every field over a few states without gaps; it keeps squares of any unit within float32."""
     pairs = Transitions(source)
-    some = torch.linspace(0, len(pairs) - 1, min(len(pairs), SOME_STATES)).round().long()
+    some = pairs.evenly(SOME_STATES)
     u = torch.cat(pairs.fetch(some)).double().transpose(0, 1).flatten(1)
     if source.mask is not None:
         counts = source.mask.flatten(1).repeat(1, 2 * len(some))

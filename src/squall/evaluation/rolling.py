@@ -173,13 +173,8 @@ def mean_rates(
         conditions = conditions.expand(-1, task.steps, *conditions.shape[2:]).flatten(0, 1)
     batches = _batches(windows, models)
     pairs = zip(batches, _split_alike(conditions, batches), strict=True)
-    rates = torch.cat([_increments(models, task, *pair) for pair in pairs])
+    rates = torch.cat([increment(task.integrator, *_rate_at(models, *pair), task.dt) for pair in pairs])
     return iter([rates.to(truth).reshape(truth[:, :-1].shape)])
-
-
-def _increments(models: Alone, task: Task, window: Window, held: Held | None) -> State:
-    rate, u = _rate_at(models, window, held)
-    return increment(task.integrator, rate, u, task.dt)
 
 
 def _rate_at(models: Alone, window: Window, held: Held | None) -> tuple[Rate, State]:
@@ -200,8 +195,8 @@ def growth(models: Models, task: Task, states: int) -> list[dict[str, float | No
     source, history = task.source, task.inputs.history
     transitions = Transitions(source, history=history)
     if source.channels * math.prod(source.space) > DENSE_LIMIT:
-        states = max(1, states // 10)
-    chosen = torch.linspace(0, len(transitions) - 1, min(states, len(transitions))).round().long()
+        states = states // 10
+    chosen = transitions.evenly(states)
     mask = source.mask
 
     def sea_only(rate: Rate, u: State, dt: float, /) -> State:  # a held point neither grows nor makes others grow

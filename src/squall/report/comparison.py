@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from squall._process.names import counted
 from squall.report.tables import MEDIANS, Line, Table, medians, one_step_unit, references
 from squall.runs.config import flat
 from squall.runs.folder import Kind, RunFolder, RunFolderError
@@ -138,8 +139,7 @@ def comparison_table(comparison: Comparison) -> Table:
     columns = [*comparison.metrics.values()]
     lines = []
     for row, cells in zip(comparison.rows, medians(comparison.rows, columns), strict=True):
-        count = len(row.outcomes)
-        lines.append(Line(f"{row.name} ({count} seed{'s' if count > 1 else ''})", cells))
+        lines.append(Line(f"{row.name} ({counted(len(row.outcomes), 'seed')})", cells))
     lines += references(comparison.rows, columns)
     best = "checkpoint with the smallest rollout error on the validation trajectories"
     title = best if comparison.checkpoint == "best" else "last checkpoint"

@@ -6,7 +6,7 @@ the other labels name is a setting. Errors are of the last weights unless a metr
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,6 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from squall._process.names import counted
 from squall.evaluation.scores import BANDS
 from squall.report.figures import COLOURS, grid_of_panels, legend_below, with_intervals
 from squall.report.tables import RATIOS, Cell, Line, Table, in_words, number, ratio_cell
@@ -44,10 +45,10 @@ SETTING = {"loss.budget_cap": 1.0, "loss.kl_budget": 0.0, "loss.options.alpha": 
 """What the setting of a family of losses is, and where on it plain MSE stands."""
 
 
-def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for every loss."""
+def _styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for every different name."""
     pairs = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
-    return dict(zip(names, pairs, strict=False))
+    return dict(zip(dict.fromkeys(names), pairs, strict=False))
 
 
 def _losses(settings: Mapping[tuple[str, ...], Mapping[str, Row]]) -> list[str]:
@@ -59,7 +60,11 @@ def _seed_counts(counts: Sequence[int]) -> str:
     if not counts:
         return "no seed"
     few, many = min(counts), max(counts)
-    return f"{many} seed{'s' if many != 1 else ''}" if few == many else f"{few} to {many} seeds"
+    return counted(many, "seed") if few == many else f"{few} to {many} seeds"
+
+
+def _finished_seeds(found: GridResults) -> str:
+    return _seed_counts([row.finished for row in found.rows])
 
 
 # What is chosen on validation data
@@ -148,7 +153,7 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     count = next(iter(ranking.ranks.values())).blocks
     settings = "; ".join(", ".join(key) or found.groups[0][0] for key in ranking.settings)
     note = (
-        f"Mean rank over {count} block{'s' if count > 1 else ''}, 1 is best [95 % bootstrap interval over seeds]; a "
+        f"Mean rank over {counted(count, 'block')}, 1 is best [95 % bootstrap interval over seeds]; a "
         f"block is a seed of a setting: {settings}. Equal errors share a rank. Mean ranks that differ by less than the "
         "critical difference (Nemenyi, 5 %) are not told apart. The blocks are few systems with several seeds each: "
         "this says nothing of other systems."
@@ -237,7 +242,7 @@ def trade_off_figure(found: GridResults, baseline: str | None) -> Figure | None:
             drawn[key] = finite
     if not drawn:
         return None
-    styles = _styles([name for name in _losses(settings) if name != baseline])
+    styles = _styles(name for name in _losses(settings) if name != baseline)
     figure, panels = grid_of_panels(len(drawn), 3, 4.6, 3.9, below=0.6)
     for panel, (key, ratios) in zip(panels, drawn.items(), strict=True):
         for curve in _curves(settings[key], ratios, baseline or ""):
@@ -334,10 +339,10 @@ def arms_tables(found: GridResults) -> tuple[list[Table], str]:
             ]
             lines.append(Line(name, tuple(map(ratio_cell, ratios))))
         tables.append(Table(title, tuple(f"{arm}: {metric}" for arm, metric in heads), tuple(lines)))
-    counts = [row.finished for row in found.rows]
     note = (
-        f"Ratios of squared errors to those of the same loss with “{first}”, paired by seed ({_seed_counts(counts)}). "
-        "Geometric mean [95 % interval by Student's t on the logarithms]; bold where the interval is on one side of 1."
+        f"Ratios of squared errors to those of the same loss with “{first}”, paired by seed "
+        f"({_finished_seeds(found)}). Geometric mean [95 % interval by Student's t on the logarithms]; bold where the "
+        "interval is on one side of 1."
     )
     return tables, note
 
@@ -357,37 +362,36 @@ def arms_figure(found: GridResults) -> Figure:
     """Errors against the arms, a line per loss: median and 95 % interval over seeds."""
     groups, arms = _without_arms(found), found.grid.axes[-1]
     metrics = {name: RATIOS[name] for name in ("one step: mean", "one step: top 1 %", "rollout")}
-    styles = _styles(list(dict.fromkeys(name for _, rows in groups for name in rows)))
+    styles = _styles(name for _, rows in groups for name in rows)
     figure = Figure(figsize=(4.2 * len(metrics), 3.2 * len(groups) + 0.7), layout="constrained")
     panels = figure.subplots(len(groups), len(metrics), squeeze=False)
     for line, (title, rows) in zip(panels, groups, strict=True):
         for panel, (name, metric) in zip(line, metrics.items(), strict=True):
-            for i, (loss, by_arm) in enumerate(rows.items()):
-                x = np.arange(len(arms)) + 0.3 * (i / max(1, len(rows) - 1) - 0.5)
-                _line(panel, x, [by_arm[arm].summary(*metric) if arm in by_arm else None for arm in arms], loss, styles)
+            lines = {
+                loss: [by_arm[arm].summary(*metric) if arm in by_arm else None for arm in arms]
+                for loss, by_arm in rows.items()
+            }
+            _draw_lines(panel, lines, styles)
             panel.set_xticks(range(len(arms)), arms)
             panel.set(title=f"{title}: {name}", xlim=(-0.4, len(arms) - 0.6))
             _plain_height(panel)
-    counts = [row.finished for row in found.rows]
     figure.supylabel("squared error, last weights", fontsize=10)
     legend_below(figure, panels.flat)
-    figure.suptitle(f"Median and 95 % interval over {_seed_counts(counts)}; x: a median that diverged", fontsize=10)
+    figure.suptitle(f"Median and 95 % interval over {_finished_seeds(found)}; x: a median that diverged", fontsize=10)
     return figure
 
 
-def _line(
-    panel: Axes,
-    x: np.ndarray,
-    summaries: Sequence[Summary | None],
-    name: str,
-    styles: Mapping[str, tuple[str, str]],
+def _draw_lines(
+    panel: Axes, lines: Mapping[str, Sequence[Summary | None]], styles: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Medians and intervals, and a cross at the upper edge where the median diverged."""
-    colour, marker = styles[name]
-    middle, spread = with_intervals(summaries)
-    panel.errorbar(x, middle, spread, color=colour, marker=marker, ms=5, lw=1, elinewidth=0.6, label=name)
-    gone = np.array([s is not None and math.isinf(s.median) for s in summaries])
-    panel.plot(x[gone], np.full(gone.sum(), 0.97), "x", color=colour, transform=panel.get_xaxis_transform())
+    """Medians and intervals side by side, and a cross at the upper edge where the median diverged."""
+    for i, (name, summaries) in enumerate(lines.items()):
+        colour, marker = styles[name]
+        x = np.arange(len(summaries)) + 0.3 * (i / max(1, len(lines) - 1) - 0.5)
+        middle, spread = with_intervals(summaries)
+        panel.errorbar(x, middle, spread, color=colour, marker=marker, ms=5, lw=1, elinewidth=0.6, label=name)
+        gone = np.array([s is not None and math.isinf(s.median) for s in summaries])
+        panel.plot(x[gone], np.full(gone.sum(), 0.97), "x", color=colour, transform=panel.get_xaxis_transform())
 
 
 # Steps
@@ -557,20 +561,17 @@ def spectra_figure(found: GridResults) -> Figure | None:
     if field is None:
         return None
     groups = found.groups
-    styles = _styles(list(dict.fromkeys(row.name for _, rows in groups for row in rows)))
+    styles = _styles(row.name for _, rows in groups for row in rows)
     figure = Figure(figsize=(4.6 * len(groups), 6.4), layout="constrained")
     panels = figure.subplots(2, len(groups), squeeze=False)
     for column, (title, rows) in enumerate(groups):
         for panel, (quantity, name) in zip(panels[:, column], _QUANTITIES.items(), strict=True):
-            for i, row in enumerate(rows):
-                x = np.arange(len(BANDS)) + 0.3 * (i / max(1, len(rows) - 1) - 0.5)
-                _line(panel, x, [_spectrum(row, field, band, quantity) for band in BANDS], row.name, styles)
+            _draw_lines(panel, {row.name: [_spectrum(row, field, b, quantity) for b in BANDS] for row in rows}, styles)
             panel.set_xticks(range(len(BANDS)), [f"{band} waves" for band in BANDS])
             panel.set_title(f"{title}: {name} of {field}", fontsize=10)
             panel.axhline(1, color="0.6", lw=0.8, ls=":")
     for panel in panels[0]:
         _plain_height(panel)
     legend_below(figure, panels.flat)
-    counts = [row.finished for row in found.rows]
-    figure.suptitle(f"Rollouts, last weights: median and 95 % interval over {_seed_counts(counts)}", fontsize=10)
+    figure.suptitle(f"Rollouts, last weights: median and 95 % interval over {_finished_seeds(found)}", fontsize=10)
     return figure

@@ -114,14 +114,21 @@ def coastlines() -> list[Float[np.ndarray, "point 2"]]:
     return lines
 
 
+def _placed(
+    latitude: Degrees, longitude: Degrees, grid: SphereGrid, centre: Centre | None
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."], Bool[np.ndarray, "..."]]:
+    """Coordinates on a map, and whether they are visible."""
+    if centre is not None:
+        return project(latitude, longitude, centre)
+    west = float(grid.longitude[0])
+    x = west + (np.asarray(longitude) - west) % 360
+    return x, np.asarray(latitude), np.ones(x.shape, bool)
+
+
 def _draw_coastlines(panel: Axes, grid: SphereGrid, centre: Centre | None) -> None:
     for longitude, latitude in (line.T for line in coastlines()):
-        if centre is not None:
-            x, y, inside = project(latitude, longitude, centre)
-        else:
-            west = float(grid.longitude[0])
-            x, y = west + (longitude - west) % 360, latitude
-            inside = np.abs(np.diff(x, prepend=x[:1])) < 180  # else a line goes around the edge of the map
+        x, y, inside = _placed(latitude, longitude, grid, centre)
+        inside &= np.abs(np.diff(x, prepend=x[:1])) < 180  # else a line goes around the edge of the map
         panel.plot(np.where(inside, x, np.nan), np.where(inside, y, np.nan), color="0.2", linewidth=0.6)
     if centre is None:
         panel.set(xlim=(grid.longitude[0], grid.longitude[-1]), ylim=(grid.latitude.min(), grid.latitude.max()))
@@ -155,9 +162,10 @@ def map_figure(
     panels = figure.subplots(1, len(arrays), squeeze=False)[0]
     for panel, (title, array) in zip(panels, arrays.items(), strict=True):
         panel.set_title(title, fontsize=9)
-        marks = (storms or {}).get(title)
-        draw = _plate_carree if centre is None else _orthographic
-        image = draw(panel, array, grid, centre or (0.0, 0.0), style, marks)
+        image = _draw_map(panel, _shown(array, grid, centre), grid, centre, style)
+        if marks := (storms or {}).get(title):
+            x, y, visible = _placed(marks.latitude, marks.longitude, grid, centre)
+            panel.plot(x[visible], y[visible], "k+", markersize=7)
         if coasts:
             _draw_coastlines(panel, grid, centre)
         if panel is panels[-1]:
@@ -202,26 +210,39 @@ def animate(
     def draw(i: int) -> None:
         caption.set_text(times[i])
         for panel, field in zip(panels, fields.values(), strict=True):
-            values = field[i].detach().double().cpu().numpy()
-            if centre is None:
-                panel.collections[0].set_array(np.ma.masked_invalid(_upright(values, grid)))
-            else:
-                panel.images[0].set_data(np.ma.masked_invalid(_disc(values, grid, centre)))
+            image = (panel.images or panel.collections)[0]
+            image.set_array(_shown(field[i].detach().double().cpu().numpy(), grid, centre))
 
     film(path, figure, range(len(times)), draw, frames_per_second)
     return path
 
 
-def _orthographic(
+def _shown(
+    field: Float[np.ndarray, "latitude longitude"], grid: SphereGrid, centre: Centre | None
+) -> Float[np.ndarray, "row column"]:
+    """The values of a map, the southernmost row first: the sphere from far above the centre, or all of the grid."""
+    if centre is None:
+        values = field if grid.latitude[0] < grid.latitude[-1] else field[::-1]
+    else:
+        line = (np.arange(PIXELS) + 0.5) / PIXELS * 2 - 1
+        values = sample(field, grid, *unproject(line[None, :], line[:, None], centre))
+    return np.ma.masked_invalid(values)
+
+
+def _draw_map(
     panel: Axes,
-    field: Float[np.ndarray, "latitude longitude"],
+    values: Float[np.ndarray, "row column"],
     grid: SphereGrid,
-    centre: Centre,
+    centre: Centre | None,
     style: dict[str, Any],
-    storms: Storms | None,
 ) -> Any:
-    disc = np.ma.masked_invalid(_disc(field, grid, centre))
-    image = panel.imshow(disc, extent=(-1, 1, -1, 1), origin="lower", **style)
+    if centre is None:
+        panel.set_facecolor("0.75")
+        panel.set(xlabel="longitude (° east)", ylabel="latitude (° north)", aspect="equal")
+        panel.tick_params(labelsize=8)
+        latitude = np.sort(grid.latitude)
+        return panel.pcolormesh(grid.longitude, latitude, values, shading="nearest", rasterized=True, **style)
+    image = panel.imshow(values, extent=(-1, 1, -1, 1), origin="lower", **style)
     panel.add_patch(Circle((0, 0), 1, facecolor="0.75", zorder=-1))
     panel.add_patch(Circle((0, 0), 1, fill=False, linewidth=0.8))
     line = np.linspace(-180, 180, 361)
@@ -230,43 +251,6 @@ def _orthographic(
     for latitude, longitude in circles:
         x, y, visible = project(latitude, longitude, centre)
         panel.plot(np.where(visible, x, np.nan), np.where(visible, y, np.nan), color="0.4", linewidth=0.3)
-    if storms is not None:
-        x, y, visible = project(storms.latitude, storms.longitude, centre)
-        panel.plot(x[visible], y[visible], "k+", markersize=7)
     panel.set(xlim=(-1.02, 1.02), ylim=(-1.02, 1.02), aspect="equal")
     panel.set_axis_off()
     return image
-
-
-def _disc(
-    field: Float[np.ndarray, "latitude longitude"], grid: SphereGrid, centre: Centre
-) -> Float[np.ndarray, "pixel pixel"]:
-    """The sphere seen from far above the centre; row 0 is the southernmost."""
-    line = (np.arange(PIXELS) + 0.5) / PIXELS * 2 - 1
-    return sample(field, grid, *unproject(line[None, :], line[:, None], centre))
-
-
-def _plate_carree(
-    panel: Axes,
-    field: Float[np.ndarray, "latitude longitude"],
-    grid: SphereGrid,
-    _: Centre,
-    style: dict[str, Any],
-    storms: Storms | None,
-) -> Any:
-    panel.set_facecolor("0.75")
-    latitude = np.sort(grid.latitude)
-    values = np.ma.masked_invalid(_upright(field, grid))
-    image = panel.pcolormesh(grid.longitude, latitude, values, shading="nearest", rasterized=True, **style)
-    if storms is not None:
-        panel.plot(storms.longitude, storms.latitude, "k+", markersize=7)
-    panel.set(xlabel="longitude (° east)", ylabel="latitude (° north)", aspect="equal")
-    panel.tick_params(labelsize=8)
-    return image
-
-
-def _upright(
-    field: Float[np.ndarray, "latitude longitude"], grid: SphereGrid
-) -> Float[np.ndarray, "latitude longitude"]:
-    """With latitude from the south, as `pcolormesh` draws it."""
-    return field if grid.latitude[0] < grid.latitude[-1] else field[::-1]

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from plotly.offline import get_plotlyjs
 
-from squall._process.files import write_beside
+from squall._process.files import write_text
 from squall.evaluation.regimes import REGIMES
 from squall.report.curves import fixed_temperature
 from squall.report.fields import REGIME_COLOURS, Arrays
@@ -72,9 +72,7 @@ def write_page(results: Results, path: Path, pictures: Mapping[str, Path] = Mapp
         data=_script_json(_drawn(results)),
         plotly=get_plotlyjs(),
     )
-    with write_beside(path) as part:
-        part.write_text(text, encoding="utf-8")
-    return path
+    return write_text(path, text)
 
 
 def _script_json(values: Any) -> str:

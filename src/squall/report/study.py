@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from squall._process.files import write_beside
+from squall._process.files import write_text
 from squall._process.names import file_name
 from squall.report import curves, fields
 from squall.report.figures import save
@@ -31,19 +31,13 @@ def write_report(path: Path | str) -> list[Path]:
     out = Path(path) / "report"
     out.mkdir(exist_ok=True)
     table = csv_table(results.labels, results.outcomes)
-    files = [_write(out / "results.csv", table), _write(out / "tables.md", study_tables(results))]
+    files = [write_text(out / "results.csv", table), write_text(out / "tables.md", study_tables(results))]
     pictures = {}
     for name, figure in _figures(results):
         saved = [save(figure, out / f"{file_name(name)}.{suffix}") for suffix in ("png", "pdf")]
         pictures[name] = saved[0]
         files += saved
     return [*files, write_page(results, out / "index.html", pictures)]
-
-
-def _write(path: Path, text: str) -> Path:
-    with write_beside(path) as part:
-        part.write_text(text, encoding="utf-8")
-    return path
 
 
 def study_tables(results: Results) -> str:

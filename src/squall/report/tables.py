@@ -12,6 +12,7 @@ import rich.table
 import torch
 from rich.text import Text
 
+from squall._process.names import counted
 from squall.losses import imbalance_weights
 from squall.runs.folder import Kind
 from squall.study.outcome import ABSENT, STATES, Metric, Outcome, Place, metrics, scores, value_at
@@ -128,15 +129,15 @@ def medians(rows: Sequence[Row], columns: Sequence[Metric]) -> list[tuple[Cell, 
 
 
 def _median(row: Row, metric: Metric, summary: Summary | None, best: float) -> Cell:
-    title = "\n".join(f"seed {outcome.seed}: {_seed_in_words(outcome, metric)}" for outcome in row.outcomes)
+    values = (
+        (x.seed, STATE_NAMES.get(x.state) or in_words(x.value(*metric), metric.place) or "no number")
+        for x in row.outcomes
+    )
+    title = "\n".join(f"seed {seed}: {value}" for seed, value in values)
     if summary is None:
         return Cell(title=title)
     text, detail = in_words(summary.median, metric.place), interval(summary, metric.place)
     return Cell(text, detail, f"{summary.median:.6g}", title, summary.median == best)
-
-
-def _seed_in_words(outcome: Outcome, metric: Metric) -> str:
-    return STATE_NAMES.get(outcome.state) or in_words(outcome.value(*metric), metric.place) or "no number"
 
 
 def references(rows: Iterable[Row], columns: Sequence[Metric], before: int = 0, after: int = 0) -> list[Line]:
@@ -250,14 +251,14 @@ def _tests(found: GridResults, baseline: str | None, kind: Kind) -> tuple[dict[t
         cells[labels] = Cell(f"{p:.2g}", order=f"{p:.6g}", title=title, strong=p < SIGNIFICANT)
     most, count = max(sizes.values()), len(raw)
     note = (
-        f"p: states against “{baseline}”, Wilcoxon's signed-rank test on pairs of seeds, Holm-corrected for {count} "
-        f"comparison{'s' if count > 1 else ''}."
+        f"p: states against “{baseline}”, Wilcoxon's signed-rank test on pairs of seeds, Holm-corrected for "
+        f"{counted(count, 'comparison')}."
     )
     least = min(1.0, count * 0.5 ** (most - 1))  # all differences of one sign: two of the 2^n patterns are as extreme
     if least > SIGNIFICANT:
         needed = math.ceil(1 + math.log2(count / SIGNIFICANT))
         note += (
-            f" With {most} seed{'s' if most > 1 else ''} it cannot be below {least:.2g}, so nothing here can be "
+            f" With {counted(most, 'seed')} it cannot be below {least:.2g}, so nothing here can be "
             f"significant by it; that takes {needed} seeds."
         )
     return cells, note

@@ -12,6 +12,7 @@ from torch import nn
 
 from squall._process.extras import explain_missing_extra
 from squall._process.files import refuse_existing, write_beside
+from squall._process.limits import first_line
 from squall._process.threads import threads
 from squall.data import Normalization, Source
 from squall.evaluation.pieces import pieces
@@ -201,7 +202,7 @@ def _device(name: str) -> torch.device:
         probe.item()  # as a device without memory, such as meta, cannot
         return probe.device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device is '{name}', which cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device is '{name}', which cannot be used here: {first_line(error)}") from error
 
 
 def _integrator(experiment: Experiment, method: str | None, count: int) -> IntegratorLike:

@@ -34,7 +34,7 @@ from safetensors.torch import load, load_file, save
 from torch import nn
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text
-from squall._process.files import DAMAGED_ARRAYS, sha256, special_file, write_beside, write_folder_beside
+from squall._process.files import DAMAGED_ARRAYS, sha256, special_file, write_beside, write_folder_beside, write_text
 from squall._process.limits import first_line
 from squall.data import Normalization
 from squall.runs.config import difference, flat
@@ -166,8 +166,7 @@ class RunFolder:
         return (self.path / name).exists()
 
     def write_config(self, config: dict[str, Any]) -> None:
-        with write_beside(self.path / "config.yaml") as part:
-            part.write_text(dump_yaml(config), encoding="utf-8")
+        write_text(self.path / "config.yaml", dump_yaml(config))
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration.
@@ -228,8 +227,7 @@ class RunFolder:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file; a number that is not finite becomes null."""
-        with write_beside(self.path / name) as part:
-            part.write_text(json.dumps(_finite(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(self.path / name, json.dumps(_finite(values), indent=1, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -277,8 +275,7 @@ class RunFolder:
     def rewind_metrics(self, step: int) -> None:
         """Take back the lines after `step`, which a resumed training writes again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
-        with write_beside(self.path / "metrics.jsonl") as part:
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     # Checkpoints
 

@@ -85,8 +85,7 @@ def _shape(batches: Batches) -> tuple[int, ...]:
 
 def _targets(batches: Batches) -> Float[Tensor, "batch channel *lead_and_space"]:
     """Targets as the loss sees them, of transitions spread evenly over the training."""
-    count, *shape = _shape(batches)
-    chosen = torch.linspace(0, count - 1, max(1, min(count, TARGETS // math.prod(shape)))).round().long()
+    chosen = batches.transitions.evenly(TARGETS // math.prod(_shape(batches)[1:]))
     return batches.draw(chosen).target / batches.unit
 
 

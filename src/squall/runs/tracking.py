@@ -15,7 +15,7 @@ from lightning_fabric.loggers.logger import Logger
 
 from squall._process.documents import read_text
 from squall._process.extras import explain_missing_extra
-from squall._process.files import write_beside
+from squall._process.files import write_text
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Field = Float[np.ndarray, "time channel *space"]
@@ -93,8 +93,7 @@ class _Tracker(Logger):
         if path.exists():
             return read_text(path).strip(), False
         name = new()
-        with write_beside(path) as part:
-            part.write_text(f"{name}\n", encoding="utf-8")
+        write_text(path, f"{name}\n")
         return name, True
 
 

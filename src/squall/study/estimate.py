@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from squall._process.names import counted
 from squall.runs.config import OWN_LOSSES, ConfigError, flat, to_dict
 from squall.runs.train import run_together
 from squall.study.worker import Task
@@ -37,10 +38,9 @@ def refuse_too_long(batches: Sequence[Sequence[Task]], workers: int, hours: floa
         seconds += costs[kind] * batch[0].config.training.steps
     needed = seconds / 3600 / max(1, min(workers, len(batches)))
     if needed > hours:
-        count = sum(map(len, batches))
         raise ConfigError(
-            f"the {count} trial{'s' if count > 1 else ''} that are not done need about {needed:.2g} hours of training "
-            f"with {workers} worker{'s' if workers > 1 else ''} (from {STEPS} steps of each kind; validation and "
+            f"the {counted(sum(map(len, batches)), 'trial')} that are not done need about {needed:.2g} hours of "
+            f"training with {counted(workers, 'worker')} (from {STEPS} steps of each kind; validation and "
             f"evaluation come on top), but --hours is {hours:g}: take fewer --grids, seeds or training.steps, take "
             "more --workers, or leave --hours out"
         )

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from squall._process.documents import dump_yaml, load_yaml
-from squall._process.files import write_beside
+from squall._process.files import write_text
 from squall.runs.config import RunConfig, difference, to_dict, with_defaults
 from squall.runs.folder import RunFolder, RunFolderError
 from squall.study.definition import Study, Trial, read_study
@@ -52,8 +52,7 @@ class StudyFolder:
         there = self.path / "study.yaml"
         self.path.mkdir(parents=True, exist_ok=True)
         if not there.exists() or load_yaml(there) != study.source:  # else its comments are kept
-            with write_beside(there) as part:
-                part.write_text(dump_yaml(dict(study.source)), encoding="utf-8")
+            write_text(there, dump_yaml(dict(study.source)))
         for name in ("runs", "data"):  # after study.yaml, by which a folder that a kill left is known
             (self.path / name).mkdir(exist_ok=True)
 
