@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 
 from squall._process.extras import MissingExtraError, explain_missing_extra
-from squall._process.limits import first_line
+from squall._process.messages import first_line
 
 INSTALL = "pip install --no-deps 'torch-harmonics>=0.9.3'"
 

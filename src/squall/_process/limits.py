@@ -1,4 +1,4 @@
-"""Errors of PyTorch, NumPy and Python: those that mean "too large for this machine", and their first line."""
+"""Errors of PyTorch, NumPy and Python that mean "too large for this machine"."""
 
 WORDS = (
     *("allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate"),
@@ -6,11 +6,6 @@ WORDS = (
     *("unable to allocate", "malloc failed", "can't start new thread", "maximum allowed"),
 )
 """Of messages by PyTorch, NumPy, HDF5 and Python, which have no class of error in common."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def too_large(error: BaseException) -> bool:

@@ -38,14 +38,10 @@ def _end(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-if (
-    _is_the_command()
-    and threading.current_thread() is threading.main_thread()
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, _end)
-
 if _is_the_command():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
     try:
         os.getcwd()
     except OSError:  # PyTorch would end the process without saying why

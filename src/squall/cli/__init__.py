@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import squall
 from squall._process.console import with_safe_output
 from squall._process.extras import MissingExtraError, explain_missing_extra
-from squall._process.names import suggestion
+from squall._process.messages import suggestion
 from squall._process.startup import imports_uncollected
 
 __all__ = ["COMMANDS", "USER_MISTAKE", "main"]

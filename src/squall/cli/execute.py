@@ -11,7 +11,8 @@ from rich.console import Console
 
 import squall
 from squall._process.console import say
-from squall._process.limits import first_line, too_large
+from squall._process.limits import too_large
+from squall._process.messages import first_line
 from squall._process.signals import Stopped, notices_raise
 from squall.cli import USER_MISTAKE
 from squall.cli.options import option_names

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from squall._process.extras import explain_missing_extra
-from squall._process.names import suggestion
+from squall._process.messages import suggestion
 from squall.data.errors import DataError
 from squall.data.reading import TrajectoryFile
 from squall.data.writing import write

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from squall._process.names import suggestion
+from squall._process.messages import suggestion
 from squall.data.errors import DataError
 
 Mask = Bool[Tensor, "channel *space"]

@@ -284,13 +284,9 @@ def _check_shape(field: StoredField, batch: int, times: int, space: tuple[int, .
     # The Well's own readers differ: an axis that does not vary is dropped for one, of length 1 for the other.
     axes = list(zip(space, field.dim_varying, strict=True))
     leading = (batch, times) if field.sample_varying else (times,)
-    dropped, kept = (
-        (*leading, *points, *(len(space),) * field.order)
-        for points in (
-            (points for points, varying in axes if varying),
-            (points if varying else 1 for points, varying in axes),
-        )
-    )
+    kept = [points if varying else 1 for points, varying in axes]
+    dropped = [points for points, varying in axes if varying]
+    dropped, kept = ((*leading, *points, *(len(space),) * field.order) for points in (dropped, kept))
     if field.shape not in (dropped, kept):
         raise DataError(
             f"the field '{field.key}' has the shape {field.shape}; by the axes in dimensions and its "

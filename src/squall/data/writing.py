@@ -255,15 +255,6 @@ class Writer:
             self._file.seek(offset + states_before * numbers[:1, :1].nbytes)
             write_all(self._file, np.ascontiguousarray(numbers))
 
-    def _finish(self) -> None:
-        if self.written != self.shape[0]:
-            raise DataError(
-                f"{self.path}: {self.written} of the {self.shape[0]} trajectories announced were written; "
-                "append the rest before the block ends, or announce fewer. Nothing was kept"
-            )
-        with explained(self.path):
-            sync_descriptor(self._file.fileno())
-
 
 @contextlib.contextmanager
 def _writer(
@@ -291,7 +282,13 @@ def _writer(
                     reserve(raw, temporary.stat().st_size)
                 writer = Writer(raw, path, shape, dtype, about.fields, beside.valid, offsets, slots)
                 yield writer
-                writer._finish()
+                if writer.written != shape[0]:
+                    raise DataError(
+                        f"{path}: {writer.written} of the {shape[0]} trajectories announced were written; append the "
+                        "rest before the block ends, or announce fewer. Nothing was kept"
+                    )
+                with explained(path):
+                    sync_descriptor(raw.fileno())
             with explained(path):
                 publish(temporary, path)
         finally:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from squall._process.names import counted
+from squall._process.messages import counted
 from squall.report.tables import MEDIANS, Line, Table, medians, one_step_unit, references
 from squall.runs.config import flat
 from squall.runs.folder import Kind, RunFolder, RunFolderError

@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from squall._process.names import counted
+from squall._process.messages import counted
 from squall.evaluation.scores import BANDS
 from squall.report.figures import COLOURS, grid_of_panels, legend_below, with_intervals
 from squall.report.tables import RATIOS, Cell, Line, Table, in_words, number, ratio_cell

@@ -12,7 +12,7 @@ import rich.table
 import torch
 from rich.text import Text
 
-from squall._process.names import counted
+from squall._process.messages import counted
 from squall.losses import imbalance_weights
 from squall.runs.folder import Kind
 from squall.study.outcome import ABSENT, STATES, Metric, Outcome, Place, metrics, scores, value_at
@@ -351,14 +351,10 @@ def markdown(table: Table) -> str:
     lines = [["", *map(_escaped, table.heads)], ["---"] * (1 + len(table.heads))]
     for line in table.lines:
         label = _escaped(line.label)
-        lines.append([f"*{label}*" if line.reference else label, *map(_markdown_cell, line.cells)])
+        cells = ((f"**{_escaped(x.text)}**" if x.strong else _escaped(x.text), _escaped(x.detail)) for x in line.cells)
+        lines.append([f"*{label}*" if line.reference else label, *(" ".join(cell).strip() for cell in cells)])
     title = [f"**{_escaped(table.title)}**", ""] if table.title else []
     return "\n".join([*title, *("| " + " | ".join(line) + " |" for line in lines), ""])
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = f"**{_escaped(cell.text)}**" if cell.strong else _escaped(cell.text)
-    return f"{text} {_escaped(cell.detail)}".strip()
 
 
 def _escaped(text: str) -> str:

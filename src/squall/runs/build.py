@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import squall.data
 from squall import grid
-from squall._process.names import suggestion
+from squall._process.messages import suggestion
 from squall._types import State
 from squall.data import Normalization, Source, Split, Transitions
 from squall.data.conditions import known

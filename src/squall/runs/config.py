@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from squall._process.names import suggestion
+from squall._process.messages import suggestion
 from squall.losses.rivals import RIVALS
 from squall.losses.rivals.table import options_of
 from squall.training.settings import TrainingSettings, alone

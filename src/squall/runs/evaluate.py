@@ -12,7 +12,7 @@ from torch import nn
 
 from squall._process.extras import explain_missing_extra
 from squall._process.files import refuse_existing, write_beside
-from squall._process.limits import first_line
+from squall._process.messages import first_line
 from squall._process.threads import threads
 from squall.data import Normalization, Source
 from squall.evaluation.pieces import pieces

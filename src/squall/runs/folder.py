@@ -35,7 +35,7 @@ from torch import nn
 
 from squall._process.documents import DocumentError, dump_yaml, load_yaml, read_json, read_text
 from squall._process.files import DAMAGED_ARRAYS, sha256, special_file, write_beside, write_folder_beside, write_text
-from squall._process.limits import first_line
+from squall._process.messages import first_line
 from squall.data import Normalization
 from squall.runs.config import difference, flat
 from squall.runs.record import is_edited, recorded

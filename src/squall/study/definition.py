@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from squall._process.documents import DocumentError, load_yaml
-from squall._process.names import file_name, suggestion
+from squall._process.messages import suggestion
+from squall._process.names import file_name
 from squall.runs.build import EXPLICIT, MODELS, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
 from squall.runs.folder import evaluation_suffix

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from squall._process.names import counted
+from squall._process.messages import counted
 from squall.runs.config import OWN_LOSSES, ConfigError, flat, to_dict
 from squall.runs.train import run_together
 from squall.study.worker import Task

@@ -33,6 +33,9 @@ HEARTBEAT = 10.0
 EXPIRY = 120.0
 """Seconds without a change after which a lease of another machine is dead. NFS may show changes 60 seconds late."""
 
+STARTED = 19
+"""Of the words after a process's name in /proc/PID/stat, its start time: field 22 of proc(5)."""
+
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What file systems without hard links answer."""
 
@@ -213,7 +216,7 @@ def _process(pid: int) -> dict[str, object]:
     with contextlib.suppress(OSError, IndexError, ValueError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         about["machine"] = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-        about["started"] = _stat(pid)[19]  # field 22 of proc(5): numbers of processes are used again
+        about["started"] = _stat(pid)[STARTED]  # numbers of processes are used again
     return about
 
 
@@ -228,14 +231,9 @@ def _ended(holder: dict[str, object]) -> bool:
         return True
     except OSError:  # it is another user's
         return False
-    started = _process(pid).get("started")
-    return (started is not None and started != holder.get("started")) or _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    """Of a killed process whose parent has not asked for it yet."""
     with contextlib.suppress(OSError, IndexError):
-        return _stat(pid)[0] == "Z"
+        state, started = _stat(pid)[0], _stat(pid)[STARTED]
+        return state == "Z" or started != holder.get("started")  # killed and not yet collected; or its number again
     return False
 
 

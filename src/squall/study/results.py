@@ -185,13 +185,13 @@ def read_results(path: Path | str) -> Results:
     study = folder.read()
     outcomes = {trial.identity: folder.outcome(trial) for trial in study.trials}
     _warn_of_other_data(study, outcomes)
+    others = {other.suffix: name for name, other in study.evaluations.items()}
     grids = {}
     for name, grid in study.grids.items():
         members: dict[tuple[str, ...], list[Outcome]] = {}
         for (labels, _), trial in grid.trials.items():
             members.setdefault(labels, []).append(outcomes[trial.identity])
         rows = tuple(Row(labels, tuple(runs)) for labels, runs in members.items())
-        others = {other.suffix: name for name, other in study.evaluations.items()}
         grids[name] = GridResults(grid, rows, others if "integrators" in grid.show else {})
     return Results(study, grids)
 

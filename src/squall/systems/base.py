@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 from numpy.random import RandomState
 from torch import Tensor
 
-from squall._process.names import suggestion
+from squall._process.messages import suggestion
 from squall._types import PerState, State, Trajectories
 from squall.grid import Grid
 

@@ -100,20 +100,20 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
             f"{path}: fields: no {', '.join(missing)}; the fields in time and space are {', '.join(series)}"
         )
     roles = {dim: "channel" if role == "level" else role for dim, role in roles.items()}
+    fields = {name: series[name] for name in chosen}
     if options.get("axes"):
-        widest = max((series[name] for name in chosen), key=lambda v: len(v.dims))
+        widest = max(fields.values(), key=lambda v: len(v.dims))
         words = parse_axes(str(options.get("axes")), widest.shape, chosen[0], timed=options.get("initial") is None)
         known = ("time", "batch", "channel")
         roles |= {d: w if w in known else str(d) for d, w in zip(widest.dims, words, strict=True)}
-    frame = _frame(path, {name: series[name] for name in chosen}, roles)
-    space = _common_space(path, {name: series[name] for name in chosen}, roles)
+    frame, space = _frame(path, fields, roles), _common_space(path, fields, roles)
     if not 1 <= len(space) <= 3:
         raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
-    states = tuple(_variable(name, series[name], roles, space, data, place) for name in chosen)
+    states = tuple(_variable(name, field, roles, space, data, place) for name, field in fields.items())
     conditions, cells, clock = [], {}, _clock(next((d for d in frame if roles[d] == "time"), None), data)
-    declared = {str(series[n].attrs.get("cell_measures", "")).rpartition("area:")[2].strip() for n in chosen}
+    declared = {str(f.attrs.get("cell_measures", "")).rpartition("area:")[2].strip() for f in fields.values()}
     for name, variable in {**fixed, **series}.items():
-        if name in chosen or name == clock:
+        if name in fields or name == clock:
             continue
         others = [dim for dim in variable.dims if dim not in (*frame, *space) and roles[dim] != "channel"]
         if others:
@@ -187,9 +187,8 @@ def _sorted_variables(
 
 
 def _no_series(path: Path, place: Path, kind: str, fixed: Mapping[str, Any]) -> DataError:
-    listed = ", ".join(f"{name} {variable.dims}" for name, variable in {**fixed}.items()) or "no number at all"
-    groups = _groups(kind, place)
-    if groups:
+    listed = ", ".join(f"{name} {variable.dims}" for name, variable in fixed.items()) or "no number at all"
+    if groups := _groups(kind, place):
         return DataError(
             f"{path}: the fields lie in groups ({', '.join(groups)}), which are not read: save one of "
             "them by xarray's open_dataset(path, group=...).to_netcdf(...), or give the folder of the group in Zarr"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from squall._process.limits import first_line
+from squall._process.messages import first_line
 from squall.data.arrays import Handle, Joined
 from squall.data.errors import DataError
 from squall.data.formats.bag import read_bag
