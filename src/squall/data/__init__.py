@@ -12,13 +12,13 @@ with explain_missing_extra():
     from squall.data.formats import Joint as Joint
     from squall.data.formats import open as open
     from squall.data.normalization import Normalization as Normalization
-    from squall.data.periods import Windows as Windows
     from squall.data.periods import windows as windows
     from squall.data.reading import TrajectoryFile as TrajectoryFile
     from squall.data.source import InMemory as InMemory
     from squall.data.source import Source as Source
     from squall.data.source import Split as Split
     from squall.data.source import Subset as Subset
+    from squall.data.source import Windows as Windows
     from squall.data.source import load as load
     from squall.data.source import split as split
     from squall.data.source import subset as subset

@@ -1,74 +1,11 @@
 """Pieces of trajectories as trajectories: windows to start a rollout from, and a split in time."""
 
-import dataclasses
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from squall._types import Trajectories
-from squall.data.conditions import Condition, ConditionValues, Valid
-from squall.data.description import Description
 from squall.data.errors import DataError
-from squall.data.source import Indices, Numbers, Source, View, as_indices, check_range, share
-
-
-class Windows(View):
-    """Pieces of equal length of a source as trajectories of their own; nothing is copied or read.
-
-    Args:
-        source: where they are cut from.
-        trajectories: number of the trajectory, one per piece.
-        starts: time index of the first state, one per piece.
-        length: number of states in each.
-
-    Raises:
-        IndexError: where a piece reaches beyond the data.
-    """
-
-    def __init__(self, source: Source, trajectories: Indices, starts: Indices, length: int) -> None:
-        super().__init__(source)
-        self.length = length
-        self.rows, self.starts = as_indices(trajectories, "trajectories"), as_indices(starts, "starts")
-        check_range(self.rows, source.trajectories, "trajectories")
-        check_range(self.starts, source.shape[1] - length + 1, "starts")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), self.length, *self.source.shape[2:])
-
-    @property
-    def description(self) -> Description:
-        """That of the source; `start` is the time of the first state where all pieces share it."""
-        about = self.source.description
-        common = self.starts.unique()
-        return dataclasses.replace(about, start=about.start + about.dt * int(common[0])) if len(common) == 1 else about
-
-    @property
-    def valid(self) -> Valid | None:
-        return self._cut(self.source.valid)
-
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        lengths = {True: (len(self.rows), self.length), False: (1, 1)}
-        return tuple(
-            Condition(
-                c.name, c.kind, (lengths[c.shape[0] > 1 or c.shape[1] > 1][0], lengths[c.shape[1] > 1][1], *c.shape[2:])
-            )
-            for c in self.source.conditions
-        )
-
-    def _cut(self, valid: Bool[Tensor, "trajectories times"] | None) -> Valid | None:
-        return None if valid is None else valid[self.rows[:, None], self.starts[:, None] + torch.arange(self.length)]
-
-    def _known_valid(self) -> Valid | None:
-        return self._cut(self.source._known_valid())
-
-    def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
-        return self.source._gather(self.rows[trajectories], self.starts[trajectories] + starts, length)
-
-    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
-        return self.source._condition(name, self.rows[trajectories], self.starts[trajectories] + starts, length)
+from squall.data.source import Source, Windows, share
 
 
 def whole_windows(source: Source, length: int) -> Bool[Tensor, "trajectory start"] | None:

@@ -1,12 +1,13 @@
-"""One interface for trajectories in memory and in a file, parts of them, and the split for an experiment."""
+"""One interface for trajectories in memory and in a file, pieces of them, and the split for an experiment."""
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from squall._types import Trajectories
@@ -395,38 +396,75 @@ class View(Source):
         return self.source.measure
 
 
-class Subset(View):
-    """Some trajectories of a source, in the order given; nothing is copied or read."""
+class Windows(View):
+    """Pieces of equal length of a source as trajectories of their own; nothing is copied or read.
 
-    def __init__(self, source: Source, indices: Indices) -> None:
+    Args:
+        source: where they are cut from.
+        trajectories: number of the trajectory, one per piece.
+        starts: time index of the first state, one per piece.
+        length: number of states in each.
+
+    Raises:
+        IndexError: where a piece reaches beyond the data.
+    """
+
+    def __init__(self, source: Source, trajectories: Indices, starts: Indices, length: int) -> None:
         super().__init__(source)
-        self.indices = as_indices(indices, "indices")
-        check_range(self.indices, source.trajectories, "indices")
+        self.length = length
+        self.rows, self.starts = as_indices(trajectories, "trajectories"), as_indices(starts, "starts")
+        check_range(self.rows, source.trajectories, "trajectories")
+        check_range(self.starts, source.shape[1] - length + 1, "starts")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.indices), *self.source.shape[1:])
+        return (len(self.rows), self.length, *self.source.shape[2:])
+
+    @property
+    def description(self) -> Description:
+        """That of the source; `start` is the time of the first state where all pieces share it."""
+        about = self.source.description
+        later = self._common_start()
+        return replace(about, start=about.start + about.dt * later) if later else about
+
+    def _common_start(self) -> int | None:
+        starts = self.starts.unique()
+        return None if len(starts) > 1 else int(starts.sum())
 
     @property
     def valid(self) -> Valid | None:
-        return None if self.source.valid is None else self.source.valid[self.indices]
+        return self._cut(self.source.valid)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        rows = len(self.indices)
+        apart = self._common_start() is None  # then the pieces differ where the trajectories do not
+        rows = (
+            (c, len(self.rows) if c.shape[0] > 1 or (apart and c.shape[1] > 1) else 1) for c in self.source.conditions
+        )
         return tuple(
-            Condition(c.name, c.kind, (rows if c.shape[0] > 1 else 1, *c.shape[1:])) for c in self.source.conditions
+            Condition(c.name, c.kind, (count, self.length if c.shape[1] > 1 else 1, *c.shape[2:])) for c, count in rows
         )
 
-    def _known_valid(self) -> Valid | None:
-        valid = self.source._known_valid()
-        return None if valid is None else valid[self.indices]
+    def _cut(self, valid: Bool[Tensor, "trajectories times"] | None) -> Valid | None:
+        return None if valid is None else valid[self.rows[:, None], self.starts[:, None] + torch.arange(self.length)]
 
-    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
-        return self.source._condition(name, self.indices[trajectories], starts, length)
+    def _known_valid(self) -> Valid | None:
+        return self._cut(self.source._known_valid())
 
     def _gather(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
-        return self.source._gather(self.indices[trajectories], starts, length)
+        return self.source._gather(self.rows[trajectories], self.starts[trajectories] + starts, length)
+
+    def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
+        return self.source._condition(name, self.rows[trajectories], self.starts[trajectories] + starts, length)
+
+
+class Subset(Windows):
+    """Whole trajectories of a source, in the order given."""
+
+    def __init__(self, source: Source, indices: Indices) -> None:
+        self.indices = as_indices(indices, "indices")
+        check_range(self.indices, source.trajectories, "indices")
+        super().__init__(source, self.indices, torch.zeros_like(self.indices), source.shape[1])
 
 
 def subset(source: Source, indices: Indices) -> Subset:

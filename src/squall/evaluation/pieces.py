@@ -1,6 +1,6 @@
 """From which times rollouts start: trajectories in whole, or pieces of them that touch no gap."""
 
-from squall.data import DataError, Source, Windows, windows
+from squall.data import DataError, Source, Subset, Windows, windows
 
 STARTS = 8
 """Pieces that are wanted at least, where their length is left to squall."""
@@ -36,7 +36,7 @@ def pieces(source: Source, history: int = 1, steps: int | None = None, stride: i
             raise DataError(f"steps is {steps}, but must be at least 1")
         whole = stride is None and history + steps == total and not gaps
         return source if whole else windows(source, history + steps, stride)
-    part_of_one = isinstance(source, Windows) and source.trajectories == 1
+    part_of_one = isinstance(source, Windows) and not isinstance(source, Subset) and source.trajectories == 1
     if part_of_one or gaps:
         return _many(source, history, stride)
     if stride is not None:
