@@ -51,8 +51,8 @@ def windows(source: Source, length: int, stride: int | None = None) -> Windows:
 def split_times(source: Source, validation: int | float, test: int | float, gap: int) -> tuple[Source, Source, Source]:
     """Train, validation and test follow each other in time, `gap` states apart; see `squall.data.split`."""
     total = source.shape[1]
-    asked = {"validation": validation, "test": test}
-    sizes = [max(2 * isinstance(n, float), share(n, total, name)) if n else 0 for name, n in asked.items()]
+    requested = {"validation": validation, "test": test}
+    sizes = [max(2 * isinstance(n, float), share(n, total, name)) if n else 0 for name, n in requested.items()]
     apart = gap * sum(size > 0 for size in sizes)
     left = total - sum(sizes) - apart
     if left < 2 or 1 in sizes or min(sizes) < 0 or gap < 0:

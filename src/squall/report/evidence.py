@@ -111,8 +111,8 @@ class _Ranking:
 def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
     named = found.by_loss(baseline)
     settings = {key: rows for key, rows in named.items() if baseline in rows and rows[baseline].finished}
-    asked = _losses(settings)
-    losses = [loss for loss in asked if all(loss in rows and rows[loss].finished for rows in settings.values())]
+    requested = _losses(settings)
+    losses = [loss for loss in requested if all(loss in rows and rows[loss].finished for rows in settings.values())]
     if len(losses) < 2:
         return None
     lacking, ranks = 0, {}
@@ -126,7 +126,7 @@ def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
             blocks.append(np.array([[x[seed] for x in values] for seed in whole]).reshape(-1, len(losses)))
         if any(map(len, blocks)):
             ranks[name] = mean_ranks(blocks)
-    missing = tuple(loss for loss in asked if loss not in losses)
+    missing = tuple(loss for loss in requested if loss not in losses)
     return _Ranking(tuple(settings), tuple(losses), missing, ranks, lacking) if ranks else None
 
 

@@ -225,28 +225,28 @@ def _study(values: Mapping[str, Any]) -> Study:
     systems: dict[str, dict[str, Any]] = {}
     first: dict[str, Trial] = {}
     grids = {}
-    for name, asked in _mapping("grids", values["grids"]).items():
-        asked = _mapping(f"the grid '{name}'", asked)
-        _known(f"key of the grid '{name}'", asked, GRID_KEYS)
-        axis_lists = asked.get("axes")
+    for name, requested in _mapping("grids", values["grids"]).items():
+        requested = _mapping(f"the grid '{name}'", requested)
+        _known(f"key of the grid '{name}'", requested, GRID_KEYS)
+        axis_lists = requested.get("axes")
         lists = isinstance(axis_lists, list) and all(isinstance(axis, list) and axis for axis in axis_lists)
         if not lists or not axis_lists:
             raise ConfigError(f"the grid '{name}' has no axes: give lists of names of variants")
-        choose = _choice(name, asked.get("choose"))
+        choose = _choice(name, requested.get("choose"))
         axes = tuple(tuple(str(label) for label in axis) for axis in [*axis_lists, *([choose] if choose else [])])
-        seeds = _seeds(asked.get("seeds", values.get("seeds", 1)))
+        seeds = _seeds(requested.get("seeds", values.get("seeds", 1)))
         trials = {}
         made = {labels: _trial(base, variants, labels, systems) for labels in itertools.product(*axes)}
         for seed, labels in itertools.product(seeds, made):
             trial = made[labels].with_seed(seed)
             trials[labels, seed] = first.setdefault(trial.identity, trial)
-        show = asked.get("show", ["table"])
+        show = requested.get("show", ["table"])
         if not isinstance(show, list):
             raise ConfigError(f"'show' of the grid '{name}' is {show!r}, but must be a list of {', '.join(SHOWN)}")
         for what in show:
             _known(f"part of a report in 'show' of the grid '{name}'", [what], SHOWN)
-        theirs = _published(name, asked.get("published"), {label for axis in axes for label in axis})
-        grids[name] = Grid(name, str(asked.get("about", "")), axes, choose, tuple(show), theirs, trials)
+        theirs = _published(name, requested.get("published"), {label for axis in axes for label in axis})
+        grids[name] = Grid(name, str(requested.get("about", "")), axes, choose, tuple(show), theirs, trials)
         _refuse_unusable(grids[name])
     baseline = values.get("baseline")
     if baseline is not None:
@@ -256,15 +256,15 @@ def _study(values: Mapping[str, Any]) -> Study:
     if not isinstance(keep, bool):
         raise ConfigError(f"'keep_weights' is {keep!r}, but must be true or false")
     evaluations = {
-        str(name): _evaluation(str(name), asked)
-        for name, asked in _mapping("evaluations", values.get("evaluations")).items()
+        str(name): _evaluation(str(name), requested)
+        for name, requested in _mapping("evaluations", values.get("evaluations")).items()
     }
     costs = _costs(values.get("costs"), variants)
     return Study(str(values["name"]), about, systems, grids, baseline, evaluations, keep, values, costs)
 
 
-def _costs(asked: Any, variants: Mapping[str, Any]) -> dict[str, float]:
-    costs = _mapping("'costs'", asked)
+def _costs(requested: Any, variants: Mapping[str, Any]) -> dict[str, float]:
+    costs = _mapping("'costs'", requested)
     _known("variant in 'costs'", costs, variants)
     for label, cost in costs.items():
         if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 < cost < math.inf:
@@ -272,16 +272,16 @@ def _costs(asked: Any, variants: Mapping[str, Any]) -> dict[str, float]:
     return {label: float(cost) for label, cost in costs.items()}
 
 
-def _choice(grid: str, asked: Any) -> tuple[str, ...]:
+def _choice(grid: str, requested: Any) -> tuple[str, ...]:
     """The labels of which one is chosen on validation data."""
-    if asked is None:
+    if requested is None:
         return ()
-    if not isinstance(asked, list) or len(asked) < 2:
+    if not isinstance(requested, list) or len(requested) < 2:
         raise ConfigError(
-            f"'choose' of the grid '{grid}' is {asked!r}, but must be a list of at least two names of variants, such "
+            f"'choose' of the grid '{grid}' is {requested!r}, but must be a list of at least two names of variants, such "
             "as learning rates"
         )
-    return tuple(map(str, asked))
+    return tuple(map(str, requested))
 
 
 def _refuse_unusable(grid: Grid) -> None:
@@ -301,12 +301,12 @@ def _refuse_unusable(grid: Grid) -> None:
             )
 
 
-def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str], tuple[float, float]]:
+def _published(grid: str, requested: Any, labels: set[str]) -> dict[tuple[str, str], tuple[float, float]]:
     """What others published: a `table` of published_results.toml, its `rows` and `columns` named by our labels."""
-    about = _mapping(f"'published' of the grid '{grid}'", asked)
+    where = f"'published' of the grid '{grid}'"
+    about = _mapping(where, requested)
     if not about:
         return {}
-    where = f"'published' of the grid '{grid}'"
     _known(f"key of {where}", about, ("table", "rows", "columns"))
     tables: Any = tomllib.loads(
         resources.files("squall.study").joinpath("presets/published_results.toml").read_text("utf-8")
@@ -325,8 +325,8 @@ def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str],
     return found
 
 
-def _evaluation(name: str, asked: Any) -> OtherIntegrator:
-    values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", asked))
+def _evaluation(name: str, requested: Any) -> OtherIntegrator:
+    values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", requested))
     _known(f"key of the evaluation '{name}'", values, ("integrator", "substeps"))
     _known(f"integrator in the evaluation '{name}'", [values["integrator"]], EXPLICIT)
     substeps = values["substeps"]
@@ -353,10 +353,10 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _seeds(asked: Any) -> range:
-    if not _is_whole(asked) or asked < 1:
-        raise ConfigError(f"'seeds' is {asked!r}, but must be how many seeds, at least 1")
-    return range(asked)
+def _seeds(requested: Any) -> range:
+    if not _is_whole(requested) or requested < 1:
+        raise ConfigError(f"'seeds' is {requested!r}, but must be how many seeds, at least 1")
+    return range(requested)
 
 
 def _trial(

@@ -77,13 +77,15 @@ class StudyFolder:
             folder, packed = self.run(trial), self.packed.get(trial.name)
             if (trial.name in begun and folder.has("config.yaml")) or packed:
                 there = folder.read_config() if folder.has("config.yaml") or not packed else {**packed.config}
-                asked = to_dict(trial.config)
-                if asked["data"]["inputs"] == "all":  # a run folder has the names that it stands for
-                    asked["data"]["inputs"] = with_defaults(there)["data"]["inputs"]
+                requested = to_dict(trial.config)
+                if requested["data"]["inputs"] == "all":  # a run folder has the names that it stands for
+                    requested["data"]["inputs"] = with_defaults(there)["data"]["inputs"]
                 if trial.system in study.systems:  # absolute in folders of earlier versions
                     there["data"]["path"] = f"data/{Path(there['data']['path']).name}"
                 lines = [
-                    line for line in difference(with_defaults(there), asked) if not line.startswith("device.threads:")
+                    line
+                    for line in difference(with_defaults(there), requested)
+                    if not line.startswith("device.threads:")
                 ]
                 if lines:
                     raise RunFolderError(
