@@ -109,6 +109,14 @@ def test_a_rollout_from_a_file_starts_at_any_time_and_reads_its_forcings(run, tm
         assert found.times[0] == pytest.approx(2.5)
 
 
+def test_forcings_of_a_file_begin_at_the_last_state_of_an_array(run, tmp_path):
+    np.save(tmp_path / "u0.npy", truth().read()[:, :2].numpy())
+    file = squall.data.convert(truth(), tmp_path / "t.hdf5")
+    start = read_start(run, tmp_path / "u0.npy", 10, forcings=file)
+    found = run.emulator.roll(start.window, start.conditions(0, 10), 10)
+    torch.testing.assert_close(found, truth().read(None, 1, 12), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("after", [1, 2, 4])
 def test_a_rollout_with_history_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, after):
     """After one block of one time, a part of the history is in the file, the rest of it before the rollout."""

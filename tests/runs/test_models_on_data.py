@@ -109,6 +109,15 @@ def test_statistics_of_conditions_are_those_of_all_their_values(path):
     np.testing.assert_allclose(stds, [given[name].std() for name in ("wind", "depth", "viscosity")], rtol=1e-5)
 
 
+def test_a_condition_that_varies_by_rounding_alone_is_constant():
+    wind = np.full((5, 14), np.float32(0.3))
+    wind[:, ::2] = np.nextafter(np.float32(0.3), np.float32(1))
+    source = squall.data.InMemory(np.zeros((5, 14, 1, 4), np.float32), dt=1.0, conditions={"wind": wind})
+    means, stds = condition_statistics(source, ["wind"])
+    assert means == [pytest.approx(0.3)]
+    assert stds == [1.0]
+
+
 @pytest.mark.filterwarnings("ignore:.*the model sees none of")
 @pytest.mark.parametrize("predicts", ["rate", "state", "residual"])
 def test_a_run_with_a_history_conditions_masks_and_areas_is_trained_resumed_and_rolled_out(path, tmp_path, predicts):

@@ -278,8 +278,8 @@ def _choice(grid: str, requested: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(requested, list) or len(requested) < 2:
         raise ConfigError(
-            f"'choose' of the grid '{grid}' is {requested!r}, but must be a list of at least two names of variants, such "
-            "as learning rates"
+            f"'choose' of the grid '{grid}' is {requested!r}, but must be a list of at least two names of variants, "
+            "such as learning rates"
         )
     return tuple(map(str, requested))
 

@@ -75,24 +75,22 @@ class StudyFolder:
         begun = self.begun()
         for trial in study.trials:
             folder, packed = self.run(trial), self.packed.get(trial.name)
-            if (trial.name in begun and folder.has("config.yaml")) or packed:
-                there = folder.read_config() if folder.has("config.yaml") or not packed else {**packed.config}
-                requested = to_dict(trial.config)
-                if requested["data"]["inputs"] == "all":  # a run folder has the names that it stands for
-                    requested["data"]["inputs"] = with_defaults(there)["data"]["inputs"]
-                if trial.system in study.systems:  # absolute in folders of earlier versions
-                    there["data"]["path"] = f"data/{Path(there['data']['path']).name}"
-                lines = [
-                    line
-                    for line in difference(with_defaults(there), requested)
-                    if not line.startswith("device.threads:")
-                ]
-                if lines:
-                    raise RunFolderError(
-                        f"{folder.path} holds a run of another configuration (there -> requested):\n  "
-                        + "\n  ".join(lines)
-                        + "\nChoose another folder, or give the variant another name"
-                    )
+            is_there = trial.name in begun and folder.has("config.yaml")
+            if not is_there and packed is None:
+                continue
+            there = with_defaults(folder.read_config() if is_there or packed is None else dict(packed.config))
+            requested = to_dict(trial.config)
+            requested["device"]["threads"] = there["device"]["threads"]  # which makes no other trial
+            if requested["data"]["inputs"] == "all":  # a run folder has the names that it stands for
+                requested["data"]["inputs"] = there["data"]["inputs"]
+            if trial.system in study.systems:  # absolute in folders of earlier versions
+                there["data"]["path"] = f"data/{Path(there['data']['path']).name}"
+            if lines := difference(there, requested):
+                raise RunFolderError(
+                    f"{folder.path} holds a run of another configuration (there -> requested):\n  "
+                    + "\n  ".join(lines)
+                    + "\nChoose another folder, or give the variant another name"
+                )
 
     def read(self) -> Study:
         """The study that the folder holds.
