@@ -207,7 +207,7 @@ def _evaluate(
             growth=factors,
             baselines=baselines,
             curves=rollouts.curves(),
-            rollouts=Rollouts(*rollouts.fields(), *steps.fields()),
+            rollouts=Rollouts(**rollouts.fields(), **steps.fields()),
             description=truth.description,
         )
         for rollouts, steps, factors in zip(rolled, stepped, growths, strict=True)
@@ -279,8 +279,9 @@ def _validation(tally: RolloutTally, growth: float | None) -> Validation:
         "diverged": errors["diverged"],
         "growth_factor": growth,
     }
-    _, truth, prediction = tally.fields()
-    return Validation(score, metrics, None if truth is None or prediction is None else (truth[0], prediction[0]))
+    fields = tally.fields()
+    picture = (fields["truth"][0], fields["prediction"][0]) if "truth" in fields else None
+    return Validation(score, metrics, picture)
 
 
 def _mean_state(source: Source) -> Float[Tensor, "channel *space"]:

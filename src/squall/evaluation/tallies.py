@@ -99,10 +99,10 @@ class Rollouts:
     """
 
     time: np.ndarray
-    truth: np.ndarray | None
-    prediction: np.ndarray | None
-    step_error: np.ndarray | None
-    regime: np.ndarray | None
+    truth: np.ndarray | None = None
+    prediction: np.ndarray | None = None
+    step_error: np.ndarray | None = None
+    regime: np.ndarray | None = None
 
     def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """What is kept, by name."""
@@ -192,20 +192,11 @@ class RolloutTally:
                 curves[name] = [curve(_finite(row)) for row in self._all(name)[: self.keep.trajectories]]
         return curves if self.scores is None else curves | self.scores.curves(curve)
 
-    def fields(
-        self,
-    ) -> tuple[
-        Float[np.ndarray, " time"],
-        Float[np.ndarray, "trajectory time channel *space"] | None,
-        Float[np.ndarray, "trajectory time channel *space"] | None,
-    ]:
-        """Times, truth and prediction of what is kept."""
+    def fields(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """What `Rollouts` has of them: the times, and truth and prediction where they are kept."""
         time = np.arange(self.source.steps + 1)[self.keep.frames(self.source)] * self.source.dt
-        truth, prediction = (
-            self._all(name).float().numpy().astype(self.keep.dtype) if self.parts[name] else None
-            for name in ("truth", "prediction")
-        )
-        return time, truth, prediction
+        names = [name for name in ("truth", "prediction") if self.parts[name]]
+        return {"time": time} | {name: self._all(name).float().numpy().astype(self.keep.dtype) for name in names}
 
 
 class Regimes:
@@ -308,18 +299,10 @@ class StepTally:
                 regimes[name] = dict(zip(("share", "error", "share_of_error"), numbers, strict=True))
         return regimes
 
-    def fields(
-        self,
-    ) -> tuple[
-        Float[np.ndarray, "trajectory step channel *space"] | None,
-        Int[np.ndarray, "trajectory step channel *space"] | None,
-    ]:
-        """The squared errors and the system's regimes of what is kept."""
-        error, regime = (
-            torch.cat(parts).to(dtype).numpy() if parts else None
-            for parts, dtype in ((self.kept["step_error"], torch.float32), (self.kept["regime"], torch.int8))
-        )
-        return error, regime
+    def fields(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """What `Rollouts` has of the squared errors and of the system's regimes, where they are kept."""
+        types = {"step_error": torch.float32, "regime": torch.int8}
+        return {name: torch.cat(parts).to(types[name]).numpy() for name, parts in self.kept.items() if parts}
 
 
 def _mean(name: str, values: PerTrajectory, diverged: Diverged) -> dict[str, float | None]:
