@@ -609,7 +609,7 @@ def test_the_report_shows_what_sann_picks(tmp_path):
 
 def test_progress_is_told_in_lines_where_nobody_watches():
     text = io.StringIO()
-    with told(Console(file=text, width=200), "study x") as progress:
+    with reporting(Console(file=text, width=200), "study x") as progress:
         for done in (0, 1, 4, 100, 400):
             progress(done, 400)
     lines = text.getvalue().splitlines()
