@@ -22,6 +22,7 @@ from problems import Stops
 from rich.console import Console
 from scipy import stats
 
+from squall._process.progress import reporting
 from squall.cli import main
 from squall.report import write_report
 from squall.report.curves import training_figure
