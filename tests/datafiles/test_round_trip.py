@@ -67,6 +67,13 @@ def test_description_comes_back_exactly(tmp_path):
     assert source.attributes["n_trajectories"] == 3
 
 
+def test_names_of_axes_come_back(tmp_path):
+    points = [np.linspace(-67.5, 67.5, 4), 45.0 * np.arange(8)]
+    names = ("latitude", "longitude")
+    path = squall.data.write(tmp_path / "a.hdf5", np.zeros((1, 3, 1, 4, 8)), dt=1.0, axes=names, coordinates=points)
+    assert squall.data.open(path).description.axes == names
+
+
 def test_unequal_coordinates_have_no_spacing(tmp_path):
     points = np.cos(np.pi * np.arange(8) / 7)[::-1].copy()
     source = squall.data.open(
