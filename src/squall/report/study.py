@@ -49,13 +49,8 @@ def study_tables(results: Results) -> str:
         heading = f"### {found.grid.about or name}"
         finished = any(row.finished for row in found.rows)
         if "table" in found.grid.show:
-            tables, note = grid_tables(found, study.baseline)
-            parts += [
-                f"{heading}\n",
-                *(map(markdown, tables) if finished else []),
-                note if finished else "No run is done.",
-            ]
-            parts[-1] += "\n"
+            tables, note = grid_tables(found, study.baseline) if finished else ([], "No run is done.")
+            parts += [f"{heading}\n", *map(markdown, tables), f"{note}\n"]
         for section in sections(whole, study):
             if section.tables:
                 parts += [f"{heading}: {section.heading}\n", *map(markdown, section.tables), f"{section.note}\n"]
