@@ -20,7 +20,7 @@ from typing import Any
 
 from squall._process.documents import DocumentError, load_yaml
 from squall._process.names import file_name, suggestion
-from squall.runs.build import EXPLICIT, MODELS, integrator
+from squall.runs.build import MODELS, OF_RATES, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
 from squall.runs.folder import evaluation_suffix
 from squall.runs.simulate import SIMULATED, file_suffix
@@ -327,7 +327,7 @@ def _published(grid: str, asked: Any, labels: set[str]) -> dict[tuple[str, str],
 def _evaluation(name: str, asked: Any) -> OtherIntegrator:
     values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", asked))
     _known(f"key of the evaluation '{name}'", values, ("integrator", "substeps"))
-    _known(f"integrator in the evaluation '{name}'", [values["integrator"]], EXPLICIT)
+    _known(f"integrator in the evaluation '{name}'", [values["integrator"]], OF_RATES)
     substeps = values["substeps"]
     if not _is_whole(substeps) or substeps < 1:
         raise ConfigError(f"'substeps' of the evaluation '{name}' is {substeps!r}, but must be at least 1")
