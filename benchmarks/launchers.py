@@ -2,8 +2,8 @@
 
     python benchmarks/launchers.py --runs 8 --workers 2
 
-The trainings are real, but each step waits for its turn on a clock, so that a run trains for a minute on a busy machine too.
-What the study lasts beyond that is the overhead: starting, leases, checkpoints, files that are collected, evaluation.
+The trainings are real, but each step waits for its turn on a clock, so that a run trains for a minute on a busy machine
+too. What the study lasts beyond that is the overhead: starting, leases, checkpoints, collected files, evaluation.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def measure(way: str, definition: Path, out: Path, workers: int) -> float:
             commands[0] += ["--on", "ray", "--address", stack.enter_context(cluster(workers))]
         begin = time.monotonic()
         started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
-        if any([process.wait() for process in started]):
+        codes = [process.wait() for process in started]
+        if any(codes):
             sys.exit(f"{way} failed")
         return time.monotonic() - begin
 
@@ -97,9 +98,9 @@ def main() -> None:
                 wall = measure(way, definition, out, options.workers)
                 logs = [path.read_text().splitlines() for path in out.glob("runs/*/metrics.jsonl")]
             trained = sum(max(json.loads(line)["seconds"] for line in lines) for lines in logs) / options.workers
-            rounds = -(-options.runs // options.workers)
+            extra = wall - trained
             print(f"{way:10} study {wall:7.1f} s, trainings {trained:7.1f} s", end=" ")
-            print(f"overhead {100 * (wall / trained - 1):5.2f} %, per run {(wall - trained) / rounds:5.2f} s", flush=True)
+            print(f"overhead {100 * extra / trained:5.2f} %, {extra:5.1f} s", flush=True)
 
 
 if __name__ == "__main__":

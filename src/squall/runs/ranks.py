@@ -37,7 +37,7 @@ def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
         ConfigError: for settings that cannot be used here.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.precision import DoublePrecision
 
     here, machines = started() or (device.devices, 1)

@@ -275,7 +275,7 @@ def _is_finite(x: Any) -> bool:
 @explain_missing_extra()
 def one_process() -> Fabric:
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     # Named, since Fabric otherwise warns wherever it finds srun, and counts the tasks of a SLURM job.
     return Fabric(accelerator="cpu", devices=1, plugins=LightningEnvironment())
