@@ -145,6 +145,10 @@ class Implicit(Integrator):
         """F(u, u'), the mean rate over a step between two known states."""
 
     def increment(self, rate: Rate, u: Array, dt: float) -> Array:
+        if torch.compiler.is_exporting():
+            raise NotImplementedError(
+                f"{self.name} takes as many evaluations as the numbers need, not as a program says"
+            )
         with torch.no_grad():
             start = rate(u)
             size = (u.abs() / dt + start.abs()).flatten(1).amax(1)

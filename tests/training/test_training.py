@@ -95,7 +95,7 @@ def test_an_implicit_step_takes_the_next_state_from_the_data(residual):
         rate.weight.copy_(-3 * torch.eye(8))
         rate.bias.zero_()
     rate.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    settings = TrainingSettings(2, 16, 0.0, residual, log_every=1)
+    settings = TrainingSettings(2, 16, 1e-12, residual, log_every=1)
     transitions = Transitions(InMemory(truth, dt=0.5))
     result = train(rate, transitions, settings, loss=MeanSquaredError(), integrator=implicit_midpoint)
     assert len(seen) == 2
