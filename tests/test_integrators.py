@@ -235,7 +235,7 @@ def test_an_implicit_step_has_no_second_derivative_and_says_so() -> None:
     u = torch.ones(1, 1, 3, requires_grad=True)
     (slope,) = torch.autograd.grad(euler(torch.sin, u, 0.1).sum(), u, create_graph=True)
     assert slope.requires_grad
-    with pytest.raises(RuntimeError, match="implicit_midpoint.*no second derivative"):
+    with pytest.raises(RuntimeError, match=r"implicit_midpoint.*no second derivative"):
         torch.autograd.grad(implicit_midpoint(torch.sin, u, 0.1).sum(), u, create_graph=True)
 
 

@@ -99,8 +99,8 @@ _ROOMS = {
     "MeanSquaredError Relative Schedule imbalance_aware_loss imbalance_weights weight_shares",
     "systems": "SYSTEMS CahnHilliard ConvergenceError KortewegDeVries ShallowWater System",
     "models": "HNN NODE energy_rate",
-    "integrators": "INTEGRATORS discrete_gradient dopri5 euler implicit_midpoint increment midpoint next_state rk4 rollout "
-    "substeps",
+    "integrators": "INTEGRATORS discrete_gradient dopri5 euler implicit_midpoint increment midpoint next_state rk4 "
+    "rollout substeps",
     "training": "TrainingSettings train",
     "evaluation": "RolloutValidation evaluate",
     "runs": "Emulator export_run load open_run",

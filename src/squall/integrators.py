@@ -146,9 +146,7 @@ class Implicit(Integrator):
 
     def increment(self, rate: Rate, u: Array, dt: float) -> Array:
         if torch.compiler.is_exporting():
-            raise NotImplementedError(
-                f"{self.name} takes as many evaluations as the numbers need, not as a program says"
-            )
+            raise NotImplementedError(f"{self.name} evaluates the model as often as the numbers need")
         with torch.no_grad():
             start = rate(u)
             size = (u.abs() / dt + start.abs()).flatten(1).amax(1)
