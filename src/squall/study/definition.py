@@ -32,6 +32,7 @@ PRESETS = (
     "rivals-small",
     "storms-small",
     "default-small",
+    "integrators-small",
     "evidence-small",
     "smoke",
 )
