@@ -1,4 +1,8 @@
-"""Sphinx: the pages as they are, and the public names from their docstrings."""
+"""Sphinx: the pages as they are, and the public names from their docstrings.
+
+The pages are read by myst-parser, not by myst-nb, which is the same parser with notebooks: no page is one. The code of
+the pages runs in tests/test_docs.py, that of the gallery when the site is built.
+"""
 
 import re
 import textwrap
@@ -6,7 +10,7 @@ import textwrap
 import squall
 
 project = "squall"
-author = "the squall developers"
+author = copyright = "the squall developers"
 version = release = squall.__version__
 extensions = [
     "myst_parser",
@@ -22,12 +26,15 @@ napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build", "**/README.rst"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples/gallery",
     "gallery_dirs": "gallery",
     "within_subsection_order": "FileNameSortKey",
     "matplotlib_animations": True,
     "min_reported_time": 10,
+    "write_computation_times": False,
     "abort_on_example_error": True,
 }
 

@@ -21,6 +21,7 @@ from shortcuts import without_drawing
 import squall
 from squall.cli import main
 from squall.runs.config import from_dict
+from squall.runs.evaluate import evaluate_runs
 from squall.runs.folder import RunFolder
 from squall.runs.train import run
 
@@ -155,6 +156,20 @@ def test_another_integrator_is_evaluated_beside(runs, capsys):
     assert "4 × rk4" in capsys.readouterr().out
     assert (runs[0] / "evaluation.json").read_bytes() == before
     assert json.loads((runs[0] / "evaluation-rk4-4.json").read_text())["integrator"] == "4 × rk4"
+
+
+def test_an_implicit_integrator_trains_and_is_evaluated_by_the_command(data, runs, tmp_path, capsys):
+    words = [*train(data, tmp_path / "run"), "--model.name", "hnn", "--integrator", "discrete_gradient"]
+    assert main(words) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["integrator"] == "discrete_gradient"
+    evaluate_runs(runs[:2], method="implicit_midpoint")  # members of a stack elsewhere
+    assert (
+        json.loads((runs[1] / "evaluation-implicit_midpoint-1.json").read_text())["integrator"] == "implicit_midpoint"
+    )
+    assert main(["evaluate", str(runs[0]), "--integrator", "discrete_gradient"]) == 2
+    assert "needs a model of an energy" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_predict_rolls_out_states_of_ones_own(runs, tmp_path, capsys):
@@ -429,6 +444,7 @@ MISTAKES = [
     ),
     (["train", "--data.path", "{data}", "--model.name", "no.such.Model"], "cannot be imported"),
     (["train", "--data.path", "{data}", "--integrator", "rk5"], "must be one of: euler, midpoint, rk4"),
+    (["train", "--data.path", "{data}", "--integrator", "discrete_gradient"], "needs a model of an energy"),
     (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
     (["train", "--data.path", "{data}", "--device.accelerator", "quantum"], "'quantum', but must be one of auto"),
     (["train", "--data.path", "{data}", "--device.threads", "-1"], "device.threads is -1"),

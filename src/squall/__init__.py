@@ -9,7 +9,19 @@ from squall._process.extras import explain_missing_extra
 if TYPE_CHECKING:  # imported on first use, by `__getattr__`
     from squall import data
     from squall.evaluation import RolloutValidation, evaluate
-    from squall.integrators import INTEGRATORS, euler, increment, midpoint, next_state, rk4, rollout, substeps
+    from squall.integrators import (
+        INTEGRATORS,
+        discrete_gradient,
+        dopri5,
+        euler,
+        implicit_midpoint,
+        increment,
+        midpoint,
+        next_state,
+        rk4,
+        rollout,
+        substeps,
+    )
     from squall.losses import (
         Accumulation,
         EffectiveFraction,
@@ -60,12 +72,15 @@ __all__ = [
     "System",
     "TrainingSettings",
     "data",
+    "discrete_gradient",
+    "dopri5",
     "energy_rate",
     "euler",
     "evaluate",
     "export_run",
     "imbalance_aware_loss",
     "imbalance_weights",
+    "implicit_midpoint",
     "increment",
     "load",
     "midpoint",
@@ -84,7 +99,8 @@ _ROOMS = {
     "MeanSquaredError Relative Schedule imbalance_aware_loss imbalance_weights weight_shares",
     "systems": "SYSTEMS CahnHilliard ConvergenceError KortewegDeVries ShallowWater System",
     "models": "HNN NODE energy_rate",
-    "integrators": "INTEGRATORS euler increment midpoint next_state rk4 rollout substeps",
+    "integrators": "INTEGRATORS discrete_gradient dopri5 euler implicit_midpoint increment midpoint next_state rk4 "
+    "rollout substeps",
     "training": "TrainingSettings train",
     "evaluation": "RolloutValidation evaluate",
     "runs": "Emulator export_run load open_run",

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -618,3 +619,27 @@ def test_times_that_are_not_in_order_are_to_be_sorted(tmp_path):
     data.drop_vars("note").isel(time=[3, 4, 5, 0, 1, 2]).to_netcdf(tmp_path / "a.nc", engine="scipy")
     with pytest.raises(DataError, match="the times are not in order: sort the states"):
         squall.data.open(tmp_path / "a.nc")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells how much of a map is in memory")
+@pytest.mark.parametrize("name", ["walks.npy", "walks.nc"])
+def test_a_pass_over_a_mapped_file_does_not_keep_it_in_memory(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    walks = np.random.default_rng(0).standard_normal((4, 64, 1, 64, 64)).cumsum(1)
+    if path.suffix == ".npy":
+        np.save(path, walks)
+    else:
+        dims = ("batch", "time", "channel", "x", "y")
+        xarray = pytest.importorskip("xarray")
+        xarray.Dataset({"u": (dims, walks)}).to_netcdf(path, engine="scipy")
+    monkeypatch.setattr(squall.data.arrays, "MAPPED_BYTES", 2**20)
+    source = squall.data.open(path, axes="batch time channel x y", dt=1.0)
+    for chosen, start, stop in source.chunks(2**20):
+        source.read(chosen, start, stop)
+    assert _in_memory(path) < 4 * 2**20 < path.stat().st_size
+
+
+def _in_memory(path: Path) -> int:
+    """Bytes of a mapped file that count as memory of this process."""
+    maps = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+    return 1024 * sum(int(rest.split("Rss:")[1].split()[0]) for rest in maps)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from squall._process.threads import threads
-from squall.integrators import INTEGRATORS, increment, rollout
+from squall.integrators import INTEGRATORS, discrete_gradient, implicit_midpoint, increment, rollout
 from squall.models import HNN, NODE, RateModel, energy_rate
+from squall.models.normalized import Normalized
 
 # PyTorch's own use of its deprecated compiler, when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -152,6 +153,42 @@ def test_hnn_is_the_rate_of_its_energy() -> None:
         torch.testing.assert_close(model(u), expected, rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("hnn")])
+@pytest.mark.parametrize("distance", [0.0, 1e-3, 1.0, 30.0])
+def test_the_mean_rate_between_two_states_is_of_a_discrete_gradient(name, distance) -> None:
+    """(v − u) · ∇̄H = H(v) − H(u), and ∇̄H(u, u) = ∇H(u)."""
+    network, u = MODELS[name](0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.7, generator=generator(5))
+    model = HNN(lambda v: v, network.hidden, network.dimensions).double()
+    model.load_state_dict(network.state_dict())
+    v = u + distance * torch.randn(u.shape, dtype=u.dtype, generator=generator(3))
+    gradient = model.between(u, v)
+    change = ((v - u) * gradient).flatten(1)
+    scale = change.abs().sum(1) + model.energy(u).abs() * (distance > 0)
+    assert ((change.sum(1) - (model.energy(v) - model.energy(u))).abs() <= 1e-13 * scale).all()
+    if distance == 0:
+        torch.testing.assert_close(gradient, model.energy_gradient(u), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("structure", [laplacian, central])
+def test_a_rollout_by_a_discrete_gradient_dissipates_or_conserves_the_learned_energy(structure, normalized) -> None:
+    network = HNN(structure, 12, generator=generator()).double()
+    model = Normalized(network, [0.3], [2.0]).double() if normalized else network
+    with torch.no_grad():
+        trajectory = rollout(discrete_gradient, model, states(3, 1, 20), 2e-3, 20)
+        seen = (trajectory - model.mean) / model.std if isinstance(model, Normalized) else trajectory
+        energies = network.energy(seen.flatten(0, 1)).reshape(3, 21)
+    scale = energies.abs().amax()
+    if structure is laplacian:
+        assert (energies.diff(dim=1) <= 1e-12 * scale).all()
+    else:
+        assert (energies - energies[:, :1]).abs().max() <= 1e-11 * scale
+    assert energies.isfinite().all()
+    assert torch.autograd.gradcheck(lambda u: discrete_gradient(model, u, 1e-4), states(1, 1, 8).requires_grad_())
+
+
 def test_the_true_energy_gives_the_true_rate_of_cahn_hilliard() -> None:
     """h = −a/2 u² + b/4 u⁴ + γ/2 S(u), the energy over dx, with G the Laplacian: the rate by hand."""
     a, b, gamma = 1.0, 1.0, 5e-4
@@ -191,7 +228,7 @@ def test_energy_rate_trains_an_energy_of_the_users_own() -> None:
         assert not energy_rate(lambda u: c * u.square().sum((1, 2)), central, u).requires_grad
 
 
-@pytest.mark.parametrize("step", INTEGRATORS.values(), ids=lambda step: step.name)
+@pytest.mark.parametrize("step", [m for m in INTEGRATORS.values() if m is not discrete_gradient], ids=lambda m: m.name)
 def test_derivatives_of_a_training_step_are_right(model_and_states, step) -> None:
     """With respect to the state and the first weight, through every integrator, against differences."""
     model, u = model_and_states
@@ -202,7 +239,7 @@ def test_derivatives_of_a_training_step_are_right(model_and_states, step) -> Non
         def rate(u: Tensor) -> Tensor:
             return torch.func.functional_call(model, {"network.first.weight": weight}, (u,))
 
-        return increment(step, rate, u, 1e-3)
+        return increment(step, rate, u, 1e-5 if step is implicit_midpoint else 1e-3)  # a step that is solved
 
     assert torch.autograd.gradcheck(change, (u, weight), fast_mode=True)
 
@@ -284,6 +321,8 @@ def test_a_step_repeats_to_the_bit() -> None:
 def test_models_roll_out_by_every_integrator(model_and_states) -> None:
     model, u = model_and_states
     for step in INTEGRATORS.values():
+        if step is discrete_gradient and not isinstance(model, HNN):
+            continue
         with torch.no_grad():
             assert rollout(step, model, u, 1e-6, 2).shape == (u.shape[0], 3, *u.shape[1:])
 

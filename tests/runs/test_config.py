@@ -52,7 +52,12 @@ def test_a_difference_names_the_key_and_both_values():
 def test_runs_with_options_of_a_training_by_itself_are_not_trained_together():
     plain = from_dict({})
     assert can_run_together(plain, plain)
-    for group in ({"training": {"unroll": 2}}, {"data": {"history": 2}}, {"data": {"inputs": ["wind"]}}):
+    for group in (
+        {"training": {"unroll": 2}},
+        {"data": {"history": 2}},
+        {"data": {"inputs": ["wind"]}},
+        {"integrator": "implicit_midpoint"},
+    ):
         config = from_dict(group)
         assert not can_run_together(config, config)
 

@@ -21,6 +21,7 @@ from squall.runs.config import DeviceConfig, from_dict
 from squall.runs.folder import RunFolder
 from squall.runs.train import run
 from squall.training import sharded
+from squall.training.state import one_process
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 
@@ -201,6 +202,16 @@ def test_a_training_that_diverges_in_one_process_ends_in_all(data, tmp_path):
     codes, said = together(tmp_path, words, words)
     assert codes == [2, 2]
     assert all("training diverged at step 2" in text for text in said)
+
+
+def test_one_process_is_one_process_within_a_job_of_slurm_too(tmp_path, monkeypatch):
+    (tmp_path / "srun").touch(mode=0o755)  # Fabric warns where it finds it, which a test takes for an error
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    settings = from_dict({"data": {"path": "data.hdf5"}, "device": {"accelerator": "cpu"}})
+    assert ranks.joined(settings.device, []).world_size == one_process().world_size == 1
+    for name, value in {"NTASKS": "4", "NTASKS_PER_NODE": "4", "JOB_NAME": "train", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert ranks.joined(settings.device, []).world_size == one_process().world_size == 1
 
 
 def test_the_threads_of_the_group_end_before_python(tmp_path, monkeypatch):

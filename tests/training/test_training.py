@@ -1,11 +1,11 @@
 import pytest
 import torch
-from problems import Stops
+from problems import Stops, model, separating
 from torch import nn
 
 from squall._types import Score, Validation
 from squall.data import InMemory, Transitions
-from squall.integrators import euler, midpoint, next_state, rollout
+from squall.integrators import discrete_gradient, euler, implicit_midpoint, midpoint, next_state, rollout
 from squall.losses import ImbalanceAwareLoss, MeanSquaredError
 from squall.training.loop import Recorder, TrainingDiverged, TrainingSettings, train
 from squall.training.settings import adam
@@ -83,6 +83,39 @@ def test_a_model_of_the_next_state_is_trained_as_it_is():
     settings = TrainingSettings(300, 32, 3e-2, "state")
     result = train(nn.Linear(8, 8), decay(), settings, integrator=next_state, loss=MeanSquaredError())
     torch.testing.assert_close(result.model.weight, (1 - DT) * torch.eye(8), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("residual", ["rate", "state"])
+def test_an_implicit_step_takes_the_next_state_from_the_data(residual):
+    """One evaluation a step, at the middle of both states, of which the truth is a zero of the loss."""
+    first = torch.randn(24, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    truth = rollout(implicit_midpoint, lambda u: -3 * u, first, 0.5, 20)
+    rate, seen = nn.Linear(8, 8, dtype=torch.float64), []
+    with torch.no_grad():
+        rate.weight.copy_(-3 * torch.eye(8))
+        rate.bias.zero_()
+    rate.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    settings = TrainingSettings(2, 16, 1e-12, residual, log_every=1)
+    transitions = Transitions(InMemory(truth, dt=0.5))
+    result = train(rate, transitions, settings, loss=MeanSquaredError(), integrator=implicit_midpoint)
+    assert len(seen) == 2
+    assert max(line["loss"] for line in result.history) < 1e-24
+
+
+def test_an_implicit_step_trains_through_several_steps_and_goes_on_to_the_same_bits():
+    def trained(recorder: Recorder):
+        settings = TrainingSettings(6, 8, unroll=2, recompute=True, checkpoint_every=3)
+        network, data = model(0, dtype=torch.float32), Transitions(separating(2, 70), unroll=2)
+        return train(network, data, settings, integrator=discrete_gradient, recorder=recorder), network
+
+    whole, expected = trained(Recorder())
+    recorder = Stops(4)
+    trained(recorder)
+    part, found = trained(recorder)
+    assert whole.finished
+    assert part.finished
+    assert all(map(torch.equal, expected.state_dict().values(), found.state_dict().values()))
+    assert not torch.equal(next(found.parameters()), next(model(0, dtype=torch.float32).parameters()))
 
 
 def test_residuals_are_divided_by_the_scale_of_their_channel():

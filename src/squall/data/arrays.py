@@ -1,5 +1,6 @@
 """Arrays in a file: where their axes are, which numbers mean a missing value, and how a few windows are read."""
 
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from jaxtyping import Int64, Shaped
 from squall.data.conditions import Condition
 from squall.data.errors import DataError
 from squall.data.hdf5 import in_one_piece
+
+MAPPED_BYTES = 2**28
+"""Of mapped files that may be in the memory of a process; to map them again costs a tenth of reading them."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Handle:
         self._process = -1
         self._file: Any = None
         self._arrays: dict[str, Any] = {}
+        self._read = 0
 
     def array(self, key: str) -> Any:
         """The array at `key`, not yet read.
@@ -162,6 +167,21 @@ class Handle:
                 array = array.view(np.ndarray)  # whose slices are views without a call of Python
             self._arrays[key] = array
         return self._arrays[key]
+
+    def forget(self, read: int) -> None:
+        """Now and then hand back the pages of mapped files; they stay in the page cache.
+
+        A pass over a large file would otherwise count all of it as memory of this process.
+
+        Args:
+            read: bytes that were read since the last call.
+        """
+        self._read += read
+        if self._read < MAPPED_BYTES or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        self._read = 0
+        for mapping in filter(None, map(_mapping, self._arrays.values())):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Close the file; it opens again when it is read."""
@@ -198,6 +218,14 @@ class Joined:
             piece = np.asarray(part[rest])
             pieces.append(piece if count else np.expand_dims(piece, place))
         return np.concatenate(pieces, axis=place)
+
+
+def _mapping(array: Any) -> mmap.mmap | None:
+    """The map of a file that an array looks into, if there is one."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    array = array.obj if isinstance(array, memoryview) else array
+    return array if isinstance(array, mmap.mmap) else None
 
 
 def stamp(place: Path) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from squall.data.source import Numbers
 from squall.evaluation.growth import DENSE_LIMIT, growth_factor, growth_factors
 from squall.evaluation.pieces import without_history
 from squall.evaluation.tallies import RolloutTally
-from squall.integrators import Array, IntegratorLike, increment
+from squall.integrators import Array, Implicit, IntegratorLike, increment
 from squall.models.inputs import Conditions, Held, Inputs, Window, read_conditions, rollout
 from squall.models.placement import like_model
 from squall.models.stacked import Stacked
@@ -65,6 +65,11 @@ class Task:
         """Whether a model sees the present state alone."""
         return self.inputs == Inputs()
 
+    @property
+    def plain(self) -> bool:
+        """Whether models can be rolled out as one: without memory, masked points and implicit steps."""
+        return self.memoryless and self.source.mask is None and not isinstance(self.integrator, Implicit)
+
     def conditions(
         self, rows: Sequence[int] | Numbers, starts: Sequence[int] | Numbers | None = None
     ) -> Conditions | None:
@@ -92,14 +97,11 @@ class Alone:
     def __len__(self) -> int:
         return 1
 
-    def __call__(self, u: OfOne) -> OfOne:
-        return self.skeleton(u[0])[None]
+    def increment(self, integrator: IntegratorLike, u: State, dt: float) -> OfOne:
+        return increment(integrator, self.skeleton, self.place(u), dt)[None]
 
     def place(self, u: Array) -> Array:
         return like_model(self.skeleton, u) if self.like is None else u.to(self.like.device, self.like.dtype)
-
-    def shared(self, u: Array) -> OfOne:
-        return self.place(u)[None]
 
 
 Models = Stacked | Alone
@@ -164,7 +166,7 @@ def mean_rates(
     if task.memoryless:
         u = truth[:, :-1]
         pieces = _batches(u.flatten(0, 1), models)
-        rates = torch.cat([increment(task.integrator, models, models.shared(piece), task.dt) for piece in pieces], 1)
+        rates = torch.cat([models.increment(task.integrator, piece, task.dt) for piece in pieces], 1)
         return (rate.to(truth).reshape(u.shape) for rate in rates)
     assert isinstance(models, Alone)
     windows = states.unfold(1, history, 1)[:, :-1].movedim(-1, 2).flatten(0, 1)
@@ -209,7 +211,7 @@ def growth(models: Models, task: Task, states: int) -> list[dict[str, float | No
         factors = growth_factors(integrator, models, u, source.dt)
     elif task.memoryless:
         u, _ = transitions.fetch(chosen)
-        factors = growth_factor(integrator, models.skeleton, models.shared(u)[0], source.dt)[None]
+        factors = growth_factor(integrator, models.skeleton, models.place(u), source.dt)[None]
     else:
         windows = transitions.windows(chosen)[:, :history]
         conditions = task.conditions(*transitions.locate(chosen))

@@ -163,7 +163,7 @@ def _task(source: Source, integrator: IntegratorLike, inputs: Inputs, steps: int
 
 def _parts(models: Models, task: Task) -> Sequence[Models]:
     """What is rolled out together."""
-    if isinstance(models, Stacked) and not (task.memoryless and task.source.mask is None):
+    if isinstance(models, Stacked) and not task.plain:
         return [Alone(models.member(i), models) for i in range(len(models))]
     return [models]
 

@@ -42,6 +42,38 @@ def density_gradient(x: Rows, w1: First, b1: Bias, w2: Second, b2: Bias, w3: Flo
     return torch.nn.functional.linear(d1, w1.T.contiguous())  # d1 @ w1, four times as fast
 
 
+def density_secant(x: Rows, y: Rows, w1: First, b1: Bias, w2: Second, b2: Bias, w3: Float[Tensor, "1 hidden"]) -> Rows:
+    r"""The discrete gradient of the energy density h of `density_gradient` between two rows x and y each.
+
+    The slope of every tanh is replaced by its secant s, so that (y − x) · result = h(y) − h(x):
+
+    .. math:: s = \frac{\tanh β - \tanh α}{β - α} = \frac{\tanh(β - α)}{β - α} (1 - \tanh α \tanh β)
+
+    Args:
+        x, y: neighbourhoods.
+        w1, b1, w2, b2, w3: W₁, b₁, W₂, b₂, w₃.
+
+    Reference:
+        Matsubara, Ishikawa and Yaguchi, Deep Energy-Based Modeling of Discrete-Time Physics, NeurIPS 2020
+        (automatic discrete differentiation).
+    """
+    first = [torch.addmm(b1, rows, w1.T) for rows in (x, y)]
+    a1 = [torch.tanh(z) for z in first]
+    second = [torch.addmm(b2, a, w2.T) for a in a1]
+    a2 = [torch.tanh(z) for z in second]
+    d2 = w3 * _secant(second[1] - second[0], *a2)
+    return ((d2 @ w2) * _secant(first[1] - first[0], *a1)) @ w1
+
+
+def _secant(d: Float[Tensor, "row hidden"], a: Float[Tensor, "row hidden"], b: Float[Tensor, "row hidden"]) -> Tensor:
+    """(b − a)/d with a = tanh α, b = tanh β and d = β − α, without the difference."""
+    small = d.abs() < 0.03  # there the series is off by 1e-14
+    safe = torch.where(small, 1, d)
+    squares = torch.where(small, d, 0).square()
+    series = 1 - squares * (1 / 3 - squares * (2 / 15 - squares * (17 / 315)))
+    return torch.where(small, series, torch.tanh(safe) / safe) * (1 - a * b)
+
+
 def _layer(x: Rows, w: Float[Tensor, "hidden column"], b: Bias) -> Float[Tensor, "row hidden"]:
     """tanh(W x + b)."""
     if not torch.compiler.is_exporting():

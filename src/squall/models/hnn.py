@@ -10,6 +10,7 @@ from torch import Tensor
 from squall._types import State
 from squall.models.base import RateModel
 from squall.models.fast.density_gradient import fast_density_gradient
+from squall.models.formulas import density_secant
 from squall.models.point_network import PointNetwork
 from squall.models.stencil import neighbourhoods, scatter_neighbourhoods
 
@@ -112,3 +113,10 @@ class HNN(RateModel):
 
     def forward(self, u: State) -> State:
         return self.structure(self.energy_gradient(u))
+
+    def between(self, u: State, following: State) -> State:
+        """G ∇̄H(u, u'), the mean rate over a step between two states, by a discrete gradient of the learned energy:
+        (u' − u) · ∇̄H = H(u') − H(u). The integrator `discrete_gradient` takes it."""
+        self._check(u)
+        rows = neighbourhoods(u), neighbourhoods(following)
+        return self.structure(scatter_neighbourhoods(density_secant(*rows, *self.network.weights), u.shape))

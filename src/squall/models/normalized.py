@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from squall._types import State
+from squall.integrators import rate_between
 from squall.models.inputs import Joined
 
 
@@ -73,6 +74,13 @@ class Normalized(nn.Module):
             return mean + change
         channels = len(self.mean)
         return x[:, (self.history - 1) * channels : self.history * channels] + change
+
+    def between(self, u: State, following: State) -> State:
+        """The mean rate over a step between two states; see `HNN.between`."""
+        between = rate_between(self.model)
+        shape = (-1, *[1] * (u.dim() - 2))
+        mean, std = self.mean.reshape(shape), self.std.reshape(shape)
+        return std * between(*(self._normal(x, mean, std) for x in (u, following)))
 
     def _normal(self, x: Joined, mean: Float[Tensor, "channel *ones"], std: Float[Tensor, "channel *ones"]) -> Joined:
         if self.history > 1 or self.conditions:

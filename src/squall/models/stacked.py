@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from squall._process.replay import Replayed
 from squall._types import Rate, State
-from squall.integrators import IntegratorLike, accepts_step
+from squall.integrators import IntegratorLike, accepts_step, increment
 from squall.models.inputs import Joined
 
 States = Float[Tensor, "member batch channel *space"]
@@ -73,6 +73,10 @@ class Stacked:
     def shared(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "member *shape"]:
         """States for all members alike, on the device and in the precision of the stack, as views."""
         return u.to(self.device, self.dtype).expand(len(self), *u.shape)
+
+    def increment(self, integrator: IntegratorLike, u: State, dt: float) -> States:
+        """Every member's mean rate over a step from the same states; see `integrators.increment`."""
+        return increment(integrator, self, self.shared(u), dt)
 
     @accepts_step
     @torch.no_grad()

@@ -23,7 +23,7 @@ from squall.data import Normalization, Source, Split, Transitions
 from squall.data.conditions import known
 from squall.evaluation.rollouts import RolloutValidation
 from squall.evaluation.sphere import is_on_sphere
-from squall.integrators import INTEGRATORS, IntegratorLike, next_state
+from squall.integrators import INTEGRATORS, IntegratorLike, discrete_gradient, next_state, rate_between
 from squall.models import FNO, HNN, NODE, UNet
 from squall.models.inputs import Inputs, join, read_conditions
 from squall.models.normalized import Normalized
@@ -119,6 +119,7 @@ def build(
             model.double()
         _try(model, Transitions(source, 1, config.data.history), inputs_of(config.data))
     chosen = next_state if config.model.predicts == "state" else integrator(config.integrator)
+    check_energy(chosen, model)
     return Experiment(config, split, system, normalization, model, chosen)
 
 
@@ -350,7 +351,7 @@ MODELS: Mapping[str, Callable[[RunConfig, Source, System | None, torch.Generator
 MISFITS = (RuntimeError, TypeError, ValueError, IndexError)
 """What models raise for an input of a shape that they cannot take."""
 
-EXPLICIT = tuple(name for name in INTEGRATORS if name != next_state.name)
+OF_RATES = tuple(name for name in INTEGRATORS if name != next_state.name)
 """The names of the integrators of a rate."""
 
 PRESENT_RATE = ("node", "hnn")
@@ -491,6 +492,19 @@ def integrator(name: str) -> IntegratorLike:
     Raises:
         ConfigError: with the known names.
     """
-    if name not in EXPLICIT:
-        raise ConfigError(f"integrator is '{name}', but must be one of: {', '.join(EXPLICIT)}")
+    if name not in OF_RATES:
+        raise ConfigError(f"integrator is '{name}', but must be one of: {', '.join(OF_RATES)}")
     return INTEGRATORS[name]
+
+
+def check_energy(chosen: IntegratorLike, model: nn.Module) -> None:
+    """Refuse a discrete gradient of a model without an energy.
+
+    Raises:
+        ConfigError: naming the models that have one.
+    """
+    try:
+        if chosen is discrete_gradient:
+            rate_between(model.model if isinstance(model, Normalized) else model)
+    except TypeError as error:
+        raise ConfigError(f"integrator: {error}") from None

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from squall._process.messages import suggestion
+from squall.integrators import INTEGRATORS, Implicit
 from squall.losses.rivals import RIVALS
 from squall.losses.rivals.table import options_of
 from squall.training.settings import TrainingSettings, alone
@@ -285,7 +286,8 @@ class RunConfig:
     Args:
         data: which trajectories.
         model: which model.
-        integrator: that the model is trained and rolled out through: `euler`, `midpoint` or `rk4`.
+        integrator: that the model is trained and rolled out through: `euler`, `midpoint`, `rk4`, `dopri5`,
+            `implicit_midpoint`, or `discrete_gradient` of a model with an energy (`hnn`).
         loss: which loss.
         sampling: which transitions make a minibatch.
         training: how long and how often.
@@ -434,7 +436,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def can_run_together(a: RunConfig, b: RunConfig) -> bool:
-    """Whether two configurations differ only by seed, loss and sampling, without substeps, in one full precision.
+    """Whether two configurations differ only by seed, loss and sampling: explicit, without substeps, in full precision.
 
     A rival has no form for several models at once. The model of each sees the present state alone, and no option is set
     that only a training by itself has.
@@ -454,6 +456,7 @@ def can_run_together(a: RunConfig, b: RunConfig) -> bool:
             for config in (a, b)
         )
         and not (alone(a.training) or a.data.inputs or a.data.history > 1)
+        and not isinstance(INTEGRATORS.get(a.integrator), Implicit)
     )
 
 

@@ -18,9 +18,9 @@ from squall.data import Normalization, Source
 from squall.evaluation.pieces import pieces
 from squall.evaluation.rollouts import Evaluation, Keep, evaluate, evaluate_each
 from squall.evaluation.scores import Scoring
-from squall.integrators import IntegratorLike, substeps
+from squall.integrators import Implicit, IntegratorLike, substeps
 from squall.models.stacked import Stacked
-from squall.runs.build import Experiment, integrator
+from squall.runs.build import Experiment, check_energy, integrator
 from squall.runs.config import ConfigError, can_run_together
 from squall.runs.folder import CheckpointError, Kind, RunFolder, evaluation_suffix, fingerprint
 from squall.runs.installed import imported
@@ -160,8 +160,8 @@ def _refuse_existing(netcdf: Path, runs: Sequence[TrainedRun]) -> None:
 def _evaluations(
     device: torch.device, test: Source, models: Sequence[nn.Module], keeps: Sequence[Keep], **options: Any
 ) -> list[Evaluation]:
-    """Of one model by itself, of several as one."""
-    if len(models) > 1:
+    """Of one model by itself, of several as one where steps are explicit."""
+    if len(models) > 1 and not isinstance(options["integrator"], Implicit):
         return evaluate_each(Stacked(models, device), test, keep=keeps, **options)
     return [evaluate(model.to(device), test, keep=keep, **options) for model, keep in zip(models, keeps, strict=True)]
 
@@ -211,4 +211,5 @@ def _integrator(experiment: Experiment, method: str | None, count: int) -> Integ
     if experiment.config.model.predicts == "state" and (method is not None or count > 1):
         raise ConfigError("the model predicts the next state: no other integrator and no substeps apply to it")
     chosen = experiment.integrator if method is None else integrator(method)
+    check_energy(chosen, experiment.model)
     return chosen if count == 1 else substeps(chosen, count)

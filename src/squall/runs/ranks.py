@@ -37,22 +37,26 @@ def joined(device: DeviceConfig, loggers: list[Logger]) -> Fabric:
         ConfigError: for settings that cannot be used here.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.precision import DoublePrecision
 
     here, machines = started() or (device.devices, 1)
-    precision: Any = {"precision": device.precision}
+    ours = not os.environ.get("LT_CLI_USED")  # `fabric run` has started the processes
+    options: Any = {"precision": device.precision}
     if device.precision == "64-true" and device.strategy == "fsdp":  # which its strategy takes as an object only
-        precision = {"plugins": DoublePrecision()}
+        options = {"plugins": DoublePrecision()}
+    elif ours and here * machines == 1:  # Fabric would count the tasks of a SLURM job, and warn wherever it finds srun
+        options["plugins"] = LightningEnvironment()
     try:
         fabric = Fabric(
             accelerator=device.accelerator,
             devices=here,
             num_nodes=machines,
             strategy=_strategy(device.strategy, here * machines),
-            **precision,
+            **options,
             loggers=loggers,
         )
-        if not os.environ.get("LT_CLI_USED"):  # `fabric run` has done it
+        if ours:
             fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the settings under 'device' cannot be used here: {error}") from error

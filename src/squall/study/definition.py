@@ -21,7 +21,7 @@ from typing import Any
 from squall._process.documents import DocumentError, load_yaml
 from squall._process.messages import suggestion
 from squall._process.names import file_name
-from squall.runs.build import EXPLICIT, MODELS, integrator
+from squall.runs.build import MODELS, OF_RATES, integrator
 from squall.runs.config import ConfigError, RunConfig, flat, from_dict, to_dict
 from squall.runs.folder import evaluation_suffix
 from squall.runs.simulate import SIMULATED, file_suffix
@@ -33,6 +33,7 @@ PRESETS = (
     "rivals-small",
     "storms-small",
     "default-small",
+    "integrators-small",
     "evidence-small",
     "smoke",
 )
@@ -328,7 +329,7 @@ def _published(grid: str, requested: Any, labels: set[str]) -> dict[tuple[str, s
 def _evaluation(name: str, requested: Any) -> OtherIntegrator:
     values = {"integrator": None, "substeps": 1} | dict(_mapping(f"the evaluation '{name}'", requested))
     _known(f"key of the evaluation '{name}'", values, ("integrator", "substeps"))
-    _known(f"integrator in the evaluation '{name}'", [values["integrator"]], EXPLICIT)
+    _known(f"integrator in the evaluation '{name}'", [values["integrator"]], OF_RATES)
     substeps = values["substeps"]
     if not _is_whole(substeps) or substeps < 1:
         raise ConfigError(f"'substeps' of the evaluation '{name}' is {substeps!r}, but must be at least 1")

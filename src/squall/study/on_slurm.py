@@ -23,6 +23,9 @@ JOBS = ".jobs"
 REQUEUES = 1000
 """How often a job may reach its time limit. The study ends it."""
 
+LEAST_MINUTES = 3
+"""The shortest time of a job. SLURM signals up to 60 s early, and a signal before Python has started ends the job."""
+
 SAVE_SECONDS = 80.0
 """How long the trainings may take to save, of the 90 seconds between SLURM's signal and the end of a job."""
 
@@ -71,7 +74,7 @@ def submit(words: Sequence[str], folder: Path, jobs: int, resources: Mapping[str
         the numbers of the jobs.
 
     Raises:
-        ValueError: for a resource that is unknown.
+        ValueError: for a resource that is unknown, or too little time.
         RunFolderError: where there is no SLURM.
     """
     executor = _executor(folder, resources, dry=False)
@@ -89,6 +92,12 @@ def job_script(folder: Path, jobs: int, resources: Mapping[str, Any]) -> str:
 
 
 def _executor(folder: Path, resources: Mapping[str, Any], *, dry: bool) -> Any:
+    minutes = resources.get("time")
+    if isinstance(minutes, int | float) and minutes < LEAST_MINUTES:
+        raise ValueError(
+            f"--resources: time is {minutes} minutes, but must be at least {LEAST_MINUTES}: SLURM signals a job "
+            "90 to 150 s before its end, and a job that has not started Python by then is lost"
+        )
     with explain_missing_extra():
         slurm: Any = importlib.import_module("submitit.slurm.slurm")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from squall._process.replay import Replayed
 from squall._types import Validation
 from squall.data import Transitions
-from squall.integrators import IntegratorLike, accepts_step, euler, increment
+from squall.integrators import Implicit, IntegratorLike, accepts_step, euler, increment
 from squall.losses import ImbalanceAwareLoss
 from squall.losses.loss import Recipe
 from squall.models.stacked import Stacked
@@ -101,6 +101,10 @@ def train_together(
         raise ValueError("train_together: there is no member to train")
     if options := alone(settings):
         raise ValueError(f"train_together: training.{options[0]} is set, which only a training by itself has")
+    if isinstance(integrator, Implicit):
+        raise ValueError(
+            f"train_together: {integrator.name} solves an equation for every step: train the members apart"
+        )
     if transitions.length > 2:
         raise ValueError(
             f"train_together: the transitions are windows of {transitions.length} states, but must be pairs: train "

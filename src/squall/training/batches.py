@@ -129,6 +129,10 @@ class Batches:
         future = future.transpose(1, 2)
         return (future - u.unsqueeze(2)) / self.dt if self.residual == "rate" else future
 
+    def following(self, batch: Batch) -> State:
+        """The next states of the data, where one lead time is compared."""
+        return batch.window[:, -1] + self.dt * batch.target if self.residual == "rate" else batch.target
+
     def compared(self, change: Array, u: Float[Tensor, "..."], target: Array, unit: Unit) -> tuple[Array, Array]:
         """Prediction and target for the loss, from (û − u)/dt; `unit` where and as they are."""
         if self.residual == "state":

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from squall._types import Validation
 from squall.data import Transitions
-from squall.integrators import IntegratorLike, accepts_step, euler
+from squall.integrators import Implicit, IntegratorLike, accepts_step, euler
 from squall.losses import ImbalanceAwareLoss, MeanSquaredError
 from squall.losses.accumulate import Accumulation
 from squall.losses.distributed import RefusedElsewhere
@@ -194,7 +194,8 @@ def train(
         settings: how long, how often and how.
         loss: `loss(prediction, target)`, with `mask`, `measure` and `index` (of the transitions) where it takes them;
             the imbalance-aware loss with its default budget if left out.
-        integrator: that the model is trained through.
+        integrator: that the model is trained through. An implicit one takes the next state of the data for that of its
+            equation, so that a step costs one evaluation, unless several steps are unrolled or `substeps` given.
         scale: one number per channel by which residuals are divided before the loss sees them, so that
             channels of different units weigh alike.
         sampler: which transitions make the minibatch of a step; uniform if left out.
@@ -226,7 +227,8 @@ def train(
     rates = [group["lr"] for group in update.param_groups]
     with private_randomness(settings.seed, fabric.device):
         training.resume()
-        stepper = _SingleModel(training, predict, batches, settings, sampler, substeps, rates)
+        known = isinstance(integrator, Implicit) and settings.unroll == 1 and substeps is None
+        stepper = _SingleModel(training, predict, batches, settings, sampler, substeps, rates, known)
         (result,) = run_loop(stepper, settings)
     if isinstance(result, TrainingDiverged):
         raise result
@@ -309,8 +311,11 @@ class _SingleModel(Stepper):
         sampler: Sampler,
         substeps: Int[Tensor, " transition"] | None,
         rates: Sequence[float],
+        known: bool,
     ) -> None:
         super().__init__([training])
+        self.known = known
+        """Whether steps take the next state from the data."""
         self.training, self.predict, self.batches, self.settings = training, predict, batches, settings
         self.sampler, self.substeps, self.rates = sampler, substeps, rates
         self.unit = like_model(training.model, batches.unit)
@@ -341,7 +346,8 @@ class _SingleModel(Stepper):
         """The loss of a minibatch, or of a part of it."""
         batch = batch.repeated(getattr(self.training.loss, "members", 1))  # forecasts that it compares
         counts = None if self.substeps is None else self.substeps[batch.numbers].to(batch.window.device)
-        change = self.predict(batch.window, batch.conditions, counts)
+        following = self.batches.following(batch) if self.known else None
+        change = self.predict(batch.window, batch.conditions, counts, following)
         prediction, target = self.batches.compared(change, batch.window[:, -1], batch.target, self.unit)
         index = {"index": batch.numbers} if self.indexed else {}
         return self._finite(lambda: loss(prediction, target, **self.beside, **index), step)

@@ -275,8 +275,10 @@ def _is_finite(x: Any) -> bool:
 @explain_missing_extra()
 def one_process() -> Fabric:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-    return Fabric(accelerator="cpu", devices=1)
+    # Named, since Fabric otherwise warns wherever it finds srun, and counts the tasks of a SLURM job.
+    return Fabric(accelerator="cpu", devices=1, plugins=LightningEnvironment())
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:

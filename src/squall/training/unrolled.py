@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from squall._types import Rate, State
-from squall.integrators import Array, IntegratorLike, increment, substeps
+from squall.integrators import Array, Implicit, IntegratorLike, increment, substeps
 from squall.models.inputs import Conditions, Held, Window, rate_of
 from squall.training.batches import Target
 from squall.training.settings import TrainingSettings
@@ -45,12 +45,19 @@ class Unrolled(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(
-        self, window: Window, conditions: Conditions | None = None, counts: Int[Tensor, " batch"] | None = None
+        self,
+        window: Window,
+        conditions: Conditions | None = None,
+        counts: Int[Tensor, " batch"] | None = None,
+        following: State | None = None,
     ) -> Target:
         """(batch, channel, *space), or (batch, channel, lead, *space) where several lead times are compared.
 
-        `counts` says over how many shorter steps of the integrator each step of a window is taken.
+        `counts` says over how many shorter steps of the integrator each step of a window is taken. With `following`,
+        the next states of the data, an implicit integrator solves nothing.
         """
+        if following is not None:
+            return self._change(self.integrator, window, _at(conditions, 0), following, last=True)
         if counts is None:
             return self._unroll(self.integrator, window, conditions)
         changes = None
@@ -80,31 +87,53 @@ class Unrolled(nn.Module):
             totals.append(total)
         return total if gradient == "pushforward" else torch.stack(totals, 2)
 
-    def _change(self, integrator: IntegratorLike, window: Window, held: Held | None, *, last: bool) -> State:
+    def _change(
+        self,
+        integrator: IntegratorLike,
+        window: Window,
+        held: Held | None,
+        following: State | None = None,
+        *,
+        last: bool,
+    ) -> State:
         """Φ of one step, 0 at masked points."""
         silent = self.settings.unroll_gradient == "pushforward" and not last
         with torch.set_grad_enabled(torch.is_grad_enabled() and not silent):
             if self.settings.recompute and torch.is_grad_enabled():
-                change: Any = checkpoint(self._increment, integrator, window, held, use_reentrant=False)
+                change: Any = checkpoint(self._increment, integrator, window, held, following, use_reentrant=False)
             else:
-                change = self._increment(integrator, window, held)
+                change = self._increment(integrator, window, held, following)
         if self.settings.unroll > 1:
             change = change.to(window.dtype)  # sums in half precision would lose the later steps
         return change if self.mask is None else torch.where(self.mask, change, 0)
 
-    def _increment(self, integrator: IntegratorLike, window: Window, held: Held | None) -> State:
-        rate: Rate = rate_of(self.model, window[:, :-1], held)
+    def _increment(
+        self, integrator: IntegratorLike, window: Window, held: Held | None, following: State | None
+    ) -> State:
+        rate = _Checked(rate_of(self.model, window[:, :-1], held))
+        if following is None:
+            return increment(integrator, rate, window[:, -1], self.dt)
+        assert isinstance(integrator, Implicit)
+        return integrator.between(rate, window[:, -1], following)
 
-        def checked(u: Array) -> Array:
-            result = rate(u)
-            if result.shape != u.shape:
-                raise ValueError(
-                    f"the model maps states of shape {tuple(u.shape)} to {tuple(result.shape)}, but must keep the "
-                    "shape (batch, channel, *space)"
-                )
-            return result
 
-        return increment(integrator, checked, window[:, -1], self.dt)
+class _Checked:
+    """A rate that must keep the shape of the states."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+
+    def __call__(self, u: Array) -> Array:
+        result = self.rate(u)
+        if result.shape != u.shape:
+            raise ValueError(
+                f"the model maps states of shape {tuple(u.shape)} to {tuple(result.shape)}, but must keep the "
+                "shape (batch, channel, *space)"
+            )
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rate, name)
 
 
 def _at(conditions: Conditions | None, n: int) -> Held | None:

@@ -142,6 +142,7 @@ class ArrayFile(Screened):
             raise DataError(
                 f"{self.path}: '{variable.name}' cannot be read and may be damaged ({reason}); make or fetch it again"
             ) from error
+        self.layout.handle.forget(values.nbytes)
         return torch.from_numpy(values)
 
     def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
