@@ -22,7 +22,7 @@ from squall.losses.rivals import rival
 from squall.models.placement import evaluating
 from squall.runs.config import ConfigError, LossConfig
 from squall.runs.installed import importable
-from squall.training.batches import Batches, beside, takes
+from squall.training.batches import Batches, beside, refuse_without_leads, takes
 from squall.training.settings import TrainingSettings
 
 TARGETS = 2**22
@@ -41,7 +41,9 @@ def build_loss(
         return MeanSquaredError(config.error)
     try:
         if config.name == "imbalance-aware":
-            return _imbalance_aware(config)
+            loss = _imbalance_aware(config)
+            refuse_without_leads(loss, settings)
+            return loss
         return _rival(config, Batches(transitions, settings, scale))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"the loss '{config.name}' cannot be made: {error}") from error
