@@ -31,6 +31,7 @@ PRESETS = (
     "sweeps-small",
     "rivals-small",
     "storms-small",
+    "storms",
     "default-small",
     "evidence-small",
     "smoke",
