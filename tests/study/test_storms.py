@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from in_process import run_here
-from shortcuts import without_shape_checks
+from shortcuts import without_drawing, without_shape_checks
 
 import squall
 import squall.data
@@ -66,7 +66,11 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     path = Path(__file__).parents[2] / "examples" / "score_storms.py"
     names: dict = {"__name__": "score_storms"}
     exec(compile(path.read_text(), path, "exec"), names)
-    names["main"]([str(study), "--out", str(tmp_path / "scores")])
+    films = []
+    names["animate"] = lambda path, fields, *_, times, **__: films.append((path.name, list(fields), len(times)))
+    with without_drawing():
+        names["main"]([str(study), "--out", str(tmp_path / "scores"), "--shown", "MSE", "--animate"])
+    assert films == [("storms.gif", ["truth", "MSE"], 21)]
     lines = (tmp_path / "scores" / "storms.md").read_text().splitlines()
     assert lines[2] == ("| score | day | MSE | KL budget 1 | afCRPS | afCRPS, mean of 8 | persistence | climatology |")
     assert "…" in lines[4].split("|")[4]  # paired with the baseline
@@ -81,7 +85,8 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     with pytest.raises(SystemExit, match="not overwritten"):
         names["main"]([str(study), "--out", str(tmp_path / "scores")])
     (data,) = (study / "data").iterdir()
-    names["main"]([str(study), "--on", str(data), "--out", str(tmp_path / "again")])
+    with without_drawing():
+        names["main"]([str(study), "--on", str(data), "--out", str(tmp_path / "again")])
     again = list(csv.DictReader((tmp_path / "again" / "storms.csv").read_text().splitlines()))
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
     assert again != rows  # the training trajectories count too
