@@ -48,7 +48,7 @@ def lengths(coordinates: Sequence[Shaped[np.ndarray, " _"]], axes: Sequence[str]
     """Lengths of cells along each axis, broadcastable to (*space): of latitude and longitude on the unit sphere.
 
     Args:
-        coordinates: the points of each axis, at least two.
+        coordinates: the points of each axis; a cell of the only point has length 1.
         axes: their names. Degrees of latitude and longitude are those that start with "lat" and "lon".
 
     Example:
@@ -61,7 +61,7 @@ def lengths(coordinates: Sequence[Shaped[np.ndarray, " _"]], axes: Sequence[str]
     kinds = [name.lower()[:3] for name in axes]
     for axis, (kind, points) in enumerate(zip(kinds, coordinates, strict=True)):
         shape = (-1, *[1] * (len(kinds) - axis - 1))
-        length = np.abs(np.gradient(np.asarray(points, dtype=np.float64)))
+        length = np.abs(np.gradient(np.asarray(points, dtype=np.float64))) if len(points) > 1 else np.ones(1)
         found.append((np.radians(length) if kind in ("lat", "lon") else length).reshape(shape))
         if kind == "lat":  # a pole, where nothing changes along a parallel, would divide rounding by zero
             parallel = np.maximum(np.cos(np.radians(points)), 1e-3).reshape(shape)

@@ -239,6 +239,8 @@ def test_the_gradient_on_the_sphere_is_that_of_a_spherical_harmonic():
     exact = np.sqrt(np.sin(north) ** 2 * np.cos(east) ** 2 + np.sin(east) ** 2)  # |∇u|² = u_φ² + u_λ²/cos²φ
     np.testing.assert_allclose(steepness(field, cells)[1:-1], exact[1:-1], atol=2e-3)
     np.testing.assert_allclose(steepness(field, cells), exact, atol=5e-2)  # one-sided at the ends
+    one_level = list(zip(lengths([np.zeros(1), np.arange(64.0)], ["z", "x"]), (False, False), strict=True))
+    torch.testing.assert_close(steepness(torch.arange(64.0).reshape(1, 64), one_level), torch.ones(1, 64))
 
 
 @pytest.mark.parametrize("leads", [(), (2,)])

@@ -18,6 +18,8 @@ def steepness(u: Float[Tensor, "*shape"], cells: Cells) -> Float[Tensor, "*shape
     """|∇u| over the last axes by central differences, one-sided at ends."""
     square = torch.zeros_like(u)
     for axis, (length, periodic) in enumerate(cells, -len(cells)):
+        if u.shape[axis] == 1:
+            continue
         change = (u.roll(-1, axis) - u.roll(1, axis)) / 2 if periodic else torch.gradient(u, dim=axis)[0]
         square = square + (change / length.to(u)).square()
     return square.sqrt()
