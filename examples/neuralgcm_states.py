@@ -17,18 +17,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import xarray
-from neuralgcm import PressureLevelModel, demo
 
 START = np.datetime64("1959-01-02T00", "ns")
 FIELDS = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_wind")
 LEVELS = (500, 850)
 
 
-def trajectories(days: int, members: int, seed: int) -> xarray.Dataset:
-    """States every six hours, (member, time, level, latitude, longitude); sea and ice stay as they are at first."""
+def trajectories(days: int, members: int, seed: int) -> list[xarray.Dataset]:
+    """States of each member every six hours; sea and ice stay as they are at first."""
+    import jax
+    from neuralgcm import PressureLevelModel, demo
+
     model = PressureLevelModel.from_checkpoint(demo.load_checkpoint_tl63_stochastic())
     start = demo.load_data(model.data_coords)
     forcings = model.forcings_from_xarray(start)
@@ -42,10 +43,25 @@ def trajectories(days: int, members: int, seed: int) -> xarray.Dataset:
         for i in range(days):
             state, states = day(state)
             part = model.data_to_xarray(jax.device_get(states), times=times[4 * i : 4 * i + 4])
-            parts.append(part[list(FIELDS)].sel(level=list(LEVELS)))
+            parts.append(chosen(part))
             print(f"member {len(runs) + 1} of {members}, day {i + 1} of {days}", flush=True)
         runs.append(xarray.concat(parts, "time"))
-    return xarray.concat(runs, "member").transpose("member", "time", "level", "latitude", "longitude")
+    return runs
+
+
+def chosen(states: xarray.Dataset) -> xarray.Dataset:
+    """The fields and levels that the file holds, of all that the model has."""
+    return states[list(FIELDS)].sel(level=list(LEVELS))
+
+
+def write(runs: Sequence[xarray.Dataset], out: Path) -> None:
+    """Members as one NetCDF file of ERA5's layout, (member, time, level, latitude, longitude)."""
+    data = xarray.concat(runs, "member").transpose("member", "time", "level", "latitude", "longitude")
+    data.attrs = {"source": "neuralgcm, tl63_stochastic_mini, from ERA5 of 1959-01-02T00"}
+    data["level"].attrs = {"units": "hPa"}
+    data["latitude"].attrs = {"units": "degrees_north"}
+    data["longitude"].attrs = {"units": "degrees_east"}
+    data.to_netcdf(out)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -59,12 +75,7 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{options.out} exists and is not overwritten: name another file")
     if min(options.days, options.members) < 1:
         raise SystemExit(f"--days is {options.days} and --members {options.members}; both must be at least 1")
-    data = trajectories(options.days, options.members, options.seed)
-    data.attrs = {"source": "neuralgcm, tl63_stochastic_mini, from ERA5 of 1959-01-02T00"}
-    data["level"].attrs = {"units": "hPa"}
-    data["latitude"].attrs = {"units": "degrees_north"}
-    data["longitude"].attrs = {"units": "degrees_east"}
-    data.to_netcdf(options.out)
+    write(trajectories(options.days, options.members, options.seed), options.out)
     print(options.out)
 
 

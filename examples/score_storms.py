@@ -9,7 +9,7 @@ climatology, and the predictability horizon of the system from perturbed twins. 
 brackets the difference to the baseline, paired by seed: its median, smallest and largest value. A score that is not
 defined, such as the position error of a forecast without storms, is left out, and the cell says for how many seeds.
 `storms.csv` has every number. The pictures are a map of day 3, storm CSI by lead time, the price in the mean, and
-spectra by total wavenumber.
+spectra by total wavenumber; `--animate` adds the map at all times, `storms.gif`.
 
 A storm is a maximum of cyclonic vorticity that reaches the largest 0.5 % of the sphere at that lead time, in all test
 trajectories. It is caught if the forecast has one within 1000 km. `in storms` are the points where the truth reaches
@@ -52,7 +52,7 @@ from squall.evaluation.weather import (
     spectra,
 )
 from squall.report.figures import COLOURS, save
-from squall.report.maps import map_figure
+from squall.report.maps import animate, map_figure
 from squall.runs.folder import RunFolder
 from squall.runs.trained import TrainedRun
 from squall.systems import ShallowWater
@@ -329,16 +329,23 @@ def spectra_figure(groups: Mapping[str, Mapping[str, Sequence[Mapping[str, np.nd
     return figure
 
 
-def day_map(judge: Judge, shown: Mapping[str, Tensor], chosen: Sequence[str]) -> Figure:
-    """Truth and forecasts of the first test trajectory, around its strongest storm; of the first group and seed."""
+UNIT = "cyclonic vorticity, 1e-5/s"
+
+
+def strongest(judge: Judge) -> tuple[float, float]:
+    """Where the strongest storm of the first test trajectory is on the middle day."""
     truth = judge.storms[0, judge.days[1]]
-    maps = {f"truth, day {DAYS[1]}": truth, **{name: shown[name] for name in chosen or list(shown)[:3]}}
-    threshold = judge.thresholds[judge.days[1]]
-    storms = {title: find_storms(field, judge.grid, threshold) for title, field in maps.items()}
     row, column = divmod(int(truth.argmax()), truth.shape[1])
-    centre = float(judge.grid.latitude[row]), float(judge.grid.longitude[column])
+    return float(judge.grid.latitude[row]), float(judge.grid.longitude[column])
+
+
+def day_map(judge: Judge, courses: Mapping[str, Tensor]) -> Figure:
+    """Truth and forecasts of the first test trajectory, around its strongest storm; of the first group and seed."""
+    day = judge.days[1]
+    maps = {f"{name}, day {DAYS[1]}" if name == "truth" else name: field[day] for name, field in courses.items()}
+    storms = {title: find_storms(field, judge.grid, judge.thresholds[day]) for title, field in maps.items()}
     scaled = {title: 1e5 * field for title, field in maps.items()}
-    figure = map_figure(scaled, judge.grid, centre=centre, unit="cyclonic vorticity, 1e-5/s", storms=storms)
+    figure = map_figure(scaled, judge.grid, centre=strongest(judge), unit=UNIT, storms=storms)
     figure.set_size_inches(2.4 * len(maps) + 0.9, 2.5)  # a small file
     return figure
 
@@ -348,12 +355,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("study", type=Path, help="the folder of a study with weights, such as of storms-small")
     parser.add_argument("--out", type=Path, help="the folder of tables and pictures; the study if left out")
     parser.add_argument("--on", type=Path, metavar="FILE", help="of the trajectories to forecast")
+    parser.add_argument("--animate", action="store_true", help="the map at all times, too")
     parser.add_argument("--shown", nargs="+", metavar="LOSS", help="losses on the map; the first three if left out")
     options = parser.parse_args(words)
     out = options.out or options.study
     names = ("storms.md", "storms.csv", *(f"storms_{x}.png" for x in ("map", "lead_time", "price", "spectra")))
-    paths = [out / name for name in names]
-    for path in paths:
+    paths, film = [out / name for name in names], out / "storms.gif"
+    for path in [*paths, *([film] if options.animate else [])]:
         if path.exists():
             raise SystemExit(f"{path} exists and is not overwritten: move it away")
 
@@ -371,7 +379,7 @@ def main(words: Sequence[str] | None = None) -> None:
             for label, forecast in forecasts(run, judge.truth[:, 0], judge.steps, loss).items():
                 groups.setdefault(group, {}).setdefault(label, {})[seed] = judge.scores(forecast)
                 spectra_of.setdefault(group, {}).setdefault(label, []).append(judge.spectra(forecast))
-                shown.setdefault(label, judge.intensity(forecast)[0, judge.days[1]])
+                shown.setdefault(label, judge.intensity(forecast)[0])
     assert judge is not None
     references: dict[str, BySeed] = {
         "persistence": {0: judge.scores(judge.truth[:, :1].expand_as(judge.truth))},
@@ -387,14 +395,20 @@ def main(words: Sequence[str] | None = None) -> None:
     paths[0].write_text("\n".join(lines) + "\n", encoding="utf-8")
     with paths[1].open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(numbers(groups, references, days))
+    courses = {"truth": judge.storms[0], **{name: shown[name] for name in options.shown or list(shown)[:3]}}
     figures: list[Callable[[], Figure]] = [
-        lambda: day_map(judge, shown, options.shown),
+        lambda: day_map(judge, courses),
         lambda: lead_time_figure(groups, references, judge.dt),
         lambda: price_figure(groups, baseline, days),
         lambda: spectra_figure(spectra_of),
     ]
     for path, draw in zip(paths[2:], figures, strict=True):
         save(draw(), path)
+    if options.animate:
+        captions = [f"{judge.dt * i:g} h" for i in range(judge.steps + 1)]
+        fields = {title: 1e5 * field for title, field in courses.items()}
+        animate(film, fields, judge.grid, centre=strongest(judge), unit=UNIT, times=captions, frames_per_second=3)
+        paths.append(film)
     print("\n".join([*lines, "", *map(str, paths)]))
 
 

@@ -20,7 +20,7 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
 
 
-@pytest.mark.parametrize("over", ["all", "sample", "channel"])
+@pytest.mark.parametrize("over", ["all", "sample", "channel", "lead"])
 @pytest.mark.parametrize("kwargs", [{"temperature": 3.0}, {}, {"temperature": Relative(), "cap": 3.0}, {"trim": 0.05}])
 def test_two_calls_give_the_large_batch(over, kwargs):
     model, x, y = model_and_data()

@@ -39,6 +39,7 @@ ones = torch.ones(2, 3, 4)
         ({"measure": torch.tensor([1.0, math.nan, 1.0, 1.0])}, ValueError, "measure must be finite"),
         ({"over": "space"}, ValueError, "over must be one of 'all', 'sample', 'channel'"),
         ({"prediction": ones[0, 0], "target": ones[0, 0], "over": "channel"}, ValueError, "needs tensors of shape"),
+        ({"prediction": ones[0], "target": ones[0], "over": "lead"}, ValueError, r"\(batch, channel, lead, \*space\)"),
         ({"error": "cubed"}, ValueError, "error must be a callable or one of squared, absolute, huber"),
         ({"error": lambda p, t: (p - t).mean()}, ValueError, "error must keep the shape"),
         ({"temperature": -1.0}, ValueError, "temperature must be a number from 0"),

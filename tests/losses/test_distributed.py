@@ -94,7 +94,7 @@ SCRIPT = """
     value = ImbalanceAwareLoss()(x[mine], y[mine], mask=only)
     torch.testing.assert_close(value, ImbalanceAwareLoss(group=None)(x, y, mask=everywhere), rtol=1e-6, atol=0)
 
-    for over in ("all", "sample", "channel"):  # the map under DistributedDataParallel
+    for over in ("all", "sample", "channel", "lead"):  # the map under DistributedDataParallel
         whole, parallel = model(), DistributedDataParallel(model())
         ImbalanceAwareLoss(over=over, group=None, reduction="none")(whole(x), y).sum().backward()
         ImbalanceAwareLoss(over=over, reduction="none")(parallel(x[mine]), y[mine]).sum().backward()
@@ -148,7 +148,7 @@ SCRIPT = """
     for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
         spread = [distribute_tensor(u, mesh, [placement]) for u in (x, y)]
         given = {"mask": half, "measure": distribute_tensor(area, mesh, [Replicate()])}
-        for over in ("all", "sample", "channel", "mse", "map"):
+        for over in ("all", "sample", "channel", "lead", "mse", "map"):
             here, all_of_it = spread[0].detach().requires_grad_(), x.clone().requires_grad_()
             if over == "mse":
                 value, expected = MeanSquaredError()(here, spread[1]), (all_of_it - y).square().mean()

@@ -31,7 +31,7 @@ arrays = hnp.arrays(np.float64, st.tuples(st.integers(2, 4), st.integers(1, 3), 
 budgets = st.sampled_from([KLBudget(0.05), KLBudget(0.3), EffectiveFraction(0.8), Relative(5.0)])
 rules = st.one_of(st.sampled_from([0.0, 1e-3, 1.0, 30.0, math.inf]), budgets)
 guards = st.sampled_from([{}, {"cap": 2.0}, {"mean_share": 0.3}, {"trim": 0.2}, {"winsorize": 0.2}])
-overs = st.sampled_from(["all", "sample", "channel"])
+overs = st.sampled_from(["all", "sample", "channel", "lead"])
 seeds = st.integers(0, 10_000)
 
 # A budget that a tiny drawn batch cannot meet is a warning, and lawful.
@@ -62,6 +62,7 @@ def test_larger_errors_never_weigh_less(errors, rule, over):
         "all": lambda x: x.reshape(1, -1),
         "sample": lambda x: x.flatten(1),
         "channel": lambda x: x.transpose(0, 1).flatten(1),
+        "lead": lambda x: x.movedim(2, 0).flatten(1),
     }
     for group_errors, group_weights in zip(groups[over](square), groups[over](weights), strict=True):
         assert bool((group_weights[group_errors.argsort()].diff() >= -1e-12).all())

@@ -143,6 +143,27 @@ def test_masks_measures_and_errors(kind, error, over, size):
     check(ImbalanceAwareLoss(over=over, error=error), prediction, target, options(kind, size), w, errors, close)
 
 
+@pytest.mark.parametrize(("over", "axis"), [("channel", 1), ("lead", 2)])
+@pytest.mark.parametrize("kind", ["plain", "mask of leads", "measure", "measure of samples"])
+def test_each_channel_or_lead_time_is_weighed_by_itself_and_has_its_share_of_the_measure(over, axis, kind):
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(2, 3, 2, 4, 30, generator=generator, dtype=torch.float64)
+    given = {
+        "plain": {},
+        "mask of leads": {"mask": torch.rand(2, 4, 30, generator=generator) > 0.3},
+        "measure": {"measure": torch.rand(30, generator=generator)},
+        "measure of samples": {"measure": torch.rand(3, 1, 4, 1, generator=generator)},
+    }[kind]
+    whole = ImbalanceAwareLoss(over=over).weights(prediction, target, **given)
+    mass = given.get("measure", torch.ones(())).double() * given.get("mask", torch.tensor(True))
+    mass = mass.expand(prediction.shape) / mass.expand(prediction.shape).sum()
+    for place in range(prediction.shape[axis]):
+        own = {name: x.expand(prediction.shape).select(axis, place) for name, x in given.items()}
+        alone = ImbalanceAwareLoss().weights(prediction.select(axis, place), target.select(axis, place), **own)
+        share = mass.select(axis, place).sum()
+        torch.testing.assert_close(whole.select(axis, place), share * alone, rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("over", ["all", "sample", "channel"])
 @pytest.mark.parametrize("kind", ["plain", "both"])

@@ -164,6 +164,7 @@ def test_a_run_on_one_long_trajectory_is_trained_and_evaluated(tmp_path):
         ({"model": {"arguments": {"levels": 0}}}, "do not fit 'unet': UNet: levels is 0, but must be at least 1"),
         ({"model": {"name": "node", "arguments": {}}}, "data.history is set, but 'node' sees the present state alone"),
         ({"model": {"name": "torch.nn.Identity", "arguments": {}}}, r"cannot take states of shape \(2, 6, 16, 12\)"),
+        ({"loss": {"over": "lead"}, "training": {"unroll": 1}}, "with training.unroll 1 .* the loss sees one"),
         (
             {"training": {"patience": 2}, "data": {"validation": 0}},
             "training.patience is set, but data.validation is 0",

@@ -1,20 +1,23 @@
 """A study of storms on a sphere: simulated, trained, rolled out and scored."""
 
 import csv
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from in_process import run_here
+from shortcuts import without_drawing, without_shape_checks
 
 import squall
 import squall.data
 from squall.data.errors import DataError
 from squall.models import UNet
-from squall.runs.build import _unet
-from squall.runs.config import ConfigError, from_dict
+from squall.runs.build import _unet, build
+from squall.runs.config import ConfigError, from_dict, to_dict
 from squall.study.definition import read_study
+from squall.training import train
 
 STUDY = """
 name: sphere
@@ -63,7 +66,11 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     path = Path(__file__).parents[2] / "examples" / "score_storms.py"
     names: dict = {"__name__": "score_storms"}
     exec(compile(path.read_text(), path, "exec"), names)
-    names["main"]([str(study), "--out", str(tmp_path / "scores")])
+    films = []
+    names["animate"] = lambda path, fields, *_, times, **__: films.append((path.name, list(fields), len(times)))
+    with without_drawing():
+        names["main"]([str(study), "--out", str(tmp_path / "scores"), "--shown", "MSE", "--animate"])
+    assert films == [("storms.gif", ["truth", "MSE"], 21)]
     lines = (tmp_path / "scores" / "storms.md").read_text().splitlines()
     assert lines[2] == ("| score | day | MSE | KL budget 1 | afCRPS | afCRPS, mean of 8 | persistence | climatology |")
     assert "…" in lines[4].split("|")[4]  # paired with the baseline
@@ -78,7 +85,8 @@ def test_the_program_scores_the_storms_of_every_loss(study, tmp_path, capsys):
     with pytest.raises(SystemExit, match="not overwritten"):
         names["main"]([str(study), "--out", str(tmp_path / "scores")])
     (data,) = (study / "data").iterdir()
-    names["main"]([str(study), "--on", str(data), "--out", str(tmp_path / "again")])
+    with without_drawing():
+        names["main"]([str(study), "--on", str(data), "--out", str(tmp_path / "again")])
     again = list(csv.DictReader((tmp_path / "again" / "storms.csv").read_text().splitlines()))
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
     assert again != rows  # the training trajectories count too
@@ -90,6 +98,27 @@ def test_a_variant_that_adds_to_the_arguments_of_the_model_leaves_the_others_alo
         trial.labels: trial.config.model.arguments.get("noise") for trial in read_study(study / "study.yaml").trials
     }
     assert noise == {("afCRPS",): 1, ("MSE",): None, ("KL budget 1",): None}
+
+
+def test_every_loss_of_the_large_study_takes_a_step_on_small_data(study):
+    """Its models are made smaller, and its data are those of the study above."""
+    (path,) = (study / "data").iterdir()
+    trials = [trial for trial in read_study("storms").trials if trial.seed == 0]
+    definition = yaml.safe_load((files("squall.study") / "presets" / "storms.yaml").read_text())
+    assert {label for trial in trials for label in trial.labels} == set(definition["variants"])
+    with without_shape_checks():
+        for trial in trials:
+            if trial.labels[1:] == ("four steps", "width 16"):
+                values = to_dict(trial.config)
+                values["data"] |= {"path": str(path), "validation": 1, "test": 1}
+                values["model"]["arguments"] |= {"width": 2, "levels": 1}
+                values["training"] |= {"steps": 1, "batch": 2, "schedule": "constant"}
+                made = build(from_dict(values))
+                before = [p.detach().clone() for p in made.model.parameters()]
+                train(made.model, made.transitions, made.config.training, loss=made.loss, scale=made.normalization.std)
+                after = list(made.model.parameters())
+                assert all(p.isfinite().all() for p in after), trial.labels
+                assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), trial.labels
 
 
 def weather(path: Path, latitude: torch.Tensor, longitudes: int) -> Path:

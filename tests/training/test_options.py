@@ -222,7 +222,15 @@ def test_options_of_a_training_by_itself_are_refused_for_many_as_one(option):
 # The step of the optimizer
 
 
-@pytest.mark.parametrize("loss", [ImbalanceAwareLoss(), ImbalanceAwareLoss(1.0, over="sample"), MeanSquaredError()])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ImbalanceAwareLoss(),
+        ImbalanceAwareLoss(1.0, over="sample"),
+        ImbalanceAwareLoss(over="lead"),
+        MeanSquaredError(),
+    ],
+)
 def test_a_minibatch_in_parts_has_the_gradient_of_the_whole(loss):
     trained = []
     for parts in (1, 3):
@@ -474,6 +482,13 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
 def test_transitions_of_another_length_than_is_unrolled_are_refused():
     with pytest.raises(ValueError, match=r"have 1 next state\(s\), but training.unroll is 2"):
         train(pointwise(), Transitions(source()), TrainingSettings(1, 4, unroll=2))
+
+
+@pytest.mark.parametrize("changes", [{}, {"unroll": 2, "unroll_gradient": "pushforward"}])
+def test_a_budget_in_each_lead_time_is_refused_where_the_loss_sees_one(changes):
+    settings = TrainingSettings(1, 4, **changes)
+    with pytest.raises(ValueError, match=f"with training.unroll {settings.unroll} .* loss sees one: unroll several"):
+        train(pointwise(), Transitions(source(), settings.unroll), settings, loss=ImbalanceAwareLoss(over="lead"))
 
 
 def test_accumulation_with_a_loss_that_it_is_not_exact_for_is_refused():

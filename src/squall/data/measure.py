@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from squall.data.conditions import Areas, as_measure
 
@@ -41,6 +42,33 @@ def areas(coordinates: Sequence[Shaped[np.ndarray, " _"]], roles: Sequence[str])
             ends = np.cos(np.clip(ends, 0, np.pi))
         total = total[..., None] * np.abs(np.diff(ends))
     return as_measure(torch.from_numpy(total), total.shape)
+
+
+def lengths(coordinates: Sequence[Shaped[np.ndarray, " _"]], axes: Sequence[str]) -> list[Float[Tensor, "*_space"]]:
+    """Lengths of cells along each axis, broadcastable to (*space): of latitude and longitude on the unit sphere.
+
+    Args:
+        coordinates: the points of each axis; a cell of the only point has length 1.
+        axes: their names. Degrees of latitude and longitude are those that start with "lat" and "lon".
+
+    Example:
+        >>> north, east = lengths([np.array([0.0, 60.0]), np.array([0.0, 90.0])], ["latitude", "longitude"])
+        >>> east / torch.pi
+        tensor([[0.5000, 0.5000],
+                [0.2500, 0.2500]], dtype=torch.float64)
+    """
+    found, parallel = [], np.ones(())
+    kinds = [name.lower()[:3] for name in axes]
+    for axis, (kind, points) in enumerate(zip(kinds, coordinates, strict=True)):
+        shape = (-1, *[1] * (len(kinds) - axis - 1))
+        length = np.abs(np.gradient(np.asarray(points, dtype=np.float64))) if len(points) > 1 else np.ones(1)
+        found.append((np.radians(length) if kind in ("lat", "lon") else length).reshape(shape))
+        if kind == "lat":  # a pole, where nothing changes along a parallel, would divide rounding by zero
+            parallel = np.maximum(np.cos(np.radians(points)), 1e-3).reshape(shape)
+    return [
+        torch.from_numpy(length * parallel if kind == "lon" else length)
+        for kind, length in zip(kinds, found, strict=True)
+    ]
 
 
 def on_sphere(

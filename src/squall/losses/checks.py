@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from squall.losses._tracing import is_traced
+from squall.losses.errors import GROUPS_ALONG
 
 __all__ = [
     "broadcasts",
@@ -151,13 +152,11 @@ def check_labels(labels: Tensor, like: Tensor, names: Sequence[str] | None) -> N
 
 
 def _check_over(values: Tensor, over: str) -> None:
-    needed = {"all": 0, "sample": 1, "channel": 2}
-    if over not in needed:
-        raise ValueError(f"over must be one of {', '.join(map(repr, needed))}; got {over!r}")
-    if values.dim() < needed[over]:
-        raise ValueError(
-            f"over={over!r} needs tensors of shape (batch, channel, *space); got shape {tuple(values.shape)}"
-        )
+    if over != "all" and over not in GROUPS_ALONG:
+        raise ValueError(f"over must be one of {', '.join(map(repr, ('all', *GROUPS_ALONG)))}; got {over!r}")
+    if values.dim() <= GROUPS_ALONG.get(over, -1):
+        axes = "(batch, channel, lead, *space)" if over == "lead" else "(batch, channel, *space)"
+        raise ValueError(f"over={over!r} needs tensors of shape {axes}; got shape {tuple(values.shape)}")
 
 
 def check_not_empty(values: Tensor) -> None:

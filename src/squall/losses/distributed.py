@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from squall.losses._tracing import is_vmapped
 from squall.losses.checks import check_broadcast
+from squall.losses.errors import GROUPS_ALONG
 
 __all__ = [
     "ALONE",
@@ -42,9 +43,6 @@ class Shares(NamedTuple):
 
 Group = Literal["world"] | distributed.ProcessGroup | Shares | None
 """Which processes share a batch: all of them where torch.distributed runs, a group of them, or none."""
-
-GROUPS_ALONG = {"sample": 0, "channel": 1}
-"""The axis that has a group at every place."""
 
 Reduce = Callable[[Tensor, str], Tensor]
 """(tensor, "sum" | "max") → the tensor reduced over all ranks that share the groups."""

@@ -7,14 +7,17 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ERRORS", "Huber", "Over", "PointwiseError", "absolute_error", "as_error", "squared_error"]
+__all__ = ["ERRORS", "GROUPS_ALONG", "Huber", "Over", "PointwiseError", "absolute_error", "as_error", "squared_error"]
 
 PointwiseError = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) → error ≥ 0 at every point, of the same shape."""
 
 
-Over = Literal["all", "sample", "channel"]
-"""What is normalised over together: everything (the paper), each sample, or each channel."""
+Over = Literal["all", "sample", "channel", "lead"]
+"""What is normalised over together: everything (the paper), each sample, each channel, or each lead time."""
+
+GROUPS_ALONG = {"sample": 0, "channel": 1, "lead": 2}
+"""The axis that has a group at every place."""
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

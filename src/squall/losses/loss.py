@@ -276,7 +276,8 @@ class ImbalanceAwareLoss(nn.Module):
         temperature: T in the unit of l, or a rule that finds it: `KLBudget` (the default, nothing to tune),
             `EffectiveFraction`, `Relative`, `Schedule`.
         error: l: "squared", "absolute", "huber", or a callable (prediction, target) → tensor ≥ 0.
-        over: what is normalised over together: "all" points of the batch (the paper), "sample" or "channel".
+        over: what is normalised over together: "all" points of the batch (the paper), each "sample", each "channel", or
+            each "lead" time of (batch, channel, lead, *space).
         cap: no weight above `cap` times the uniform one; what is cut off is shared out.
         mean_share: α in [0, 1]: α · mean + (1 − α) · imbalance-aware.
         trim: fraction of the points, largest errors first, that gets no weight at all (suspected outliers).

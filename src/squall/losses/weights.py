@@ -18,7 +18,7 @@ from squall.losses import program
 from squall.losses._tracing import is_traced
 from squall.losses.checks import check_any, check_errors, check_finite, check_not_empty, combined_measure, warn_unmet
 from squall.losses.distributed import ALONE, Sharding
-from squall.losses.errors import Over
+from squall.losses.errors import GROUPS_ALONG, Over
 from squall.losses.report import Account, of_rows
 from squall.losses.rules import DEFAULT_TEMPERATURE, SHARPEST, Schedule, Temperature, TemperatureRule, as_rule
 from squall.losses.sketch import KEY_SHIFT, SMALL, WINDOW
@@ -47,17 +47,16 @@ def to_groups(values: Shaped[Tensor, "..."], over: Over) -> Shaped[Tensor, "grou
     """(batch, channel, *space) → (group, point), a view where the memory allows."""
     if over == "all":
         return values.reshape(1, -1)
-    if over == "sample":
-        return values.reshape(values.shape[0], math.prod(values.shape[1:]))
-    return values.movedim(1, 0).reshape(values.shape[1], values.shape[0] * math.prod(values.shape[2:]))
+    values = values.movedim(GROUPS_ALONG[over], 0)
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))
 
 
 def from_groups(values: Shaped[Tensor, "group point"], shape: torch.Size, over: Over) -> Shaped[Tensor, "..."]:
     """The inverse of `to_groups`."""
-    if over == "channel":
-        batch, channel, *space = shape
-        return values.reshape(channel, batch, *space).movedim(0, 1)
-    return values.reshape(shape)
+    if over == "all":
+        return values.reshape(shape)
+    axis = GROUPS_ALONG[over]
+    return values.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :]).movedim(0, axis)
 
 
 @dataclass(frozen=True)
@@ -279,7 +278,7 @@ def _arrays(
     variables: tuple[Tensor, ...], delta: float | None, mask: Tensor | None, measure: Tensor | None, over: Over
 ) -> tuple[Any, ...]:
     """The first five arguments of `kernels.weigh`: everything is one group of one slab, samples are groups, channels
-    are groups with a slab in every sample."""
+    are groups with a slab in every sample, lead times with one in every channel of every sample."""
     shape = variables[0].shape
     weights = None
     if mask is not None or measure is not None:
@@ -290,14 +289,13 @@ def _arrays(
         layout = math.prod(shape[:outer]), 1, math.prod(shape[outer:])
         if weights is not None:
             weights = weights.expand(*weights.shape[:outer], *shape[outer:]).reshape(1, 1, layout[2])
-    elif over == "sample":
-        layout = 1, shape[0], math.prod(shape[1:])
-        if weights is not None:
-            weights = weights.expand(-1, *shape[1:]).reshape(1, len(weights), layout[2])
     else:
-        layout = shape[0], shape[1], math.prod(shape[2:])
-        if weights is not None:
-            weights = weights.expand(-1, -1, *shape[2:]).reshape(*weights.shape[:2], layout[2])
+        axis = GROUPS_ALONG[over]
+        layout = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+        if weights is not None:  # not repeated along axes that it does not depend on
+            before = weights.shape[:axis] if math.prod(weights.shape[:axis]) == 1 else shape[:axis]
+            weights = weights.expand(*before, -1, *shape[axis + 1 :])
+            weights = weights.reshape(math.prod(before), weights.shape[axis], layout[2])
     a = variables[0].detach().contiguous().view(layout).numpy()
     b = variables[1].detach().contiguous().view(layout).numpy() if len(variables) > 1 else None
     kind = True if b is None else None if delta is None else a.dtype.type(delta)
@@ -344,7 +342,7 @@ def imbalance_weights(
         temperature: T in the unit of the errors, or a rule that finds it.
         mask: True where a point counts; broadcastable to the errors.
         measure: μ ≥ 0, such as cell areas; broadcastable to the errors. p = μ/Σμ.
-        over: what is normalised over together; every group gets its share of the measure.
+        over: what is normalised over together; every group gets its share of the measure. `"lead"` is the third axis.
         cap: no weight above `cap` times the uniform one.
         mean_share: α of uniform weights mixed in.
         trim: fraction of the measure, largest errors first, that gets no weight.

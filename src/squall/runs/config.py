@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from squall._process.messages import suggestion
 from squall.integrators import INTEGRATORS, Implicit
+from squall.losses.errors import Over
 from squall.losses.rivals import RIVALS
 from squall.losses.rivals.table import options_of
 from squall.training.settings import TrainingSettings, alone
@@ -146,7 +147,8 @@ class LossConfig:
         effective_fraction: the temperature is solved so that the effective sample size is this fraction.
         budget_cap: part of the KL budget: no point may weigh more than this many times the uniform weight.
         error: the error of a point: `squared`, `absolute` or `huber`.
-        over: what is normalised over together: `all` points of a minibatch, each `sample` or each `channel`.
+        over: what is normalised over together: `all` points of a minibatch, each `sample`, each `channel`, or each
+            `lead` time of an unrolled training.
         cap: no weight above this many times the uniform one, at the temperature found without it.
         mean_share: share of the plain mean that is mixed in.
         trim: fraction of the points, largest errors first, that gets no weight.
@@ -162,7 +164,7 @@ class LossConfig:
     effective_fraction: float | None = None
     budget_cap: float | None = None
     error: Literal["squared", "absolute", "huber"] = "squared"
-    over: Literal["all", "sample", "channel"] = "all"
+    over: Over = "all"
     cap: float | None = None
     mean_share: float = 0.0
     trim: float = 0.0

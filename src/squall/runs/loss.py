@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall.data import Transitions
+from squall.data.measure import lengths
 from squall.losses import (
     DEFAULT_TEMPERATURE,
     EffectiveFraction,
@@ -22,7 +23,7 @@ from squall.losses.rivals import rival
 from squall.models.placement import evaluating
 from squall.runs.config import ConfigError, LossConfig
 from squall.runs.installed import importable
-from squall.training.batches import Batches, beside, takes
+from squall.training.batches import Batches, beside, refuse_without_leads, takes
 from squall.training.settings import TrainingSettings
 
 TARGETS = 2**22
@@ -41,7 +42,9 @@ def build_loss(
         return MeanSquaredError(config.error)
     try:
         if config.name == "imbalance-aware":
-            return _imbalance_aware(config)
+            loss = _imbalance_aware(config)
+            refuse_without_leads(loss, settings)
+            return loss
         return _rival(config, Batches(transitions, settings, scale))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"the loss '{config.name}' cannot be made: {error}") from error
@@ -61,7 +64,7 @@ def _imbalance_aware(config: LossConfig) -> nn.Module:
 
 
 def _rival(config: LossConfig, batches: Batches) -> nn.Module:
-    data = (KNOWN_OF_THE_DATA[config.name](batches),) if config.name in KNOWN_OF_THE_DATA else ()
+    data = KNOWN_OF_THE_DATA[config.name](batches) if config.name in KNOWN_OF_THE_DATA else ()
     with importable(config.name.rpartition(".")[0] or "squall"):
         loss = rival(config.name, *data, **config.options or {})
     loss = loss if isinstance(loss, nn.Module) else _Function(loss)
@@ -89,13 +92,20 @@ def _targets(batches: Batches) -> Float[Tensor, "batch channel *lead_and_space"]
     return batches.draw(chosen).target / batches.unit
 
 
-KNOWN_OF_THE_DATA: Mapping[str, Callable[[Batches], Any]] = MappingProxyType(
+def _cells(batches: Batches) -> list[tuple[Float[Tensor, "..."], bool]]:
+    """Lengths of cells along each axis of space, and whether it is periodic."""
+    source = batches.transitions.source
+    along = lengths(source.coordinates, source.description.axes)
+    return [(length, end == "periodic") for length, end in zip(along, source.boundary, strict=True)]
+
+
+KNOWN_OF_THE_DATA: Mapping[str, Callable[[Batches], tuple[Any, ...]]] = MappingProxyType(
     {
-        "channel": lambda batches: batches.transitions.source.channels,
-        "density": _targets,
-        "rba": _shape,
-        "regimes": _targets,
-        "vrba": _shape,
+        "channel": lambda batches: (batches.transitions.source.channels,),
+        "density": lambda batches: (_targets(batches),),
+        "rba": lambda batches: (_shape(batches),),
+        "regimes": lambda batches: (_targets(batches), _cells(batches)),
+        "vrba": lambda batches: (_shape(batches),),
     }
 )
 """What a rival must know of the training data."""

@@ -32,6 +32,7 @@ PRESETS = (
     "sweeps-small",
     "rivals-small",
     "storms-small",
+    "storms",
     "default-small",
     "integrators-small",
     "evidence-small",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from squall._types import State, Trajectories
 from squall.data import Normalization, Transitions
 from squall.integrators import Array
+from squall.losses import ImbalanceAwareLoss
 from squall.models.inputs import Conditions, Inputs, Window, read_conditions
 from squall.training.settings import TrainingSettings
 
@@ -75,7 +76,7 @@ class Batches:
         self.transitions, self.dt, self.settings = transitions, transitions.dt, settings
         self.inputs = Inputs(transitions.history, conditions)
         self.residual, source = settings.residual, transitions.source
-        self.leads = 1 if settings.unroll_gradient == "pushforward" else transitions.unroll
+        self.leads = settings.leads
         unit = torch.tensor(scale or (1.0,), dtype=torch.float64)
         self.unit = unit.reshape(-1, *[1] * (len(source.space) + (self.leads > 1)))
         self._noise = self._error = None
@@ -160,6 +161,20 @@ def beside(loss: nn.Module, batches: Batches, device: torch.device) -> dict[str,
                 + ("" if name == "mask" else ", or set training.areas: false")
             )
     return {name: value.to(device) for name, value in given.items() if value is not None}
+
+
+def refuse_without_leads(loss: nn.Module | None, settings: TrainingSettings) -> None:
+    """Refuse a loss that is normalised in each lead time where it sees only one.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    if settings.leads == 1 and isinstance(loss, ImbalanceAwareLoss) and loss.recipe.over == "lead":
+        raise ValueError(
+            f"over='lead' normalises in each lead time, but with training.unroll {settings.unroll} and unroll_gradient "
+            f"'{settings.unroll_gradient}' the loss sees one: unroll several steps with 'all' or 'step', or use "
+            "over='all'"
+        )
 
 
 def takes(loss: nn.Module, name: str) -> bool:

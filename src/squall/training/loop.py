@@ -19,7 +19,7 @@ from squall.losses import ImbalanceAwareLoss, MeanSquaredError
 from squall.losses.accumulate import Accumulation
 from squall.losses.distributed import RefusedElsewhere
 from squall.models.placement import like_model
-from squall.training.batches import Batch, Batches, beside, takes
+from squall.training.batches import Batch, Batches, beside, refuse_without_leads, takes
 from squall.training.sampling import Sampler, UniformSampler
 from squall.training.settings import TrainingSettings, adam, learning_rate_at
 from squall.training.sharded import shard
@@ -269,6 +269,7 @@ def _refuse_misfits(
             f"training.accumulate is {settings.accumulate}, which is exact for ImbalanceAwareLoss and MeanSquaredError "
             f"only, got {type(loss).__name__}"
         )
+    refuse_without_leads(loss, settings)
     if settings.patience and validate is None:
         raise ValueError("training.patience is set, but nothing validates: there is no score to wait for")
 

@@ -81,6 +81,11 @@ class TrainingSettings:
     accumulate: int = 1
     patience: int = 0
 
+    @property
+    def leads(self) -> int:
+        """How many lead times of a window the loss sees."""
+        return 1 if self.unroll_gradient == "pushforward" else self.unroll
+
     def __post_init__(self) -> None:
         self._check_ranges()
         self._check_choices()

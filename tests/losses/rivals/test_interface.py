@@ -194,6 +194,7 @@ BAD = [
     ("regimes", "shares", (0.1, 0.5)),
     ("regimes", "window", 0.0),
     ("regimes", "rho", 0.0),
+    ("regimes", "front_share", 1.0),
     ("density", "alpha", -1.0),
     ("density", "epsilon", 0.0),
     ("extreme_value", "quantile", 0.5),

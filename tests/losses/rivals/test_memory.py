@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy import optimize
 
+from squall.data.measure import lengths
 from squall.losses.rivals import RBA, VRBA, ChannelLoss, RegimeBudget
+from squall.losses.rivals.regimes import steepness
 
 from .cases import fields
 
@@ -219,8 +221,56 @@ def test_one_channel_may_set_the_regimes_of_all():
     _, targets = fields(20, 2, 10)
     labels = RegimeBudget(targets, shares=(0.5,), channel=1).regimes(targets)
     assert torch.equal(labels[:, 0] + 2, labels[:, 1])
-    with pytest.raises(ValueError, match="channel is 2, but the data have channels 0 to 1"):
-        RegimeBudget(targets, channel=2)
+    for name in ("channel", "front"):
+        with pytest.raises(ValueError, match=f"{name} is 2, but the data have channels 0 to 1"):
+            RegimeBudget(targets, **{name: 2})
+
+
+def globe(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, list[tuple[torch.Tensor, bool]]]:
+    """Latitudes and longitudes in radians, and the cells of their grid."""
+    latitude, longitude = 90 - 180 * (np.arange(rows) + 0.5) / rows, 360 * np.arange(columns) / columns
+    cells = list(zip(lengths([latitude, longitude], ["latitude", "longitude"]), (False, True), strict=True))
+    return np.radians(latitude)[:, None], np.radians(longitude)[None], cells
+
+
+def test_the_gradient_on_the_sphere_is_that_of_a_spherical_harmonic():
+    north, east, cells = globe(64, 128)
+    field = torch.from_numpy(np.cos(north) * np.cos(east))
+    exact = np.sqrt(np.sin(north) ** 2 * np.cos(east) ** 2 + np.sin(east) ** 2)  # |∇u|² = u_φ² + u_λ²/cos²φ
+    np.testing.assert_allclose(steepness(field, cells)[1:-1], exact[1:-1], atol=2e-3)
+    np.testing.assert_allclose(steepness(field, cells), exact, atol=5e-2)  # one-sided at the ends
+    one_level = list(zip(lengths([np.zeros(1), np.arange(64.0)], ["z", "x"]), (False, False), strict=True))
+    torch.testing.assert_close(steepness(torch.arange(64.0).reshape(1, 64), one_level), torch.ones(1, 64))
+
+
+@pytest.mark.parametrize("leads", [(), (2,)])
+def test_weather_has_storms_and_fronts_by_the_area_of_each_state(leads):
+    """Point by point: a storm where less than the share of the area is larger, else a front where it is steep."""
+    north, _, cells = globe(6, 8)
+    _, target = fields(3, 2, *leads, 6, 8)
+    area = torch.from_numpy(np.cos(north)).expand(target.shape)
+    target[1] *= 100  # a violent day has no more storms than a calm one
+    loss = RegimeBudget(target, cells, shares=(0.2, 0.05), channel=1, each_state=True, front=0, front_share=0.25)
+    labels = loss.regimes(target, area)
+    assert torch.equal(labels[:, 0] + 4, labels[:, 1])
+    days = [x.movedim(1, -1).reshape(-1, 48, 2).movedim(-1, 1).numpy() for x in (target, area, labels)]
+    steep = steepness(target[:, 0], cells).reshape(-1, 48).numpy()
+    for (_, vorticity), (_, mass), (found, _), gradient in zip(*days, steep, strict=True):
+        larger, steeper = (
+            np.array([mass[size > x].sum() for x in size]) / mass.sum() for size in (np.abs(vorticity), gradient)
+        )
+        storm = (larger < 0.2).astype(int) + (larger < 0.05)
+        assert found.tolist() == np.where(storm > 0, storm + 1, steeper < 0.25).tolist()
+        assert set(found) == {0, 1, 2, 3}
+
+
+def test_a_coast_is_no_front_and_masked_points_are_in_no_tail():
+    target = torch.full((1, 1, 4, 12), 5.0, dtype=torch.float64)
+    target[..., 8:] = target[..., 8:] + 0.1 * torch.arange(4) ** 2
+    mask = torch.arange(12) > 3
+    target = torch.where(mask, target, 0)
+    loss = RegimeBudget(target, shares=(0.1,), each_state=True, front=0, front_share=0.2)
+    assert loss.regimes(target, mask.double().expand(target.shape))[0, 0, 0, 4:].tolist() == [0, 0, 0, 0, 0, 0, 1, 2]
 
 
 def test_regimes_killed_and_resumed_equal_an_unbroken_run():
