@@ -234,3 +234,15 @@ def test_torchrun_starts_the_processes_as_the_page_says(data, alone, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(out)]
     assert_equal(out, alone)
+
+
+@pytest.mark.slow
+def test_fabric_starts_the_processes_by_its_command_and_by_device_devices(data, alone, tmp_path):
+    out, squall = tmp_path / "run", Path(ranks.__file__).parents[1] / "__main__.py"
+    fabric = ["-m", "lightning_fabric.cli", "--accelerator", "cpu", "--devices", "2"]
+    for launcher, steps, more in ((fabric, 50, []), ([], 100, ["--device.devices", "2"])):
+        command = [sys.executable, *launcher, str(squall), *train(data, out, steps, *more)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr
+    assert json.loads((out / "environment.json").read_text())["processes"] == 2
+    assert_equal(out, alone)

@@ -178,7 +178,7 @@ def test_a_lease_that_was_cut_short_is_dead_unless_it_changes(tmp_path, clock):
 
 
 def compete(path: Path, count: int, seed: int) -> None:
-    """Do every piece of work that nobody holds: write who did it, exclusively, after a pause."""
+    """Do every piece of work that nobody holds: create its file, after a pause. All but the first may be killed."""
     leases, draw = Leases(path / "l"), random.Random(seed)
     left = [str(i) for i in range(count)]
     while left:
@@ -188,20 +188,24 @@ def compete(path: Path, count: int, seed: int) -> None:
         elif leases.claim(name):
             if not (path / name).exists():
                 time.sleep(draw.random() * 0.01)
-                with open(path / "log", "a") as log:
-                    log.write(f"{name}\n")
-                (path / name).touch()
+                if seed and draw.random() < 0.1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                (path / name).touch(exist_ok=False)  # an error if it is done twice
+                if seed and draw.random() < 0.1:
+                    os.kill(os.getpid(), signal.SIGKILL)
             leases.release(name, done=True)
 
 
-def test_eight_processes_do_no_work_twice(tmp_path):
+def test_eight_workers_killed_at_random_do_all_work_and_none_twice(tmp_path):
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     workers = [context.Process(target=compete, args=(tmp_path, 60, seed)) for seed in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert sorted((tmp_path / "log").read_text().split()) == sorted(map(str, range(60)))
+    codes = [worker.exitcode for worker in workers]
+    assert set(codes) == {0, -signal.SIGKILL}
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == sorted(map(str, range(60)))
 
 
 TINY = {

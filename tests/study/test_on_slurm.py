@@ -99,6 +99,15 @@ def test_jobs_that_cannot_be_submitted_are_refused(tmp_path, words, capsys, monk
     assert not (tmp_path / "out").exists()
 
 
+def test_what_slurm_refuses_is_said_in_its_words(tmp_path, words, capsys, monkeypatch):
+    for name, does in {"srun": "exit", "sbatch": "echo 'sbatch: error: invalid partition: nope' >&2; exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main([*words, "--on", "slurm", "--resources", "{partition: nope}"]) == 2
+    assert "SLURM takes no job: sbatch: error: invalid partition: nope. Look at" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the process of the job in /proc")
 def test_a_job_whose_time_is_over_saves_at_its_step_and_is_queued_again(tmp_path, words, monkeypatch):

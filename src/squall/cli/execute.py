@@ -74,6 +74,10 @@ def _warn_of_repeats(words: Sequence[str]) -> None:
 
 
 def _advice(error: Exception) -> list[str]:
-    """What to do about a disk that is full; what is on it already stays whole."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return ["The disk is full: what was saved is whole. Make room and give the same command again"] if full else []
+    """What to do about a disk that is full or cannot do something; what is on it already stays whole."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ["The disk is full: what was saved is whole. Make room and give the same command again"]
+    if number in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+        return ["The disk cannot do what squall needs, such as renaming a file: choose a folder on another disk"]
+    return []

@@ -2,7 +2,9 @@
 
 import errno
 import io
+import os
 import re
+import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,11 +103,21 @@ def _program(emulator: Emulator) -> bytes:
         except _NotExportable:
             raise
         except Exception as error:  # of the tracer, the exporter, or the module's own code
-            operator = re.search(r"aten\.\w+(?:\.\w+)?|torch\.\w+[\w.]*", str(error))
-            named = f" at {operator[0]}" if operator else ""
             text = next(iter(str(error).strip().splitlines()), "")
-            raise _NotExportable(f"torch.export stops{named}: {type(error).__name__}: {text}") from error
+            raise _NotExportable(f"torch.export stops{_place(error)}: {type(error).__name__}: {text}") from error
     return content
+
+
+def _place(error: Exception) -> str:
+    """The operator of which an error of the exporter speaks, and the line of the model's own code that calls it."""
+    operator = re.search(r"aten\.\w+(?:\.\w+)?|torch\.(?!export|_)\w+[\w.]*\w", str(error))
+    named = f" at {operator[0]}" if operator else ""
+    others = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in (torch, squall))
+    library = os.path.dirname(os.__file__)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*others, "<")) and os.path.dirname(frame.filename) != library:
+            return f"{named} in `{frame.line}` ({Path(frame.filename).name}, line {frame.lineno})"
+    return named
 
 
 @final

@@ -75,11 +75,16 @@ def submit(words: Sequence[str], folder: Path, jobs: int, resources: Mapping[str
 
     Raises:
         ValueError: for a resource that is unknown, or too little time.
-        RunFolderError: where there is no SLURM.
+        RunFolderError: where there is no SLURM, or it refuses the jobs.
     """
     executor = _executor(folder, resources, dry=False)
-    with executor.batch():
-        submitted = [executor.submit(StudyJob(words)) for _ in range(jobs)]
+    refused = importlib.import_module("submitit.core.utils").FailedJobError
+    try:
+        with executor.batch():
+            submitted = [executor.submit(StudyJob(words)) for _ in range(jobs)]
+    except refused as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(f"SLURM takes no job: {reason}. Look at --dry-run, and change --resources") from error
     return [job.job_id for job in submitted]
 
 
