@@ -34,7 +34,6 @@ PRESETS = (
     "storms-small",
     "storms",
     "default-small",
-    "integrators-small",
     "evidence-small",
     "smoke",
 )
