@@ -1,6 +1,7 @@
 """The processes that train one run together, a device each: started, in agreement, stopped together."""
 
 import atexit
+import gc
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -68,6 +69,7 @@ def _leave() -> None:
     """End the threads of the group: gloo's can abort Python at its end, and Fabric ends those of NCCL alone."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        gc.collect()  # a sharded model is part of cycles that hold the group
 
 
 def _strategy(name: str, processes: int) -> Any:
