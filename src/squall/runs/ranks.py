@@ -1,8 +1,8 @@
 """The processes that train one run together, a device each: started, in agreement, stopped together."""
 
 import atexit
-import gc
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
