@@ -146,7 +146,10 @@ class Implicit(Integrator):
 
     def increment(self, rate: Rate, u: Array, dt: float) -> Array:
         if torch.compiler.is_exporting():
-            raise NotImplementedError(f"{self.name} evaluates the model as often as the numbers need")
+            raise NotImplementedError(
+                f"{self.name} evaluates the model as often as the numbers need, which no program can: export a run "
+                "with an explicit integrator"
+            )
         with torch.no_grad():
             start = rate(u)
             size = (u.abs() / dt + start.abs()).flatten(1).amax(1)
@@ -183,7 +186,7 @@ MEMORY = 30
 """Earlier iterates that are combined. With 8, a linear rate of eigenvalues from 0 to −30/dt is not solved; with 30 it
 takes 70 evaluations."""
 MOST_ITERATIONS = 100
-"""The paper's systems take about 15 at their dt."""
+"""Learned rates of Cahn-Hilliard take 7 to 11 in float32, at the dt of the paper."""
 
 
 def _fixed_point(
@@ -238,7 +241,7 @@ class _ImplicitMidpoint(Implicit):
 
 
 implicit_midpoint = _ImplicitMidpoint("implicit_midpoint", order=2)
-"""The implicit midpoint rule, u' = u + dt f((u + u')/2): stable wherever f is, and it keeps quadratic invariants."""
+"""The implicit midpoint rule, u' = u + dt f((u + u')/2): A-stable, and it keeps quadratic invariants."""
 
 
 def rate_between(rate: Any) -> Callable[[Array, Array], Array]:

@@ -46,7 +46,7 @@ SETTING = {"loss.budget_cap": 1.0, "loss.kl_budget": 0.0, "loss.options.alpha": 
 
 
 def _styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for every different name."""
+    """A colour and a marker for each distinct name."""
     pairs = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
     return dict(zip(dict.fromkeys(names), pairs, strict=False))
 

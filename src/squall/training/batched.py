@@ -102,9 +102,7 @@ def train_together(
     if options := alone(settings):
         raise ValueError(f"train_together: training.{options[0]} is set, which only a training by itself has")
     if isinstance(integrator, Implicit):
-        raise ValueError(
-            f"train_together: {integrator.name} solves an equation for every step: train the members apart"
-        )
+        raise ValueError(f"train_together: {integrator.name} is implicit: train the members apart")
     if transitions.length > 2:
         raise ValueError(
             f"train_together: the transitions are windows of {transitions.length} states, but must be pairs: train "
