@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from squall.study import runner
 from squall.study.definition import read_study
 from squall.study.folder import StudyFolder
 from squall.study.on_ray import ClusterError, ray_workers
@@ -18,13 +19,16 @@ from squall.study.runner import run_study
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'squall[ray]'")
 
+# Seconds on any machine, of which a test wants to see the first: files are looked at every 0.1 to 0.5 s.
+STEPS = 3000
+
 STUDY = {
     "name": "far",
     "seeds": 2,
     "base": {
         "data": {"validation": 1, "test": 2},
         "model": {"hidden": 3},
-        "training": {"steps": 1500, "batch": 8, "log_every": 10, "validate_every": 500, "checkpoint_every": 10},
+        "training": {"steps": STEPS, "batch": 8, "log_every": 10, "validate_every": 1000, "checkpoint_every": 30},
         "device": {"accelerator": "cpu"},
     },
     "variants": {"CH": {"system": {"name": "cahn-hilliard", "trajectories": 6, "steps": 10}, "model.name": "node"}},
@@ -80,7 +84,7 @@ def test_a_study_on_two_nodes_of_which_one_dies_equals_the_local_one(tmp_path, c
     finally:
         watching.clear()
     killer.join()
-    assert max(reached.values()) < 1500, "nothing was left to do when the node died"
+    assert max(reached.values()) < STEPS, "nothing was left to do when the node died"
     assert all(min(steps) >= reached[name] for name, steps in after.items()), "a run began again from nothing"
     run_study(study, tmp_path / "here", workers=1)
     assert results_of(out) == results_of(tmp_path / "here")
@@ -90,7 +94,8 @@ def test_a_study_on_two_nodes_of_which_one_dies_equals_the_local_one(tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_saves_its_trainings_and_resumes(tmp_path, cluster):
+def test_a_study_that_is_stopped_saves_its_trainings_and_resumes(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(runner, "PROGRESS_SECONDS", 0.1)
     values = json.loads(json.dumps(STUDY)) | {"seeds": 1}
     values["base"]["training"]["checkpoint_every"] = 10_000
     path, out = tmp_path / "study.yaml", tmp_path / "out"
@@ -109,7 +114,7 @@ def test_a_study_that_is_stopped_saves_its_trainings_and_resumes(tmp_path, clust
         run_study(study, out, on=on, progress=interrupt)
     (steps,) = (StudyFolder(out).run(trial).checkpoint_steps("last") for trial in study.trials)
     assert steps
-    assert steps[0] < 1500
+    assert steps[0] < STEPS
     run_study(study, out, on=on)
     run_study(study, tmp_path / "here", workers=1)
     assert results_of(out) == results_of(tmp_path / "here")
