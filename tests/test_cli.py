@@ -85,7 +85,7 @@ def test_a_run_folder_explains_itself(runs):
 
 def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path, capsys):
     out = tmp_path / "rival"
-    words = ["train", "--data.path", str(data), "--data.validation", "1", "--data.test", "2", "--model.hidden", "3"]
+    words = ["train", "--data", str(data), "--data.validation", "1", "--data.test", "2", "--model.hidden", "3"]
     words += ["--training.steps", "4", "--training.batch", "4", "--training.checkpoint_every", "2", "--out", str(out)]
     words += ["--loss.name", "channel", "--loss.options", '{"window": 5}']
     assert main(words) == 0
@@ -431,6 +431,7 @@ def test_a_file_that_cannot_be_used_is_refused(data, tmp_path, capsys, how, mess
 
 MISTAKES = [
     (["train", "--data.path", "nowhere.hdf5"], "nowhere.hdf5"),
+    (["train", "--data=nowhere.hdf5"], "nowhere.hdf5: there is no such file"),
     (["train"], "data.path is not set"),
     (["train", "--data.path", "{data}", "--training.step", "3"], "did you mean 'training.steps'"),
     (["train", "--data.path", "{data}", "--loss.temperature", "-1"], "loss.temperature is -1"),

@@ -78,7 +78,7 @@ class _TrainParser(ArgumentParser):
     """Parses the words of a training: what jsonargparse lets pass or takes for a fault of its own is refused."""
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:
-        words = _specific_last(args or ())
+        words = _specific_last(_data_as_path(args or ()))
         _check_files(words)
         parsed = super().parse_args(words, *rest, **options)
         refuse_null(parsed)
@@ -130,6 +130,19 @@ def _check_files(words: Sequence[str]) -> None:
                 raise ConfigError(f"the configuration {path} holds {values!r}, but must hold keys such as 'data:'")
             if flag == "--config":
                 refuse_file_as_group(values)
+
+
+def _data_as_path(words: Sequence[str]) -> list[str]:
+    """`--data FILE` is `--data.path FILE`, unless FILE holds keys of `data`.
+
+    >>> _data_as_path(["--data", "storms.nc"]), _data_as_path(["--data=part.yaml"])
+    (['--data.path', 'storms.nc'], ['--data', 'part.yaml'])
+    """
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--data=") else [word])]
+    for i, value in enumerate(parts[1:]):
+        if parts[i] == "--data" and not value.startswith("{") and Path(value).suffix not in (".yaml", ".yml", ".json"):
+            parts[i] = "--data.path"
+    return parts
 
 
 def _specific_last(words: Sequence[str]) -> list[str]:
