@@ -49,6 +49,11 @@ def test_an_ensemble_equals_its_members_alone(source, kind, step, at_once, monke
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)  # the solver's tolerance
         assert [line["step"] for line in result.history] == [line["step"] for line in alone.history]
         assert result.history[0]["loss"] == pytest.approx(alone.history[0]["loss"], rel=1e-6)
+        for ours, theirs in zip(result.history, alone.history, strict=True):
+            assert ours.keys() == theirs.keys()
+            logged = [name for name, x in theirs.items() if isinstance(x, float) and name != "seconds"]
+            assert {"loss", "effective_fraction", "gradient_noise"} <= {*logged} or "validation" in theirs
+            assert [ours[x] for x in logged] == pytest.approx([theirs[x] for x in logged], rel=1e-3, abs=1e-6)
         assert result.best.step == alone.best.step
 
 

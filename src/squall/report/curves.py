@@ -177,23 +177,32 @@ def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
         panel.plot(T[unbounded], height, "x", color=COLOURS[1], transform=transform, label="a seed diverged")
 
 
+COURSES = {
+    "rollout_states": "validation rollout error of the states",
+    "growth_factor": "growth factor of a step",
+    "effective_fraction": "effective share of the points",
+    "gradient_noise": "share of noise in the squared gradient",
+}
+
+
 def training_figure(found: GridResults) -> Figure:
-    """Rollout error and growth factor on the validation trajectories against training steps: a line per seed, of more
+    """The validations, and what the weights and the gradient did, against training steps: a line per seed, of more
     than a few the median with the band from the lower to the upper quartile."""
-    figure = Figure(figsize=(6 * len(found.groups), 7), layout="constrained")
-    panels = figure.subplots(2, len(found.groups), squeeze=False, sharex=True)
-    quantities = {
-        "rollout_states": "validation rollout error of the states",
-        "growth_factor": "growth factor of a step",
-    }
+    outcomes = [outcome for _, rows in found.groups for row in rows for outcome in row.outcomes]
+    names = [*COURSES][:2] + [name for name in [*COURSES][2:] if any(name in o.history for o in outcomes)]
+    figure = Figure(figsize=(6 * len(found.groups), 3.5 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), len(found.groups), squeeze=False, sharex=True)
     for column, (title, rows) in enumerate(found.groups):
-        for panel, (name, label) in zip(panels[:, column], quantities.items(), strict=True):
+        for panel, name in zip(panels[:, column], names, strict=True):
             for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
                 _courses(panel, row, name, colour)
-            panel.set_ylabel(label)
+            panel.set_ylabel(COURSES[name])
+            if name in ("effective_fraction", "gradient_noise"):
+                panel.set_ylim(0, 1.05)
         panels[0, column].set(title=title, yscale="log")
-        panels[1, column].set(xlabel="training step", ylim=(0.95, 2.0))
+        panels[1, column].set_ylim(0.95, 2.0)
         panels[1, column].axhline(1, color="0.5", lw=0.8)
+        panels[-1, column].set_xlabel("training step")
     legend_below(figure, panels[0])
     return figure
 

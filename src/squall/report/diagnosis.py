@@ -24,6 +24,7 @@ WEIGHTS = {
     "kl": "KL(weights ‖ uniform), nats",
     "max_weight": "largest weight",
     "top_share": "weight of the top 1 % of errors",
+    "gradient_noise": "share of noise in the squared gradient",
 }
 
 

@@ -11,8 +11,8 @@ from squall.evaluation.diagnosis import Unevenness, change, errors
 from squall.runs.folder import Kind
 from squall.runs.trained import open_run
 
-WEIGHTS = ("temperature", "effective_fraction", "kl", "max_weight", "top_share")
-"""What a loss that weights points logs."""
+WEIGHTS = ("temperature", "effective_fraction", "kl", "max_weight", "top_share", "gradient_noise")
+"""What is logged of a training whose loss weights points."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ ABSENT = object()
 FIELDS = "rollouts.npz"
 """The kept fields of the last weights."""
 
+LOGGED = ("effective_fraction", "gradient_noise")
+"""What the history of an outcome has of the log."""
+
 STATES: Place = ("rollout", "states")
 _ROLLOUT = ("states", "energy", "mass", "diverged")
 _ONE_STEP: dict[str, Place] = {
@@ -89,7 +92,8 @@ class Outcome:
         state: `done`, `failed` (the training diverged), `started` or `missing`.
         config: its configuration, nested plain values.
         evaluations: what `evaluation.json` holds under "", evaluations by other integrators under their suffix.
-        history: the validations during the training by quantity, also `step`; None is a number that is not finite.
+        history: the validations during the training by quantity, also `step`, with what was logged at the same step
+            of the weights and the gradient; None is a number that is not finite.
         environment: versions, commit, machine and data.
         failure: where and why the training diverged.
         arrays: gives the arrays of a file of the run, such as `rollouts.npz`, or None.
@@ -135,7 +139,13 @@ class Outcome:
 def read_outcome(folder: RunFolder, seed: int, state: str, config: Mapping[str, Any]) -> Outcome:
     """What a run folder holds; evaluations only of a run that is done."""
     paths = sorted(folder.path.glob("evaluation*.json"), key=lambda path: path.stem) if state == "done" else []
-    lines = [{"step": line["step"], **line["validation"]} for line in folder.read_metrics() if "validation" in line]
+    metrics = folder.read_metrics()
+    logged = {line["step"]: {name: line[name] for name in LOGGED if name in line} for line in metrics if "loss" in line}
+    lines = [
+        {"step": line["step"], **line["validation"], **logged.get(line["step"], {})}
+        for line in metrics
+        if "validation" in line
+    ]
     quantities = dict.fromkeys(name for line in lines for name in line)
     environment = folder.read_json("environment.json") if folder.has("environment.json") else {}
     return Outcome(

@@ -12,14 +12,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from squall._process.replay import Replayed
-from squall._types import Validation
+from squall._types import State, Validation
 from squall.data import Transitions
 from squall.integrators import Implicit, IntegratorLike, accepts_step, euler, increment
 from squall.losses import ImbalanceAwareLoss
@@ -27,6 +27,7 @@ from squall.losses.loss import Recipe
 from squall.models.stacked import Stacked
 from squall.training.batches import Batches, beside
 from squall.training.loop import Stepper, run_loop
+from squall.training.noise import gradient_noise
 from squall.training.sampling import Sampler, UniformSampler
 from squall.training.settings import TrainingSettings, adam, alone
 from squall.training.state import Recorder, Training, TrainingDiverged, TrainingResult, one_process, private_randomness
@@ -165,6 +166,8 @@ class _Stack(Stepper):
         self.u, self.target = minibatches.draw(step)
         self.counter = torch.tensor(step, device=device)
         self.values = torch.zeros(len(trainings), device=device, dtype=models.dtype)
+        self.compared = self.u, self.target
+        """The last predictions and their targets, for the log."""
         self._one_step = Replayed(self._step, device)
 
     def advance(self, step: int, count: int) -> Float[Tensor, "step member"]:
@@ -196,6 +199,7 @@ class _Stack(Stepper):
         if self.mask is not None:
             rate = torch.where(self.mask, rate, 0)
         prediction, target = batches.compared(rate, self.u, self.target, self.unit)
+        self.compared = prediction.detach(), target
         fine = ((prediction - target).detach().square().flatten(1).amax(1)).isfinite()
         # A diverged member has no part in the losses, whose checks would stop all.
         shown = torch.where(fine.reshape(-1, *[1] * (prediction.dim() - 1)), prediction, target)
@@ -209,6 +213,21 @@ class _Stack(Stepper):
         self.optimizer.step()
         self.values.copy_(torch.where(fine, values.detach(), torch.inf))
         self.counter += 1
+
+    @torch.no_grad()
+    def metrics(self) -> list[dict[str, float]]:
+        noise = gradient_noise(self.optimizer, len(self.trainings))
+        return [
+            self._report(training.loss, *compared) | share
+            for training, *compared, share in zip(self.trainings, *self.compared, noise, strict=True)
+        ]
+
+    def _report(self, loss: Any, prediction: State, target: State) -> dict[str, float]:
+        """The report of a member's loss, which the step itself does without."""
+        if not prediction.isfinite().all():
+            return {}
+        account = loss.recipe.evaluate(prediction, target, step=self.counter - 1, **self.beside).account
+        return {name: x for name, x in account.numbers().items() if isinstance(x, float)}
 
     def validations(self) -> list[Validation | None]:
         validate = self.trainings[0].validate

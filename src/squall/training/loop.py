@@ -20,6 +20,7 @@ from squall.losses.accumulate import Accumulation
 from squall.losses.distributed import RefusedElsewhere
 from squall.models.placement import like_model
 from squall.training.batches import Batch, Batches, beside, refuse_without_leads, takes
+from squall.training.noise import gradient_noise
 from squall.training.sampling import Sampler, UniformSampler
 from squall.training.settings import TrainingSettings, adam, learning_rate_at
 from squall.training.sharded import shard
@@ -64,9 +65,9 @@ class Stepper(abc.ABC):
             TrainingDiverged: in place of such a loss, where there is more to say.
         """
 
-    def metrics(self) -> dict[str, float]:
-        """What is logged beside the loss."""
-        return {}
+    @abc.abstractmethod
+    def metrics(self) -> list[dict[str, float]]:
+        """What is logged of every training."""
 
     def pull(self, step: int) -> None:  # noqa: B027
         """Bring the models and optimisers of the trainings to where `advance` left them."""
@@ -139,6 +140,7 @@ def _take_losses(
     """Tell every training its losses up to `step`."""
     finite = losses.isfinite()
     fine = finite.all(0).tolist()
+    metrics = stepper.metrics() if logs else []
     for i, training in enumerate(stepper.trainings):
         if training.diverged:
             continue
@@ -149,7 +151,7 @@ def _take_losses(
         training.step, training.seconds = step, seconds
         training.recorder.stepped(step)
         if logs:
-            training.log({"loss": losses[-1, i].item(), **stepper.metrics()})
+            training.log({"loss": losses[-1, i].item(), **metrics[i]})
 
 
 def _record(trainings: Sequence[Training], validations: Sequence[Validation | None], save: bool) -> None:
@@ -397,13 +399,13 @@ class _SingleModel(Stepper):
         for group, largest in zip(self.training.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = largest * factor
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> list[dict[str, float]]:
         report = getattr(self.training.loss, "report", dict)
         if self.settings.accumulate > 1 and isinstance(self.training.loss, MeanSquaredError):
             report = dict  # its report is of the last part
         metrics = {name: x for name, x in report().items() if isinstance(x, float)}
         rate = {"learning_rate": self.training.optimizer.param_groups[0]["lr"]} if self.scheduled else {}
-        return metrics | rate
+        return [metrics | rate | noise for noise in gradient_noise(self.training.optimizer)]
 
 
 def _stopping(trainings: Sequence[Training]) -> bool:
