@@ -119,8 +119,8 @@ def test_the_first_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
 def test_the_page_about_evaluation_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_page(EVALUATION)
-    assert names["found"].rollout["trajectories"] == 9
-    assert names["found"].scores["nrmse"]["height"] < 0.1
+    assert names["errors"].rollout["trajectories"] == 9
+    assert names["errors"].scores["nrmse"]["height"] < 0.1
     assert names["states"].shape == (3, 101, 1, 64)
 
 

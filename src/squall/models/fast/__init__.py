@@ -9,7 +9,7 @@ core, on up to 6 threads at once; `tanh_numba` is a tanh for processors without 
 
 Gain: a training step of the paper's size (10 000 rows, 200 hidden units, two cores) takes 1.0 to 1.2 times its matrix
 products alone, where plain PyTorch takes 1.9 to 2.4 times; `benchmarks/training_step.py` measures it, and
-docs/models.md has the numbers.
+docs/speed.md has the numbers.
 
 Where it falls back to the formulas: small matrices without gradients, second derivatives, forward mode,
 `torch.compile`, autocast, and on a GPU members that share weights. With more than 6 threads it leaves the rows to
