@@ -90,6 +90,7 @@ def test_a_rival_trains_resumes_and_is_evaluated_by_its_name(data, tmp_path, cap
     words += ["--loss.name", "channel", "--loss.options", '{"window": 5}']
     assert main(words) == 0
     assert main(words) == 0, "the folder holds the finished run"
+    assert "no loss is shown to beat MSE" not in capsys.readouterr().err
     assert main([*words, "--loss.options", '{"window": 6}']) == 2
     assert "loss.options.window: 5 -> 6" in capsys.readouterr().err
     assert main(["evaluate", str(out)]) == 0
@@ -275,6 +276,7 @@ def test_a_module_of_ones_own_by_its_import_path(data, tmp_path, monkeypatch, ca
     monkeypatch.syspath_prepend(tmp_path)
     own = ["--model.name", "mine.Next", "--model.arguments", '{"points": 12}', "--model.predicts", "state"]
     assert main(train(data, tmp_path / "run", 5, *own)) == 0
+    assert "no loss is shown to beat MSE" in " ".join(capsys.readouterr().err.split())
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--integrator", "rk4"]) == 2
     assert "predicts the next state" in " ".join(capsys.readouterr().err.split())

@@ -22,10 +22,15 @@ from squall._process.progress import ProgressLines, progress_bar
 from squall._process.signals import handled
 from squall._process.threads import keep_freed_memory
 from squall.cli.options import command_parser
-from squall.runs.config import GROUPS, ConfigError, RunConfig, refuse_file_as_group, refuse_null, to_dict
+from squall.runs.config import GROUPS, ConfigError, LossConfig, RunConfig, refuse_file_as_group, refuse_null, to_dict
 from squall.runs.ranks import is_first
 from squall.runs.train import run as train
 from squall.training.loop import Recorder
+
+NEXT_STATE = (
+    "model.predicts is 'state': no loss is shown to beat MSE for such models, and the default loss is often worse. "
+    "Compare with --loss.name mse, or try --loss.kl_budget 1 --loss.budget_cap 3"
+)
 
 
 def parser() -> ArgumentParser:
@@ -50,6 +55,8 @@ def run(arguments: Namespace, console: Console) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in ("config", "out", "init")}
     config = RunConfig(**options)
     out = arguments.out or default_folder(config, arguments.init)
+    if config.model.predicts == "state" and config.loss == LossConfig():
+        console.print(NEXT_STATE, style="yellow")
     keep_freed_memory()
     with progress_bar(console) as progress:
         watcher = _Watcher(progress, config)

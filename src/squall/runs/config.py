@@ -71,7 +71,8 @@ class DataConfig:
         path: a file or folder that `squall data describe` understands.
         validation: how many trajectories are held out of the training to select the best model: a count, or a
             fraction below 1. They are the last of those that are not for the test. In time: how many states.
-        test: how many trajectories, the last of the file, are never trained on: a count or a fraction.
+        test: how many trajectories, the last of the file, are never trained on: a count or a fraction. A fraction is at
+            least one trajectory.
         split: by `trajectory`, by `time` (each trajectory is cut in time) or in the `parts` of the data; `auto` takes
             the parts where there are some, and cuts a single trajectory in time.
         gap: states that are left out between the parts in time; null for `training.unroll`.
@@ -85,8 +86,8 @@ class DataConfig:
     """
 
     path: str = ""
-    validation: int | float = 5
-    test: int | float = 10  # the paper's, of 100
+    validation: int | float = 0.05
+    test: int | float = 0.1  # with 100 trajectories the paper's 5 and 10
     normalization: Literal["auto", "none", "standard"] = "auto"
     memory_gib: float = 2.0
     split: Literal["auto", "trajectory", "time", "parts"] = "auto"
