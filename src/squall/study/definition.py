@@ -30,6 +30,7 @@ PRESETS = (
     "paper",
     "paper-small",
     "sweeps-small",
+    "rivals",
     "rivals-small",
     "storms-small",
     "storms",
