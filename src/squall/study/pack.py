@@ -1,7 +1,8 @@
 """The results of a study in two files that last: `results.csv` and `results.npz`, beside its `study.yaml`.
 
 `results.csv` has one row per run, checkpoint and integrator: what a person reads and a diff shows. `results.npz` has
-all that the report needs, to the last digit. It is a zip archive, which `numpy.load` opens as well:
+all that the report needs: numbers to the last digit, curves to four. It is a zip archive, which `numpy.load` opens as
+well:
 
     runs.json    one entry per run: state, configuration, environment, evaluations, history of the validations. A list
                  of numbers is replaced by {"column": name}: it is that array's row at the run's position. `arrays`
@@ -15,6 +16,7 @@ import hashlib
 import io
 import itertools
 import json
+import lzma
 import math
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,7 +36,10 @@ FORMAT = "squall study results 1"
 """Of runs.json."""
 
 DIGITS = 6
-"""Digits that the curves are kept to; single precision holds as many."""
+"""Digits that numbers are kept to; single precision holds as many."""
+
+CURVE_BITS = 14
+"""Bits of the curves, which are drawn only: four digits. The zeros behind them halve a pack."""
 
 SAVED = ("name", "seed", "state", "config", "evaluations", "history", "environment", "failure")
 """What of an outcome is packed, by attribute."""
@@ -84,12 +89,11 @@ def write_pack(
                 arrays[name] = array
                 run.setdefault("arrays", {}).setdefault(file, {})[key] = name
         runs.append(run)
-    arrays |= {name: _column(rows, len(outcomes)) for name, rows in columns.items()}
+    arrays |= {name: _column(name, rows, len(outcomes)) for name, rows in columns.items()}
     about = {"format": FORMAT, "study": study, "runs": runs}
     with write_beside(folder / TABLE) as table, write_beside(folder / PACK) as pack:
         table.write_text(csv_table(labels, outcomes), encoding="utf-8")
-        # The slowest compression: a pack is written once, and committed.
-        with zipfile.ZipFile(pack, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        with zipfile.ZipFile(pack, "w") as archive:
             archive.writestr(_member("runs.json"), json.dumps(about, indent=1, ensure_ascii=False))
             for name, array in arrays.items():
                 with archive.open(_member(f"{name}.npy"), "w") as file:
@@ -100,7 +104,7 @@ def write_pack(
 def _member(name: str) -> zipfile.ZipInfo:
     """Without the time of day: the same results are the same bytes."""
     member = zipfile.ZipInfo(name)
-    member.compress_type = zipfile.ZIP_DEFLATED
+    member.compress_type = zipfile.ZIP_LZMA  # slow and small: a pack is written once, and committed
     return member
 
 
@@ -120,14 +124,17 @@ def _without_lists(values: Any, path: tuple[str, ...], columns: dict[str, dict[i
     return values
 
 
-def _column(rows: Mapping[int, list[Any]], count: int) -> Float[np.ndarray, "run n"]:
+def _column(name: str, rows: Mapping[int, list[Any]], count: int) -> Float[np.ndarray, "run n"]:
     """Lists of numbers as the rows of one array; in single precision where that loses nothing."""
     column = np.full((count, max(map(len, rows.values()))), np.nan)
     for row, values in rows.items():
         column[row, : len(values)] = [math.inf if x is None else x for x in values]
+    if "/curves/" in name and not name.endswith("/time"):
+        mantissa, exponent = np.frexp(column)
+        column = np.ldexp(np.round(mantissa * 2**CURVE_BITS), exponent - CURVE_BITS)
     with np.errstate(over="ignore"):
         single = column.astype(np.float32)
-    return single if np.array_equal(_rounded(single), column, equal_nan=True) else column
+    return single if any(np.array_equal(x, column, equal_nan=True) for x in (single, _rounded(single))) else column
 
 
 def _rounded(column: Float[np.ndarray, "run n"]) -> Float64[np.ndarray, "run n"]:
@@ -156,7 +163,7 @@ def read_pack(folder: Path, study: str) -> dict[str, Outcome]:
         if about["study"] != study:
             raise RunFolderError(f"{path} is the pack of the study '{about['study']}', not of '{study}': move it away")
         return {run["name"]: _outcome(run, i, columns, arrays) for i, run in enumerate(about["runs"])}
-    except (OSError, *DAMAGED_ARRAYS) as error:
+    except (OSError, lzma.LZMAError, *DAMAGED_ARRAYS) as error:
         if isinstance(error, RunFolderError):
             raise
         raise RunFolderError(f"{path} is damaged ({error}): take it from a copy, or pack the runs anew") from error
