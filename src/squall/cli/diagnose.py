@@ -31,13 +31,13 @@ def run(arguments: Namespace, console: Console) -> int:
     for name in ("diagnosis.png", "diagnosis.md"):
         refuse_existing(out / name, "another folder by --out")
     given = reading(options)
-    found = None
+    run = None
     if (path / "config.yaml").exists():
         if given:
             raise ValueError(f"--{next(iter(given))} is for a data file, but {path} is a run folder")
         with console.status("diagnosing"):
-            found = diagnose_run(path, data, trust=trust)
-        source, rows = found.source, {"squared change": found.change, "squared error": found.errors}
+            run = diagnose_run(path, data, trust=trust)
+        source, rows = run.source, {"squared change": run.change, "squared error": run.errors}
     else:
         if data or trust:
             raise ValueError(f"--data and --trust are for a run folder, but {path} has no config.yaml")
@@ -45,10 +45,10 @@ def run(arguments: Namespace, console: Console) -> int:
         with console.status("reading"):
             rows = {"squared change": change(source)}
     tables = [diagnosis.diagnosis_table(x, f"Shares of the {name}, {source.name}") for name, x in rows.items()]
-    text = diagnosis.advice_text(rows["squared change"], found and found.predicts)
-    if found is not None:
-        tables += [diagnosis.weights_table(found.weights)] if found.weights else []
-        text += "\n" + diagnosis.worst_text(found)
+    text = diagnosis.advice_text(rows["squared change"], run and run.predicts)
+    if run is not None:
+        tables += [diagnosis.weights_table(run.weights)] if run.weights else []
+        text += "\n" + diagnosis.worst_text(run)
     for table in tables:
         results_console().print(terminal(table))
     print(text)

@@ -55,7 +55,7 @@ def run(arguments: Namespace, console: Console) -> int:
         storm_share=arguments.storm_share,
     )
     with console.status("rolling out"):
-        (found,) = evaluate_runs(
+        (evaluation,) = evaluate_runs(
             [arguments.run],
             method=arguments.integrator,
             count=arguments.substeps,
@@ -71,7 +71,7 @@ def run(arguments: Namespace, console: Console) -> int:
         pictures = write_figures(arguments.run, suffix)
         if arguments.animate is not None:
             pictures += write_animations(arguments.run, suffix, arguments.animate)
-    results_console().print(evaluation_table(found))
+    results_console().print(evaluation_table(evaluation))
     files = [arguments.netcdf] if arguments.netcdf is not None else []
     for path in (RunFolder(arguments.run).path / f"evaluation{suffix}.json", *files, *pictures):
         print(path)

@@ -28,20 +28,22 @@ def _curve(values: Iterable[float | None]) -> Float[np.ndarray, " n"]:
     return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values], np.float64)
 
 
-def error_figure(found: Mapping[str, Any]) -> Figure:
+def error_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Mean squared error of the states over rollout time, of each checkpoint, with the baselines as lines."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
-    for colour, (kind, item) in zip(COLOURS, found["checkpoints"].items(), strict=False):
+    for colour, (checkpoint, item) in zip(COLOURS, evaluation["checkpoints"].items(), strict=False):
         curve = _curve(item["curves"]["states"])
-        panel.semilogy(item["curves"]["time"], curve, color=colour, label=f"{kind} (step {item['step']})")
-    _baseline_lines(panel, next(iter(found["checkpoints"].values()))["baselines"])
+        panel.semilogy(item["curves"]["time"], curve, color=colour, label=f"{checkpoint} (step {item['step']})")
+    _baseline_lines(panel, next(iter(evaluation["checkpoints"].values()))["baselines"])
     return figure
 
 
-def energy_figure(found: Mapping[str, Any]) -> Figure | None:
+def energy_figure(evaluation: Mapping[str, Any]) -> Figure | None:
     """Energy of truth and prediction over rollout time; None for data without a system."""
-    checkpoints = {kind: item for kind, item in found["checkpoints"].items() if "energy_truth" in item["curves"]}
+    checkpoints = {
+        checkpoint: item for checkpoint, item in evaluation["checkpoints"].items() if "energy_truth" in item["curves"]
+    }
     if not checkpoints:
         return None
     first = next(iter(checkpoints.values()))["curves"]
@@ -49,9 +51,9 @@ def energy_figure(found: Mapping[str, Any]) -> Figure | None:
     panels = figure.subplots(1, len(first["energy_truth"]), squeeze=False)[0]
     for i, (panel, truth) in enumerate(zip(panels, first["energy_truth"], strict=True)):
         panel.plot(first["time"], truth, color="black", label="truth")
-        for colour, (kind, item) in zip(COLOURS, checkpoints.items(), strict=False):
+        for colour, (checkpoint, item) in zip(COLOURS, checkpoints.items(), strict=False):
             curve = _curve(item["curves"]["energy_prediction"][i])
-            panel.plot(first["time"], curve, color=colour, linestyle="--", label=kind)
+            panel.plot(first["time"], curve, color=colour, linestyle="--", label=checkpoint)
         panel.set(xlabel="rollout time t", ylabel="energy H", title=f"test trajectory {i}")
     panels[0].legend(fontsize=8)
     return figure
@@ -68,27 +70,29 @@ def comparison_figure(comparison: Comparison) -> Figure:
     """Error growth of every row, median and range over seeds, and its one-step error by regime."""
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     growth, regimes = figure.subplots(1, 2)
-    kind, rows = comparison.checkpoint, comparison.rows
+    checkpoint, rows = comparison.checkpoint, comparison.rows
     for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
-        curves = [outcome.checkpoint(kind)["curves"] for outcome in row.outcomes]
+        curves = [outcome.checkpoint(checkpoint)["curves"] for outcome in row.outcomes]
         errors = np.nan_to_num([_curve(curve["states"]) for curve in curves], nan=np.inf)
         middle, top = np.median(errors, axis=0), errors.max(axis=0)
         growth.plot(curves[0]["time"], _curve(middle), color=colour, label=row.name)
         top = np.where(np.isinf(top), errors[np.isfinite(errors)].max(initial=1), top)
         growth.fill_between(curves[0]["time"], errors.min(axis=0), top, color=colour, alpha=0.2, linewidth=0)
-    _baseline_lines(growth, rows[0].outcomes[0].checkpoint(kind)["baselines"])
+    _baseline_lines(growth, rows[0].outcomes[0].checkpoint(checkpoint)["baselines"])
     growth.set_title("rollout")
-    _regime_errors(regimes, rows, kind)
-    title = f"{kind.capitalize()} weights. Rollout: median and range over seeds; one step: median and 95 % interval"
+    _regime_errors(regimes, rows, checkpoint)
+    title = (
+        f"{checkpoint.capitalize()} weights. Rollout: median and range over seeds; one step: median and 95 % interval"
+    )
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _regime_errors(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
+def _regime_errors(panel: Axes, rows: Sequence[Row], checkpoint: Kind) -> None:
     """Median and interval over the seeds of the one-step error, by regime."""
     names = list(REGIMES.values())
     for i, (colour, row) in enumerate(zip(itertools.cycle(COLOURS), rows, strict=False)):
-        summaries = [row.summary(("regimes", name, "error"), kind) for name in names]
+        summaries = [row.summary(("regimes", name, "error"), checkpoint) for name in names]
         places = np.arange(len(names)) + (i - (len(rows) - 1) / 2) * min(0.15, 0.8 / len(rows))
         middle, spread = with_intervals(summaries)
         panel.errorbar(places, middle, spread, fmt="o", color=colour, capsize=4, label=row.name)
@@ -101,9 +105,9 @@ def _regime_errors(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
 
 def sampling_figure(outcome: Outcome, title: str) -> Figure:
     """Which transitions SANN calls stiff: the index over trajectories and time, and how many of them over time."""
-    found = outcome.stiffness() or {}
-    index, stiff = found["index"], found["stiff"]
-    time = float(found["dt"]) * np.arange(index.shape[1])
+    arrays = outcome.stiffness() or {}
+    index, stiff = arrays["index"], arrays["stiff"]
+    time = float(arrays["dt"]) * np.arange(index.shape[1])
     order = np.argsort(-stiff.sum(1), kind="stable")
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle(title)
@@ -130,25 +134,27 @@ def fixed_temperature(row: Row) -> float | None:
     return T if math.isfinite(T) and not loss["differentiate_weights"] else None
 
 
-def temperature_figure(found: GridResults, kind: Kind) -> Figure:
+def temperature_figure(results: GridResults, checkpoint: Kind) -> Figure:
     """Figure 5: the rollout error of the states against the temperature; a row without one is a line."""
-    figure = Figure(figsize=(5.5 * len(found.groups), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(found.groups), squeeze=False)[0]
-    for panel, (title, rows) in zip(panels, found.groups, strict=True):
-        _temperature_panel(panel, rows, kind)
+    figure = Figure(figsize=(5.5 * len(results.groups), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(results.groups), squeeze=False)[0]
+    for panel, (title, rows) in zip(panels, results.groups, strict=True):
+        _temperature_panel(panel, rows, checkpoint)
         unit = f"({rows[0].outcomes[0].config['training']['residual']})²"
         panel.set(
-            title=f"{title}, {kind} weights", xlabel=f"temperature T, {unit}", ylabel="rollout error of the states"
+            title=f"{title}, {checkpoint} weights",
+            xlabel=f"temperature T, {unit}",
+            ylabel="rollout error of the states",
         )
         panel.legend(fontsize=8)
     return figure
 
 
-def _temperature_panel(panel: Axes, rows: Sequence[Row], kind: Kind) -> None:
+def _temperature_panel(panel: Axes, rows: Sequence[Row], checkpoint: Kind) -> None:
     points = []
     colours = itertools.cycle(COLOURS[1:])
     for row in rows:
-        summary, T = row.summary(STATES, kind), fixed_temperature(row)
+        summary, T = row.summary(STATES, checkpoint), fixed_temperature(row)
         if summary is not None and T is not None:
             points.append((T, summary))
         elif summary is not None:
@@ -185,14 +191,14 @@ COURSES = {
 }
 
 
-def training_figure(found: GridResults) -> Figure:
+def training_figure(results: GridResults) -> Figure:
     """The validations, and what the weights and the gradient did, against training steps: a line per seed, of more
     than a few the median with the band from the lower to the upper quartile."""
-    outcomes = [outcome for _, rows in found.groups for row in rows for outcome in row.outcomes]
+    outcomes = [outcome for _, rows in results.groups for row in rows for outcome in row.outcomes]
     names = [*COURSES][:2] + [name for name in [*COURSES][2:] if any(name in o.history for o in outcomes)]
-    figure = Figure(figsize=(6 * len(found.groups), 3.5 * len(names)), layout="constrained")
-    panels = figure.subplots(len(names), len(found.groups), squeeze=False, sharex=True)
-    for column, (title, rows) in enumerate(found.groups):
+    figure = Figure(figsize=(6 * len(results.groups), 3.5 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), len(results.groups), squeeze=False, sharex=True)
+    for column, (title, rows) in enumerate(results.groups):
         for panel, name in zip(panels[:, column], names, strict=True):
             for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
                 _courses(panel, row, name, colour)

@@ -65,14 +65,14 @@ def weights_table(weights: Mapping[str, tuple[float, float, float]]) -> Table:
     return Table("Weights of the loss over the training", ("first", "median", "last"), lines)
 
 
-def worst_text(found: RunDiagnosis) -> str:
+def worst_text(diagnosis: RunDiagnosis) -> str:
     """The places of the largest errors, in the coordinates of the data."""
-    lines, source = [], found.source
-    for worst in found.errors.worst:
+    lines, source, part = [], diagnosis.source, diagnosis.part
+    for worst in diagnosis.errors.worst:
         place = ", ".join(f"{x[i]:.4g}" for x, i in zip(source.coordinates, worst.point, strict=True))
         time = source.times[worst.step]
         lines.append(
-            f"worst       {worst.field}, {found.part} trajectory {worst.trajectory}, t = {time:.4g}, x = ({place}): "
+            f"worst       {worst.field}, {part} trajectory {worst.trajectory}, t = {time:.4g}, x = ({place}): "
             f"squared error {number(worst.square)}"
         )
     return "\n".join(lines)

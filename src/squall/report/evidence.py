@@ -63,26 +63,26 @@ def _seed_counts(counts: Sequence[int]) -> str:
     return counted(many, "seed") if few == many else f"{few} to {many} seeds"
 
 
-def _finished_seeds(found: GridResults) -> str:
-    return _seed_counts([row.finished for row in found.rows])
+def _finished_seeds(results: GridResults) -> str:
+    return _seed_counts([row.finished for row in results.rows])
 
 
 # What is chosen on validation data
 
 
-def choice_table(found: GridResults) -> tuple[Table, str]:
+def choice_table(results: GridResults) -> tuple[Table, str]:
     """The median validation score of every label to choose from, the chosen one in bold, and the note below."""
-    chosen = {row.labels: row.chosen for row in found.chosen.rows}
+    chosen = {row.labels: row.chosen for row in results.chosen.rows}
     lines = []
-    for labels, rows in found.options.items():
+    for labels, rows in results.options.items():
         several = sum(row.validation() is not None for row in rows) > 1
         cells = {row.labels[-1]: _score(row, several and row.labels[-1] == chosen[labels]) for row in rows}
-        lines.append(Line(", ".join(labels), tuple(cells.get(label, Cell()) for label in found.grid.choose)))
+        lines.append(Line(", ".join(labels), tuple(cells.get(label, Cell()) for label in results.grid.choose)))
     note = (
         "Best score on the validation trajectories, median over seeds; what is chosen in bold. In parentheses how many "
         "seeds have one, where some lack it; without a score nothing is chosen."
     )
-    return Table("", found.grid.choose, tuple(lines)), note
+    return Table("", results.grid.choose, tuple(lines)), note
 
 
 def _score(row: Row, strong: bool) -> Cell:
@@ -108,8 +108,8 @@ class _Ranking:
     lacking: int
 
 
-def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
-    named = found.by_loss(baseline)
+def _ranking(results: GridResults, baseline: str | None) -> _Ranking | None:
+    named = results.by_loss(baseline)
     settings = {key: rows for key, rows in named.items() if baseline in rows and rows[baseline].finished}
     requested = _losses(settings)
     losses = [loss for loss in requested if all(loss in rows and rows[loss].finished for rows in settings.values())]
@@ -130,9 +130,9 @@ def _ranking(found: GridResults, baseline: str | None) -> _Ranking | None:
     return _Ranking(tuple(settings), tuple(losses), missing, ranks, lacking) if ranks else None
 
 
-def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | None:
+def rank_table(results: GridResults, baseline: str | None) -> tuple[Table, str] | None:
     """Mean rank of every loss, with its interval, and the note below; None without two losses in one block."""
-    ranking = _ranking(found, baseline)
+    ranking = _ranking(results, baseline)
     if ranking is None:
         return None
     best = {name: ranks.mean.min() for name, ranks in ranking.ranks.items()}
@@ -151,7 +151,7 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     difference = tuple(Cell(f"{r.difference:.2f}") for r in ranking.ranks.values())
     lines += [Line("p of Friedman's test", p, True), Line("critical difference", difference, True)]
     count = next(iter(ranking.ranks.values())).blocks
-    settings = "; ".join(", ".join(key) or found.groups[0][0] for key in ranking.settings)
+    settings = "; ".join(", ".join(key) or results.groups[0][0] for key in ranking.settings)
     note = (
         f"Mean rank over {counted(count, 'block')}, 1 is best [95 % bootstrap interval over seeds]; a "
         f"block is a seed of a setting: {settings}. Equal errors share a rank. Mean ranks that differ by less than the "
@@ -165,9 +165,9 @@ def rank_table(found: GridResults, baseline: str | None) -> tuple[Table, str] | 
     return Table("", tuple(ranking.ranks), tuple(lines)), note
 
 
-def rank_figure(found: GridResults, baseline: str | None) -> Figure | None:
+def rank_figure(results: GridResults, baseline: str | None) -> Figure | None:
     """Critical-difference diagrams: mean ranks on a line, losses that are not told apart joined by a bar."""
-    ranking = _ranking(found, baseline)
+    ranking = _ranking(results, baseline)
     if ranking is None:
         return None
     figure, panels = grid_of_panels(len(ranking.ranks), 2, 6, 1.1 + 0.2 * len(ranking.losses))
@@ -222,12 +222,12 @@ def _alike(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
 # Mean against tail
 
 
-def trade_off_figure(found: GridResults, baseline: str | None) -> Figure | None:
+def trade_off_figure(results: GridResults, baseline: str | None) -> Figure | None:
     """The top 1 % of the one-step error against its mean, both in relation to the baseline, a panel per setting.
 
     Lines join losses that differ by one setting alone, from the baseline on where it belongs to the family.
     """
-    settings = {key: rows for key, rows in found.by_loss(baseline).items() if baseline in rows and len(rows) > 1}
+    settings = {key: rows for key, rows in results.by_loss(baseline).items() if baseline in rows and len(rows) > 1}
     places = [(RATIOS["one step: mean"], "mean"), (RATIOS["one step: top 1 %"], "top 1 %")]
     drawn = {}
     for key, rows in settings.items():
@@ -257,7 +257,7 @@ def trade_off_figure(found: GridResults, baseline: str | None) -> Figure | None:
             line(1, color="0.6", lw=0.8, ls=":")
         _ratio_axes(panel, [x.mean for x, _ in ratios.values()], [y.mean for _, y in ratios.values()])
         counts = [x.count for x, _ in ratios.values()]
-        panel.set_title(f"{', '.join(key) or found.grid.name} ({_seed_counts(counts)})", fontsize=10)
+        panel.set_title(f"{', '.join(key) or results.grid.name} ({_seed_counts(counts)})", fontsize=10)
         panel.set(xlabel=f"mean, relative to {baseline}", ylabel=f"top 1 %, relative to {baseline}")
     legend_below(figure, panels)
     figure.suptitle("One-step squared error, last weights: mean against tail; bars: 95 % intervals", fontsize=10)
@@ -323,11 +323,11 @@ def _curves(
 # Arms: the labels of the last axis, such as widths, or clean and wrong targets
 
 
-def arms_tables(found: GridResults) -> tuple[list[Table], str]:
+def arms_tables(results: GridResults) -> tuple[list[Table], str]:
     """Errors in every arm in relation to those of the same loss in the first, a table per group, and the note below."""
-    first, *others = found.grid.axes[-1]
+    first, *others = results.grid.axes[-1]
     tables = []
-    for title, rows in _without_arms(found):
+    for title, rows in _without_arms(results):
         heads = [(arm, name) for arm in others for name in RATIOS]
         lines = []
         for name, arms in rows.items():
@@ -341,16 +341,16 @@ def arms_tables(found: GridResults) -> tuple[list[Table], str]:
         tables.append(Table(title, tuple(f"{arm}: {metric}" for arm, metric in heads), tuple(lines)))
     note = (
         f"Ratios of squared errors to those of the same loss with “{first}”, paired by seed "
-        f"({_finished_seeds(found)}). Geometric mean [95 % interval by Student's t on the logarithms]; bold where the "
-        "interval is on one side of 1."
+        f"({_finished_seeds(results)}). Geometric mean [95 % interval by Student's t on the logarithms]; bold where "
+        "the interval is on one side of 1."
     )
     return tables, note
 
 
-def _without_arms(found: GridResults) -> list[tuple[str, dict[str, dict[str, Row]]]]:
+def _without_arms(results: GridResults) -> list[tuple[str, dict[str, dict[str, Row]]]]:
     """By the title of every group: the rows by their labels without the first and the last one, and by the last."""
     groups = []
-    for title, rows in found.groups:
+    for title, rows in results.groups:
         lines: dict[str, dict[str, Row]] = {}
         for row in rows:
             lines.setdefault(", ".join(row.labels[1:-1]) or row.labels[0], {})[row.labels[-1]] = row
@@ -358,9 +358,9 @@ def _without_arms(found: GridResults) -> list[tuple[str, dict[str, dict[str, Row
     return groups
 
 
-def arms_figure(found: GridResults) -> Figure:
+def arms_figure(results: GridResults) -> Figure:
     """Errors against the arms, a line per loss: median and 95 % interval over seeds."""
-    groups, arms = _without_arms(found), found.grid.axes[-1]
+    groups, arms = _without_arms(results), results.grid.axes[-1]
     metrics = {name: RATIOS[name] for name in ("one step: mean", "one step: top 1 %", "rollout")}
     styles = _styles(name for _, rows in groups for name in rows)
     figure = Figure(figsize=(4.2 * len(metrics), 3.2 * len(groups) + 0.7), layout="constrained")
@@ -377,7 +377,7 @@ def arms_figure(found: GridResults) -> Figure:
             _plain_height(panel)
     figure.supylabel("squared error, last weights", fontsize=10)
     legend_below(figure, panels.flat)
-    figure.suptitle(f"Median and 95 % interval over {_finished_seeds(found)}; x: a median that diverged", fontsize=10)
+    figure.suptitle(f"Median and 95 % interval over {_finished_seeds(results)}; x: a median that diverged", fontsize=10)
     return figure
 
 
@@ -398,22 +398,22 @@ def _draw_lines(
 
 
 def steps_table(
-    found: GridResults, baseline: str | None, costs: Mapping[str, float] = MappingProxyType({})
+    results: GridResults, baseline: str | None, costs: Mapping[str, float] = MappingProxyType({})
 ) -> tuple[list[Table], str]:
     """When the validation score of every loss first reaches the best of the baseline, paired by seed, and, where the
     costs of a step are known, the score after equal time.
 
     Args:
-        found: the grid.
+        results: the grid.
         baseline: the label of the baseline.
         costs: the time of a training step by label, in units of that of the baseline.
     """
     tables = []
-    timed = [name for name in _losses(found.by_loss(baseline)) if name in costs]
+    timed = [name for name in _losses(results.by_loss(baseline)) if name in costs]
     heads = ("steps", "seeds that reach it", f"{baseline} took")
     if timed:
         heads += (f"steps in {baseline}'s time", f"score then, relative to {baseline}")
-    for title, settings in _by_group(found, baseline):
+    for title, settings in _by_group(results, baseline):
         lines = []
         for key, rows in settings.items():
             for name, row in rows.items():
@@ -465,10 +465,10 @@ def _best_until(course: Float[np.ndarray, "2 validation"], step: float) -> float
     return math.inf if math.isnan(score) else score
 
 
-def _by_group(found: GridResults, baseline: str | None) -> list[tuple[str, dict[tuple[str, ...], Mapping[str, Row]]]]:
+def _by_group(results: GridResults, baseline: str | None) -> list[tuple[str, dict[tuple[str, ...], Mapping[str, Row]]]]:
     """Settings that have the baseline, by their first label."""
     groups: dict[str, dict[tuple[str, ...], Mapping[str, Row]]] = {}
-    for key, rows in found.by_loss(baseline).items():
+    for key, rows in results.by_loss(baseline).items():
         if baseline in rows:
             groups.setdefault(key[0] if key else "", {})[key] = rows
     return list(groups.items())
@@ -486,9 +486,9 @@ def _reached(row: Row, baseline: Row) -> tuple[list[float], list[float]]:
     return reached, own
 
 
-def steps_figure(found: GridResults, baseline: str | None) -> Figure | None:
+def steps_figure(results: GridResults, baseline: str | None) -> Figure | None:
     """The best validation score so far against steps, median over seeds, and the baseline's best as a line."""
-    settings = {key: rows for _, group in _by_group(found, baseline) for key, rows in group.items()}
+    settings = {key: rows for _, group in _by_group(results, baseline) for key, rows in group.items()}
     settings = {key: rows for key, rows in settings.items() if any(row.validations() for row in rows.values())}
     if not settings:
         return None
@@ -524,23 +524,23 @@ def _spectrum(row: Row, field: str, band: str, quantity: str) -> Summary | None:
     return row.summary(*Metric(("scores", "spectrum", field, band, quantity)))
 
 
-def _field(found: GridResults) -> str | None:
+def _field(results: GridResults) -> str | None:
     """The first field of which a run has a spectrum."""
-    for outcome in found.outcomes:
+    for outcome in results.outcomes:
         spectra = outcome.checkpoint("last").get("scores", {}).get("spectrum")
         if spectra:
             return next(iter(spectra))
     return None
 
 
-def spectra_tables(found: GridResults) -> tuple[list[Table], str] | None:
+def spectra_tables(results: GridResults) -> tuple[list[Table], str] | None:
     """Power ratio and coherence of the rollouts by band, medians over seeds; None where no run has them."""
-    field = _field(found)
+    field = _field(results)
     if field is None:
         return None
     columns = {f"{name}, {band}": (band, key) for key, name in _QUANTITIES.items() for band in BANDS}
     tables = []
-    for title, rows in found.groups:
+    for title, rows in results.groups:
         lines = []
         for row in rows:
             summaries = [_spectrum(row, field, *column) for column in columns.values()]
@@ -555,12 +555,12 @@ def spectra_tables(found: GridResults) -> tuple[list[Table], str] | None:
     return tables, note
 
 
-def spectra_figure(found: GridResults) -> Figure | None:
+def spectra_figure(results: GridResults) -> Figure | None:
     """Power ratio and coherence by band, a line per loss; None where no run has them."""
-    field = _field(found)
+    field = _field(results)
     if field is None:
         return None
-    groups = found.groups
+    groups = results.groups
     styles = _styles(row.name for _, rows in groups for row in rows)
     figure = Figure(figsize=(4.6 * len(groups), 6.4), layout="constrained")
     panels = figure.subplots(2, len(groups), squeeze=False)
@@ -573,5 +573,5 @@ def spectra_figure(found: GridResults) -> Figure | None:
     for panel in panels[0]:
         _plain_height(panel)
     legend_below(figure, panels.flat)
-    figure.suptitle(f"Rollouts, last weights: median and 95 % interval over {_finished_seeds(found)}", fontsize=10)
+    figure.suptitle(f"Rollouts, last weights: median and 95 % interval over {_finished_seeds(results)}", fontsize=10)
     return figure

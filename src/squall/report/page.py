@@ -82,15 +82,17 @@ def _script_json(values: Any) -> str:
 
 def _grid(name: str, whole: GridResults, study: Study, pictures: Mapping[str, Path]) -> dict[str, Any]:
     """What the template lays out of a grid; of one that chooses, the chosen rows."""
-    found, show = whole.chosen, whole.grid.show
+    chosen, show = whole.chosen, whole.grid.show
     return {
         "name": name,
-        "about": found.grid.about,
+        "about": chosen.grid.about,
         "show": show,
         "counts": state_counts(whole.outcomes),
         "total": len(whole.outcomes),
-        "tables": {kind: grid_tables(found, study.baseline, [kind]) for kind in KINDS} if "table" in show else {},
-        "step_regimes": regime_table(found.one_step) if "one-step" in show else None,
+        "tables": {checkpoint: grid_tables(chosen, study.baseline, [checkpoint]) for checkpoint in KINDS}
+        if "table" in show
+        else {},
+        "step_regimes": regime_table(chosen.one_step) if "one-step" in show else None,
         "sections": [
             {"section": section, "picture": _embedded(pictures.get(f"{name}-{section.name}"))}
             for section in sections(whole, study)
@@ -109,18 +111,22 @@ def _drawn(results: Results) -> dict[str, Any]:
     maps = _Maps()
     grids = {}
     for name, whole in results.grids.items():
-        found, show = whole.chosen, whole.grid.show
-        parts: dict[str, Any] = {"names": list(dict.fromkeys(row.name for row in found.rows))}
+        chosen, show = whole.chosen, whole.grid.show
+        parts: dict[str, Any] = {"names": list(dict.fromkeys(row.name for row in chosen.rows))}
         if "table" in show or "one-step" in show:
-            parts["regimes"] = {kind: [_regimes(*group, kind) for group in found.groups] for kind in KINDS}
+            parts["regimes"] = {
+                checkpoint: [_regimes(*group, checkpoint) for group in chosen.groups] for checkpoint in KINDS
+            }
         if "temperature" in show:
-            parts["temperature"] = {kind: [_temperatures(*group, kind) for group in found.groups] for kind in KINDS}
+            parts["temperature"] = {
+                checkpoint: [_temperatures(*group, checkpoint) for group in chosen.groups] for checkpoint in KINDS
+            }
         if "training" in show:
-            parts["training"] = [_panel(*group, _course) for group in found.groups]
+            parts["training"] = [_panel(*group, _course) for group in chosen.groups]
         if "fields" in show:
-            parts["fields"] = [_panel(*group, maps.seed) for group in found.groups]
+            parts["fields"] = [_panel(*group, maps.seed) for group in chosen.groups]
         if "one-step" in show:
-            parts["steps"] = _steps(found.one_step)
+            parts["steps"] = _steps(chosen.one_step)
         grids[name] = parts
     regimes = {"regimeNames": CahnHilliard.regime_names, "regimeColours": REGIME_COLOURS}
     return {"colours": COLOURS, **regimes, "grids": grids, "truths": maps.truths, "errors": maps.errors}
@@ -131,9 +137,9 @@ def _panel(title: str, rows: Sequence[Row], seed: Any) -> dict[str, Any]:
     return {"title": title, "rows": [{"name": row.name, "seeds": list(map(seed, row.outcomes))} for row in rows]}
 
 
-def _summary(row: Row, place: Place, kind: Kind) -> dict[str, Any]:
+def _summary(row: Row, place: Place, checkpoint: Kind) -> dict[str, Any]:
     """A median and its interval: null if it is NaN or infinite, with the state as text."""
-    summary = row.summary(place, kind)
+    summary = row.summary(place, checkpoint)
     if summary is None:
         return {"median": None, "state": "missing"}
     numbers = {name: _finite(getattr(summary, name)) for name in ("median", "low", "high")}
@@ -145,22 +151,24 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
-def _regimes(title: str, rows: Sequence[Row], kind: Kind) -> dict[str, Any]:
+def _regimes(title: str, rows: Sequence[Row], checkpoint: Kind) -> dict[str, Any]:
     """One-step errors by regime of the truth, and the share of points in each."""
     shares: dict[str, float | None] = {}
     for name in REGIMES.values():
-        known = [x for row in rows for x in row.values(("regimes", name, "share"), kind).values() if math.isfinite(x)]
+        known = [
+            x for row in rows for x in row.values(("regimes", name, "share"), checkpoint).values() if math.isfinite(x)
+        ]
         shares[name] = _finite(known[0]) if known else None
     lines = [
-        {"name": row.name, "values": {name: _summary(row, ("regimes", name, "error"), kind) for name in shares}}
+        {"name": row.name, "values": {name: _summary(row, ("regimes", name, "error"), checkpoint) for name in shares}}
         for row in rows
     ]
     return {"title": title, "shares": shares, "rows": lines}
 
 
-def _temperatures(title: str, rows: Sequence[Row], kind: Kind) -> dict[str, Any]:
+def _temperatures(title: str, rows: Sequence[Row], checkpoint: Kind) -> dict[str, Any]:
     """Rollout errors by temperature, and of the rows that have none."""
-    items = [{"name": row.name, "T": fixed_temperature(row), **_summary(row, STATES, kind)} for row in rows]
+    items = [{"name": row.name, "T": fixed_temperature(row), **_summary(row, STATES, checkpoint)} for row in rows]
     points = sorted((item for item in items if item["T"] is not None), key=lambda item: item["T"])
     return {"title": title, "points": points, "lines": [item for item in items if item["T"] is None]}
 

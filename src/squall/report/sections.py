@@ -31,25 +31,25 @@ class Section:
 
 def sections(whole: GridResults, study: Study) -> Iterator[Section]:
     """What `show` of a grid asks for, of `evidence`; nothing before a run is finished."""
-    found, baseline = whole.chosen, study.baseline
-    if not any(row.finished for row in found.rows):
+    chosen, baseline = whole.chosen, study.baseline
+    if not any(row.finished for row in chosen.rows):
         return
-    show = found.grid.show
+    show = chosen.grid.show
     if whole.grid.choose:
         table, note = evidence.choice_table(whole)
         yield Section("choice", "the choice", [table], note)
     if "ratios" in show:
-        yield Section("ratios", "ratios", *ratio_tables(found, baseline))
-    if "ranks" in show and (ranks := evidence.rank_table(found, baseline)):
-        yield Section("ranks", "ranks", [ranks[0]], ranks[1], lambda: evidence.rank_figure(found, baseline))
+        yield Section("ratios", "ratios", *ratio_tables(chosen, baseline))
+    if "ranks" in show and (ranks := evidence.rank_table(chosen, baseline)):
+        yield Section("ranks", "ranks", [ranks[0]], ranks[1], lambda: evidence.rank_figure(chosen, baseline))
     if "trade-off" in show:
         heading = "mean against tail"
-        yield Section("trade-off", heading, [], "", lambda: evidence.trade_off_figure(found, baseline))
+        yield Section("trade-off", heading, [], "", lambda: evidence.trade_off_figure(chosen, baseline))
     if "arms" in show:
-        heading = f"in relation to {found.grid.axes[-1][0]}"
-        yield Section("arms", heading, *evidence.arms_tables(found), lambda: evidence.arms_figure(found))
+        heading = f"in relation to {chosen.grid.axes[-1][0]}"
+        yield Section("arms", heading, *evidence.arms_tables(chosen), lambda: evidence.arms_figure(chosen))
     if "steps" in show:
-        tables, note = evidence.steps_table(found, baseline, study.costs)
-        yield Section("steps", "steps", tables, note, lambda: evidence.steps_figure(found, baseline))
-    if "spectra" in show and (spectra := evidence.spectra_tables(found)):
-        yield Section("spectra", "spectra", *spectra, lambda: evidence.spectra_figure(found))
+        tables, note = evidence.steps_table(chosen, baseline, study.costs)
+        yield Section("steps", "steps", tables, note, lambda: evidence.steps_figure(chosen, baseline))
+    if "spectra" in show and (spectra := evidence.spectra_tables(chosen)):
+        yield Section("spectra", "spectra", *spectra, lambda: evidence.spectra_figure(chosen))

@@ -45,16 +45,16 @@ def study_tables(results: Results) -> str:
     study = results.study
     parts = [f"# {study.name}\n", study.about + "\n", "Runs: " + status_table(results).replace("\n", "; ") + ".\n"]
     for name, whole in results.grids.items():
-        found = whole.chosen
-        heading = f"### {found.grid.about or name}"
-        finished = any(row.finished for row in found.rows)
-        if "table" in found.grid.show:
-            tables, note = grid_tables(found, study.baseline) if finished else ([], "No run is done.")
+        chosen = whole.chosen
+        heading = f"### {chosen.grid.about or name}"
+        finished = any(row.finished for row in chosen.rows)
+        if "table" in chosen.grid.show:
+            tables, note = grid_tables(chosen, study.baseline) if finished else ([], "No run is done.")
             parts += [f"{heading}\n", *map(markdown, tables), f"{note}\n"]
         for section in sections(whole, study):
             if section.tables:
                 parts += [f"{heading}: {section.heading}\n", *map(markdown, section.tables), f"{section.note}\n"]
-        outcome = found.one_step if "one-step" in found.grid.show else None
+        outcome = chosen.one_step if "one-step" in chosen.grid.show else None
         if outcome and (table := regime_table(outcome)):
             parts.append(f"{heading}: {results.labels[outcome.name].replace(' / ', ', ')}\n\n{markdown(table)}")
     return "\n".join(parts)
@@ -62,22 +62,24 @@ def study_tables(results: Results) -> str:
 
 def _figures(results: Results) -> Iterator[tuple[str, Figure]]:
     for name, whole in results.grids.items():
-        found = whole.chosen
-        show, one_step = found.grid.show, found.one_step
-        if not any(row.finished for row in found.rows):
+        chosen = whole.chosen
+        show, one_step = chosen.grid.show, chosen.one_step
+        if not any(row.finished for row in chosen.rows):
             continue
         drawn: dict[str, Figure | None] = {}
         if "one-step" in show and one_step:
             drawn = {"regimes": fields.regime_figure(one_step), "one-step": fields.step_error_figure(one_step)}
         if "fields" in show:
-            drawn |= {f"fields-{slug(title)}": fields.field_comparison(rows, title) for title, rows in found.groups}
+            drawn |= {f"fields-{slug(title)}": fields.field_comparison(rows, title) for title, rows in chosen.groups}
         if "sampling" in show:
-            for row in found.rows:
+            for row in chosen.rows:
                 label = ", ".join(row.labels)
                 drawn[f"sampling-{slug(label)}"] = row.sampled and curves.sampling_figure(row.sampled, label)
         if "temperature" in show:
-            drawn |= {f"temperature-{kind}": curves.temperature_figure(found, kind) for kind in KINDS}
+            drawn |= {
+                f"temperature-{checkpoint}": curves.temperature_figure(chosen, checkpoint) for checkpoint in KINDS
+            }
         if "training" in show:
-            drawn["training"] = curves.training_figure(found)
+            drawn["training"] = curves.training_figure(chosen)
         drawn |= {section.name: section.draw() for section in sections(whole, results.study)}
         yield from ((f"{name}-{key}", figure) for key, figure in drawn.items() if figure is not None)

@@ -142,9 +142,11 @@ def _median(row: Row, metric: Metric, summary: Summary | None, best: float) -> C
 
 def references(rows: Iterable[Row], columns: Sequence[Metric], before: int = 0, after: int = 0) -> list[Line]:
     """The errors of predictions without a model, from the first evaluation there is, between empty cells."""
-    found = (o.checkpoint(kind, x) for row in rows for o in row.outcomes for x in o.evaluations for kind in KINDS)
+    evaluations = (
+        o.checkpoint(checkpoint, x) for row in rows for o in row.outcomes for x in o.evaluations for checkpoint in KINDS
+    )
     lines = []
-    for name, errors in next((item for item in found if item), {}).get("baselines", {}).items():
+    for name, errors in next((item for item in evaluations if item), {}).get("baselines", {}).items():
         numbers = [
             value_at(errors, place[1:], None) if place[0] in SCORED and tuple(rest) == columns[0][1:] else None
             for place, *rest in columns
@@ -154,44 +156,46 @@ def references(rows: Iterable[Row], columns: Sequence[Metric], before: int = 0, 
     return lines
 
 
-def grid_tables(found: GridResults, baseline: str | None, kinds: Sequence[Kind] = KINDS) -> tuple[list[Table], str]:
+def grid_tables(results: GridResults, baseline: str | None, kinds: Sequence[Kind] = KINDS) -> tuple[list[Table], str]:
     """The tables of a grid, one per group of its rows, and the note below them.
 
     Args:
-        found: the grid.
+        results: the grid.
         baseline: the label of the rows that the others are tested against.
         kinds: which checkpoints. How many diverged and p are of the first.
     """
     columns: dict[str, Metric] = {}
-    for kind in kinds:  # all numbers of the first checkpoint, of a second one the rollout
-        mark, places = ("", _SHOWN) if kind == kinds[0] else (f", {kind}", {"states": STATES, "energy": ENERGY})
-        columns |= {f"{name}{mark}": Metric(place, kind) for name, place in places.items()}
-    for suffix, integrator in found.others.items():
+    for checkpoint in kinds:  # all numbers of the first checkpoint, of a second one the rollout
+        mark, places = (
+            ("", _SHOWN) if checkpoint == kinds[0] else (f", {checkpoint}", {"states": STATES, "energy": ENERGY})
+        )
+        columns |= {f"{name}{mark}": Metric(place, checkpoint) for name, place in places.items()}
+    for suffix, integrator in results.others.items():
         columns |= {
             f"states{'' if k == kinds[0] else f', {k}'}, {integrator}": Metric(STATES, k, suffix) for k in kinds
         }
-    tests, note = _tests(found, baseline, kinds[0])
-    theirs = ("published: states, energy",) if found.grid.published else ()
+    tests, note = _tests(results, baseline, kinds[0])
+    theirs = ("published: states, energy",) if results.grid.published else ()
     tables = []
-    for title, rows in found.groups:
+    for title, rows in results.groups:
         lines = []
         for row, cells in zip(rows, medians(rows, [*columns.values()]), strict=True):
-            values = published(found.grid, row)
+            values = published(results.grid, row)
             last = Cell(", ".join(map(number, values)), order=f"{values[0]:.6g}") if values else Cell()
             whole = (_seeds(row), _diverged(row, kinds[0]), *cells, tests.get(row.labels, Cell()))
             lines.append(Line(row.name, (*whole, *[last] * len(theirs))))
         lines += references(rows, [*columns.values()], before=2, after=1 + len(theirs))
         tables.append(Table(title, ("seeds", "diverged", *columns, "p", *theirs), tuple(lines)))
-    return tables, f"{_note(found)} {note}"
+    return tables, f"{_note(results)} {note}"
 
 
-def ratio_tables(found: GridResults, baseline: str | None) -> tuple[list[Table], str]:
+def ratio_tables(results: GridResults, baseline: str | None) -> tuple[list[Table], str]:
     """Ratios to the baseline, paired by seed: one table per group of rows, and the note below them."""
     tables = []
-    for title, rows in found.groups:
+    for title, rows in results.groups:
         lines = []
         for row in rows:
-            other = found.baseline_of(row, baseline)
+            other = results.baseline_of(row, baseline)
             if other is None or other is row:
                 continue
             ratios = [paired_ratio(row.values(*metric), other.values(*metric)) for metric in RATIOS.values()]
@@ -224,22 +228,22 @@ def _seeds(row: Row) -> Cell:
     return Cell(text, order=f"{row.finished}", title=title)
 
 
-def _diverged(row: Row, kind: Kind) -> Cell:
-    values = row.values(STATES, kind)
+def _diverged(row: Row, checkpoint: Kind) -> Cell:
+    values = row.values(STATES, checkpoint)
     gone = [outcome for outcome in row.outcomes if math.isinf(values.get(outcome.seed, 0.0))]
     words = [f"seed {o.seed}: the {'training' if o.state == 'failed' else 'rollout'} diverged" for o in gone]
     return Cell(f"{len(gone)}", order=f"{len(gone)}", title="\n".join(words or ["none diverged"]))
 
 
-def _tests(found: GridResults, baseline: str | None, kind: Kind) -> tuple[dict[tuple[str, ...], Cell], str]:
+def _tests(results: GridResults, baseline: str | None, checkpoint: Kind) -> tuple[dict[tuple[str, ...], Cell], str]:
     """p of the states against the baseline by labels, corrected for all comparisons of the grid, and what it is."""
     raw, sizes = {}, {}
-    pairs = [(row, found.baseline_of(row, baseline)) for row in found.rows]
+    pairs = [(row, results.baseline_of(row, baseline)) for row in results.rows]
     pairs = [(row, other) for row, other in pairs if other is not None and other is not row]
     if not pairs:
         return {}, "No p: the study names no baseline for these rows."
     for row, other in pairs:
-        ours, theirs = row.values(STATES, kind), other.values(STATES, kind)
+        ours, theirs = row.values(STATES, checkpoint), other.values(STATES, checkpoint)
         p = compare_paired(ours, theirs)
         if p is not None:
             raw[row.labels], sizes[row.labels] = p, len(ours.keys() & theirs.keys())
@@ -264,12 +268,12 @@ def _tests(found: GridResults, baseline: str | None, kind: Kind) -> tuple[dict[t
     return cells, note
 
 
-def _note(found: GridResults) -> str:
+def _note(results: GridResults) -> str:
     text = (
         f"{MEDIANS}. One step: of the rate (u' − u)/dt. best: the checkpoint with the smallest rollout error on the "
         "validation trajectories."
     )
-    seeds = max((len(row.outcomes) for row in found.rows), default=0)
+    seeds = max((len(row.outcomes) for row in results.rows), default=0)
     if 1 < seeds < 6:
         share = f"{100 * (1 - 2 * 0.5**seeds):.0f} %"
         text += f" With {seeds} seeds the interval is the range, which holds the true median {share} of the time only."
@@ -296,11 +300,11 @@ def regime_table(outcome: Outcome | None) -> Table | None:
     return Table("", ("share of points", "one-step error", *(f"weight, {name}" for name in WEIGHED)), tuple(lines))
 
 
-def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
+def evaluation_table(evaluation: Mapping[str, Any]) -> rich.table.Table:
     """The contents of `evaluation.json`: one column per checkpoint, then persistence and climatology."""
-    items = {f"{kind} (step {item['step']})": item for kind, item in found["checkpoints"].items()}
+    items = {f"{checkpoint} (step {item['step']})": item for checkpoint, item in evaluation["checkpoints"].items()}
     first = next(iter(items.values()))
-    places = metrics(found["fields"]) | scores(found["fields"], first.get("scores", {}))
+    places = metrics(evaluation["fields"]) | scores(evaluation["fields"], first.get("scores", {}))
     cells = {name: [value_at(item, place) for place in places.values()] for name, item in items.items()}
     cells |= {
         name: [value_at(x, place[1:]) if place[0] in SCORED else ABSENT for place in places.values()]
@@ -310,12 +314,12 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.table.Table:
     lines = tuple(Line(name, tuple(map(_value, values, places.values()))) for name, values in cells.items())
     return terminal(
         Table(
-            f"{first['rollout']['trajectories']} test trajectories, {found['steps']} steps by {found['integrator']} to "
-            f"t = {found['dt'] * found['steps']:g}",
+            f"{first['rollout']['trajectories']} test trajectories, {evaluation['steps']} steps by "
+            f"{evaluation['integrator']} to t = {evaluation['dt'] * evaluation['steps']:g}",
             tuple(places),
             lines,
         ).transposed(),
-        f"mean squared errors; {one_step_unit(found['standardized'])}; smaller is better unless noted"
+        f"mean squared errors; {one_step_unit(evaluation['standardized'])}; smaller is better unless noted"
         + (f". No spectra: {missing}" if missing else f". Spectra: {spectra}" if spectra else ""),
     )
 
@@ -337,8 +341,8 @@ def state_counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
 def status_table(results: Results) -> str:
     """The progress of every grid."""
     lines = []
-    for name, found in results.grids.items():
-        counts = state_counts([outcome for row in found.rows for outcome in row.outcomes])
+    for name, grid in results.grids.items():
+        counts = state_counts([outcome for row in grid.rows for outcome in row.outcomes])
         lines.append(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     return "\n".join(lines)
 

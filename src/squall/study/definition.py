@@ -320,11 +320,11 @@ def _published(grid: str, requested: Any, labels: set[str]) -> dict[tuple[str, s
     _known(f"label of the grid '{grid}' in {where}", [*rows, *columns], labels)
     _known(f"row of {about['table']}", rows.values(), [name for name in table if name != "columns"])
     _known(f"column of {about['table']}", [f"{name}_states" for name in columns.values()], table["columns"])
-    found = {}
+    numbers_by_cell = {}
     for (row, theirs), (column, name) in itertools.product(rows.items(), columns.items()):
         numbers = dict(zip(table["columns"], table[theirs], strict=True))
-        found[row, column] = (numbers[f"{name}_states"], numbers[f"{name}_energy"])
-    return found
+        numbers_by_cell[row, column] = (numbers[f"{name}_states"], numbers[f"{name}_energy"])
+    return numbers_by_cell
 
 
 def _evaluation(name: str, requested: Any) -> OtherIntegrator:

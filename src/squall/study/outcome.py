@@ -64,7 +64,7 @@ def relative_errors(fields: Sequence[str]) -> dict[str, Place]:
     return {f"rollout: {text} of {name}": ("scores", key, name) for text, key in kinds.items() for name in fields}
 
 
-def scores(fields: Sequence[str], found: Mapping[str, Any]) -> dict[str, Place]:
+def scores(fields: Sequence[str], headline: Mapping[str, Any]) -> dict[str, Place]:
     """The headline scores that there are, by names that say what is best where it is not zero."""
     places = relative_errors(fields)
     for key in VALID:
@@ -75,10 +75,10 @@ def scores(fields: Sequence[str], found: Mapping[str, Any]) -> dict[str, Place]:
         }
     for key in ("csi", "sedi"):
         places |= {f"events of {x}: {key.upper()} (best: 1)": ("scores", "events", x, key) for x in fields}
-    if "storms" in found:
+    if "storms" in headline:
         places["storms: CSI (best: 1)"] = ("scores", "storms", "csi")
         places["storms: position error, km"] = ("scores", "storms", "position_error")
-    places |= {f"drift of {name}": ("scores", "conserved", name, "drift") for name in found.get("conserved", {})}
+    places |= {f"drift of {name}": ("scores", "conserved", name, "drift") for name in headline.get("conserved", {})}
     return places
 
 
@@ -109,10 +109,10 @@ class Outcome:
     failure: Mapping[str, Any] = field(repr=False, default_factory=dict)
     arrays: Callable[[str], dict[str, np.ndarray] | None] = field(repr=False, default=lambda name: None)
 
-    def checkpoint(self, kind: Kind, integrator: str = "") -> Mapping[str, Any]:
+    def checkpoint(self, checkpoint: Kind, integrator: str = "") -> Mapping[str, Any]:
         """The evaluation of a checkpoint; weights that are both the best and the last are evaluated once."""
-        found = self.evaluations.get(integrator, {}).get("checkpoints", {})
-        return found.get(kind) or next(iter(found.values()), {})
+        checkpoints = self.evaluations.get(integrator, {}).get("checkpoints", {})
+        return checkpoints.get(checkpoint) or next(iter(checkpoints.values()), {})
 
     def value(self, place: Place, checkpoint: Kind = "last", integrator: str = "") -> float | None:
         """A number of an evaluation; infinite where it became NaN or infinite or the training diverged, None where it

@@ -196,7 +196,7 @@ def csv_table(labels: Mapping[str, str], outcomes: Sequence[Outcome]) -> str:
         about = outcome.environment
         versions = "; ".join(f"{name} {version}" for name, version in about.get("versions", {}).items() if version)
         source = [about.get("commit") or "", versions, about.get("data", {}).get("sha256", "")]
-        pairs = [(kind, name) for name, found in outcome.evaluations.items() for kind in found["checkpoints"]]
+        pairs = [(kind, name) for name, evaluation in outcome.evaluations.items() for kind in evaluation["checkpoints"]]
         for kind, integrator in pairs or [("last", "")]:
             item = outcome.checkpoint(kind, integrator)
             method = outcome.evaluations.get(integrator, {}).get("integrator", integrator)

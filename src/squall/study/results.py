@@ -33,8 +33,8 @@ class Row:
 
     def values(self, place: Place, checkpoint: Kind = "last", integrator: str = "") -> dict[int, float]:
         """A metric by seed, where there is a number."""
-        found = {outcome.seed: outcome.value(place, checkpoint, integrator) for outcome in self.outcomes}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {outcome.seed: outcome.value(place, checkpoint, integrator) for outcome in self.outcomes}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def summary(self, place: Place, checkpoint: Kind = "last", integrator: str = "") -> Summary | None:
         """The median of a metric over seeds, None without a number."""
@@ -158,7 +158,7 @@ class Results:
     @property
     def outcomes(self) -> list[Outcome]:
         """Every run once."""
-        return _once(found.outcomes for found in self.grids.values())
+        return _once(grid.outcomes for grid in self.grids.values())
 
     @property
     def labels(self) -> dict[str, str]:
@@ -220,7 +220,7 @@ def pack_study(path: Path | str) -> list[Path]:
         RunFolderError: if it is not a study, its pack is damaged or of another study, or `results.csv` is of no pack.
     """
     results = read_results(path)
-    rows = [row for found in results.grids.values() for row in found.rows]
+    rows = [row for grid in results.grids.values() for row in grid.rows]
     shown = {outcome.name for row in rows for outcome in (row.shown, row.sampled) if outcome}
     return write_pack(Path(path), results.study.name, results.labels, results.outcomes, shown)
 
