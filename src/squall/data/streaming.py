@@ -318,10 +318,8 @@ def stream(
                 f"{part} is the unfinished part of another prediction: finish it by its own command, or move it away"
             )
     else:
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with writing_into(path.parent):
-                _make(part, shape, dtype, about, Beside(mask, None, measure))
+        with explained(path), writing_into(path.parent):
+            _make(part, shape, dtype, about, Beside(mask, None, measure))
     with contextlib.closing(_opened(part, shape, dtype, about, mask)) as file:
         file.find_end()
         yield file

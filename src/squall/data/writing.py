@@ -262,12 +262,12 @@ def _writer(
 ) -> Iterator[Writer]:
     """A writer into a temporary file, which takes its place when all went well and is removed otherwise."""
     refuse_existing(path)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     numbers = [shape, *(condition.shape for condition in beside.conditions)]
     data_bytes = sum(int(np.prod(size, dtype=np.int64)) for size in numbers) * dtype.itemsize
-    with writing_into(path.parent):
+    with contextlib.ExitStack() as stack:
+        with explained(path):
+            stack.enter_context(writing_into(path.parent))
         try:
             # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
             # give its room back, once the disk was full.
