@@ -16,7 +16,7 @@ import squall.data
 from squall._types import Trajectories
 from squall.data import Description, Normalization, Source, Split
 from squall.data.conditions import as_conditions
-from squall.data.reading import check_exists
+from squall.data.errors import check_exists
 from squall.models.inputs import Conditions, Inputs, Window
 from squall.runs.build import MISFITS, Experiment, build, condition_channels, open_data, output_shape
 from squall.runs.config import ConfigError, RunConfig, from_dict

@@ -10,15 +10,16 @@ import h5py
 
 from squall.data.arrays import Handle
 from squall.data.endless import refuse_endless
-from squall.data.errors import DataError
+from squall.data.errors import DAMAGE, DataError, check_exists, damaged
 from squall.data.formats import cf, dedalus, matlab, numpy_files, pdebench, torch_files
 from squall.data.formats.bag import read_bag
 from squall.data.formats.consecutive import Continued
 from squall.data.formats.folder import Joint, read_folder
-from squall.data.formats.layout import ArrayFile, Layout, Reading
+from squall.data.formats.layout import ArrayFile, Reading
 from squall.data.hdf5 import members, open_file, open_hdf5
-from squall.data.reading import DAMAGE, ScreenedTrajectoryFile, TrajectoryFile, check_exists, damaged
+from squall.data.reading import ScreenedTrajectoryFile, TrajectoryFile
 from squall.data.source import Source
+from squall.data.stored import Layout
 from squall.data.structure import FIELD_GROUPS
 
 KNOWN = (

@@ -8,7 +8,8 @@ import numpy as np
 
 from squall.data.arrays import Handle, Variable
 from squall.data.errors import DataError
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Reading, finish
+from squall.data.stored import Layout
 
 TIMES = ("t", "time", "times", "t-coordinate")
 SPACE = ("x", "y", "z")

@@ -16,9 +16,10 @@ from squall.data.arrays import Handle, Variable
 from squall.data.conditions import Areas, as_measure
 from squall.data.errors import DataError
 from squall.data.formats.bag import parse_axes, read_bag
-from squall.data.formats.layout import Layout, OneTimeError, Reading, finish
+from squall.data.formats.layout import OneTimeError, Reading, finish
 from squall.data.hdf5 import Datasets, dataset_of, members, open_file, open_hdf5
 from squall.data.measure import areas, closes, curvilinear_areas, on_sphere
+from squall.data.stored import Layout
 
 NAMES = {
     "time": ("time", "t", "valid_time", "timestep", "time_step", "step", "date", "datetime", "time_counter"),

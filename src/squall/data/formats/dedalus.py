@@ -12,9 +12,10 @@ from jaxtyping import Shaped
 from squall.data.arrays import Handle, Variable
 from squall.data.description import equal_step
 from squall.data.errors import DataError
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Reading, finish
 from squall.data.hdf5 import dataset_of, member, members, open_file, open_hdf5, small_values
 from squall.data.measure import areas
+from squall.data.stored import Layout
 
 TIMES = "scales/sim_time"
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from squall.data.arrays import Handle, Joined
 from squall.data.formats.bag import read_bag
-from squall.data.formats.layout import Layout, Reading
+from squall.data.formats.layout import Reading
 from squall.data.hdf5 import dataset_of, members, open_hdf5
+from squall.data.stored import Layout
 
 STATES = "a, u"
 """The pair of the neural-operator benchmarks: a is the first state, u the later ones."""

@@ -11,7 +11,8 @@ from squall._process.files import DAMAGED_ARRAYS
 from squall.data.arrays import Handle
 from squall.data.errors import DataError
 from squall.data.formats.bag import read_bag
-from squall.data.formats.layout import Layout, Reading
+from squall.data.formats.layout import Reading
+from squall.data.stored import Layout
 
 
 def open_npy(place: Path) -> dict[str, Shaped[np.ndarray, "..."]]:

@@ -9,8 +9,9 @@ import numpy as np
 from squall.data.arrays import Handle, Variable
 from squall.data.errors import DataError
 from squall.data.formats.bag import read_bag
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Reading, finish
 from squall.data.hdf5 import dataset_of, members, open_file, open_hdf5, small_values
+from squall.data.stored import Layout
 
 COORDINATES = {"time": "t-coordinate", "x": "x-coordinate", "y": "y-coordinate", "z": "z-coordinate"}
 

@@ -14,7 +14,8 @@ from squall._process.messages import first_line
 from squall.data.arrays import Handle, Joined
 from squall.data.errors import DataError
 from squall.data.formats.bag import read_bag
-from squall.data.formats.layout import Layout, Reading
+from squall.data.formats.layout import Reading
+from squall.data.stored import Layout
 
 PAIR = "x, y"
 """Input and output of neuraloperator's data sets."""
