@@ -159,8 +159,8 @@ class _Loader(yaml.SafeLoader):
         if node.tag == TAG + "timestamp":
             raise DocumentError(f"{_line(node)}: {node.value} is read as a date: put it in quotes")
         if node.tag not in PLAIN_TAGS:
-            kind = node.tag.removeprefix(TAG)
-            raise DocumentError(f"{_line(node)}: '{kind}' is not allowed: text, numbers, lists and mappings are")
+            tag = node.tag.removeprefix(TAG)
+            raise DocumentError(f"{_line(node)}: '{tag}' is not allowed: text, numbers, lists and mappings are")
         if isinstance(node, yaml.SequenceNode):
             return node.value
         if not isinstance(node, yaml.MappingNode):

@@ -45,7 +45,7 @@ def special_file(path: Path) -> str | None:
     kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     if stat.S_ISREG(mode):
         return None
-    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
+    return next((name for name, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
 def sha256(path: Path) -> str:

@@ -152,13 +152,12 @@ class InPlace:
         window_bytes, state_bytes = values[0].nbytes, values[0, 0].nbytes
         for window in sorted(range(len(first)), key=first.__getitem__):  # the disk reads ahead
             rest = buffer[window * window_bytes : (window + 1) * window_bytes]
-            place = self.offset + first[window] * state_bytes
-            while (count := os.preadv(self.descriptor, (rest,), place)) < len(
-                rest
-            ):  # nearly always, one call reads all
+            position = self.offset + first[window] * state_bytes
+            # nearly always, one call reads all
+            while (count := os.preadv(self.descriptor, (rest,), position)) < len(rest):
                 if count == 0:
                     raise OSError("the file ends before the states do")
-                rest, place = rest[count:], place + count
+                rest, position = rest[count:], position + count
         return values
 
 
@@ -166,15 +165,15 @@ class Handle:
     """The arrays of a file, opened once in every process: what a forked worker inherits is not its own.
 
     Args:
-        place: the file or folder.
+        location: the file or folder.
         opener: a function of a module, so that it can be pickled, from the place to arrays by key.
         shown: the name for messages.
     """
 
-    def __init__(self, place: Path, opener: Callable[[Path], Any], shown: Path) -> None:
-        self.place, self.shown = Path(os.path.abspath(place)), shown
+    def __init__(self, location: Path, opener: Callable[[Path], Any], shown: Path) -> None:
+        self.location, self.shown = Path(os.path.abspath(location)), shown
         self._opener = opener
-        self._stamp = stamp(self.place)
+        self._stamp = stamp(self.location)
         self._process = -1
         self._file: Any = None
         self._arrays: dict[str, Any] = {}
@@ -188,15 +187,15 @@ class Handle:
         """
         if self._process != os.getpid():
             self.close()
-            check_exists(self.shown, self.place)
-            if stamp(self.place) != self._stamp:
+            check_exists(self.shown, self.location)
+            if stamp(self.location) != self._stamp:
                 raise DataError(f"{self.shown}: the file has changed since it was opened; open it again")
-            self._file = self._opener(self.place)
+            self._file = self._opener(self.location)
             self._process = os.getpid()
         if key not in self._arrays:  # a look-up in HDF5 or Zarr takes longer than the reading of a small state
             array = self._file[key]
             if isinstance(array, h5py.Dataset) and array.size and array.dtype.kind in "iuf" and in_one_piece(array):
-                array = np.memmap(self.place, array.dtype, "r", array.id.get_offset(), array.shape)  # 5 × faster
+                array = np.memmap(self.location, array.dtype, "r", array.id.get_offset(), array.shape)  # 5 × faster
             if isinstance(array, np.memmap):
                 array = array.view(np.ndarray)  # whose slices are views without a call of Python
             self._arrays[key] = array
@@ -241,7 +240,7 @@ class Joined:
 
     def __getitem__(self, index: tuple[Any, ...]) -> Shaped[np.ndarray, "..."]:
         start, stop, _ = index[self.axis].indices(self.shape[self.axis])
-        place = sum(not isinstance(i, int) for i in index[: self.axis])
+        position = sum(not isinstance(i, int) for i in index[: self.axis])
         pieces, first = [], 0
         for part, count in zip(self.parts, self.counts, strict=True):
             low, high = max(start - first, 0), min(stop - first, max(1, count))
@@ -250,8 +249,8 @@ class Joined:
                 continue
             rest = (*index[: self.axis], *((slice(low, high),) if count else ()), *index[self.axis + 1 :])
             piece = np.asarray(part[rest])
-            pieces.append(piece if count else np.expand_dims(piece, place))
-        return np.concatenate(pieces, axis=place)
+            pieces.append(piece if count else np.expand_dims(piece, position))
+        return np.concatenate(pieces, axis=position)
 
 
 def _mapping(array: Any) -> mmap.mmap | None:
@@ -262,9 +261,9 @@ def _mapping(array: Any) -> mmap.mmap | None:
     return array if isinstance(array, mmap.mmap) else None
 
 
-def stamp(place: Path) -> tuple[int, int]:
+def stamp(location: Path) -> tuple[int, int]:
     """Size and time of change of a file."""
-    status = place.stat()
+    status = location.stat()
     return status.st_size, status.st_mtime_ns
 
 

@@ -71,8 +71,8 @@ class NonFinite:
         self.trajectories.update(int(trajectories[row]) for row in rows)
         if self.first is None:
             row, time, channel, *point = bad.nonzero()[0].tolist()
-            place = int(trajectories[row]), int(starts[row]) + time
-            self.first = (*place, self.fields[channel], tuple(point))
+            position = int(trajectories[row]), int(starts[row]) + time
+            self.first = (*position, self.fields[channel], tuple(point))
 
     def refuse(self, what: str, more: str = "") -> None:
         """Raise `DataError` if anything was found.
@@ -103,27 +103,27 @@ class NonFinite:
         return "In a copy, end these trajectories before the first such value, or leave them out"
 
 
-def check_exists(path: Path, place: Path) -> None:
+def check_exists(path: Path, location: Path) -> None:
     """Refuse a path at which there is nothing, with the names that come near."""
-    if not place.exists():
-        raise MissingFileError(_missing(path, place))
-    if not place.is_dir() and (special := special_file(place)):
+    if not location.exists():
+        raise MissingFileError(_missing(path, location))
+    if not location.is_dir() and (special := special_file(location)):
         raise DataError(f"{path}: this is {special}; name a file or a folder of data")
-    if place.is_file() and place.stat().st_size == 0:
+    if location.is_file() and location.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes). Let its writer finish, or make or fetch it again")
 
 
-def _missing(path: Path, place: Path) -> str:
+def _missing(path: Path, location: Path) -> str:
     if address := re.search(r"(^|/)(https?|s3|gs|gcs|ftp|abfs):/", str(path)):
         return f"{path}: '{address[2]}:' begins an address, and only files of this machine are read: fetch it first"
-    if place.is_symlink():
-        return f"{path}: this is a link that leads nowhere (to {os.readlink(place)})"
-    folder = next(parent for parent in place.parents if parent.is_dir())
-    if folder != place.parent:
+    if location.is_symlink():
+        return f"{path}: this is a link that leads nowhere (to {os.readlink(location)})"
+    folder = next(parent for parent in location.parents if parent.is_dir())
+    if folder != location.parent:
         return f"{path}: there is no such file; of its path, {folder} is there and the rest is not"
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     data = [name for name in names if name.endswith((".hdf5", ".h5"))]
-    near = difflib.get_close_matches(place.name, names, n=3) or data[:3]
+    near = difflib.get_close_matches(location.name, names, n=3) or data[:3]
     return f"{path}: there is no such file" + (f"; the folder has {', '.join(near)}" if near else "")
 
 

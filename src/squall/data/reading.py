@@ -36,11 +36,11 @@ class TrajectoryFile(Stored):
     def __init__(
         self, path: str | os.PathLike[str], fields: Sequence[str] | None = None, initial: float | None = None
     ) -> None:
-        self.path, place = Path(path), Path(os.path.abspath(path))  # a worker may have another working folder
-        check_exists(self.path, place)
+        self.path, location = Path(path), Path(os.path.abspath(path))  # a worker may have another working folder
+        check_exists(self.path, location)
         try:
-            with open_file(self.path, place) as file:
-                self._structure = read_structure(self.path, place, file, fields, initial)
+            with open_file(self.path, location) as file:
+                self._structure = read_structure(self.path, location, file, fields, initial)
         except DataError as error:
             prefix = f"{self.path}: "
             raise DataError(prefix + str(error).removeprefix(prefix)) from None
@@ -89,13 +89,13 @@ class TrajectoryFile(Stored):
         Raises:
             DataError: where the file is damaged, or values are NaN or infinite: how many, where the first is.
         """
-        found = NonFinite(self.fields)
+        errors = NonFinite(self.fields)
         for chosen, start, stop in self.chunks():
             trajectories = torch.tensor(chosen)
             starts = torch.full_like(trajectories, start)
             states = whole_only(self._states(trajectories, starts, stop - start), self.valid, trajectories, starts)
-            found.look(states, chosen, [start] * len(chosen))
-        found.refuse(str(self.path), GAPS.format("squall.data.open(path, gaps=True)"))
+            errors.look(states, chosen, [start] * len(chosen))
+        errors.refuse(str(self.path), GAPS.format("squall.data.open(path, gaps=True)"))
 
     def __enter__(self) -> "TrajectoryFile":
         return self

@@ -44,14 +44,14 @@ class WellFile:
         shown: the name for messages.
         pieces: offset, shape and type of the states in one piece.
         cache_bytes: room for chunks.
-        place: the file.
+        location: the file.
     """
 
     def __init__(
-        self, shown: Path, pieces: Mapping[str, tuple[int, tuple[int, ...], np.dtype]], cache_bytes: int, place: Path
+        self, shown: Path, pieces: Mapping[str, tuple[int, tuple[int, ...], np.dtype]], cache_bytes: int, location: Path
     ) -> None:
-        self._shown, self._place, self._pieces, self._cache_bytes = shown, place, pieces, cache_bytes
-        self._descriptor: int | None = os.open(place, os.O_RDONLY)
+        self._shown, self._place, self._pieces, self._cache_bytes = shown, location, pieces, cache_bytes
+        self._descriptor: int | None = os.open(location, os.O_RDONLY)
         self._file: Any = None
 
     def __getitem__(self, key: str) -> Any:
@@ -74,13 +74,13 @@ class WellFile:
 
 
 def read_structure(
-    path: Path, place: Path, file: Any, chosen: Sequence[str] | None = None, initial: float | None = None
+    path: Path, location: Path, file: Any, chosen: Sequence[str] | None = None, initial: float | None = None
 ) -> Structure:
     """Read and check an open `h5py.File`, without its states; `chosen` fields make the state, the others forcings.
 
     Args:
         path: for messages.
-        place: of the file.
+        location: of the file.
         initial: dt of a file that may have one time only.
 
     Raises:
@@ -113,7 +113,7 @@ def read_structure(
     pieces = {str(v.key): (x.id.get_offset(), x.shape, x.dtype) for v in stored if in_one_piece(x := file[v.key])}
     layout = Layout(
         format="The Well, HDF5",
-        handle=Handle(place, functools.partial(WellFile, path, pieces, _cache_bytes(file, stored)), path),
+        handle=Handle(location, functools.partial(WellFile, path, pieces, _cache_bytes(file, stored)), path),
         states=stored,
         conditions=_conditions(file, axes, constant, forcings),
         shape=shape,
@@ -145,9 +145,9 @@ def _check_groups(file: Any) -> None:
     wanted = ("dimensions", *GROUPS)
     missing = [group for group in wanted if not isinstance(member(file, group), h5py.Group)]
     if missing:
-        found = ", ".join(list(file)[:8]) or "nothing"
+        there = ", ".join(list(file)[:8]) or "nothing"
         raise DataError(
-            f"the group(s) {', '.join(missing)} are missing; found: {found}. The layout of The Well has "
+            f"the group(s) {', '.join(missing)} are missing; found: {there}. The layout of The Well has "
             f"{', '.join(wanted)}, also where they are empty: `squall.data.write` writes it"
         )
 
@@ -336,8 +336,8 @@ def _boundary(conditions: Any, axis: str) -> str:
             continue
         key = f"boundary_conditions/{name}/mask"
         mask = np.moveaxis(small_values(dataset_of(condition, "mask", key), key), touched.index(axis), 0)
-        for end, place in enumerate((0, -1)):
-            if mask[place].any():
+        for end, index in enumerate((0, -1)):
+            if mask[index].any():
                 ends[end] = str(_plain(condition.attrs["bc_type"])).lower()
     return ends[0] if ends[0] == ends[1] else "mixed"
 

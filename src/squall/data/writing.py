@@ -33,7 +33,8 @@ from squall.data.errors import DataError, NonFinite
 from squall.data.source import AnyArray, InMemory, Source, as_states
 
 STRUCTURE_BYTES = 2**20
-"""Room reserved for everything in a file that is not states."""
+"""Room reserved for everything in a file that is not states, which takes about 1 kB a field; room for large masks and
+areas is taken once they are written."""
 
 
 def write(
@@ -228,13 +229,13 @@ class Writer:
                 f"append: got {len(tensor)} trajectories after {self.written}; announced were {self.shape[0]}"
             )
         numbers = range(self.written, self.written + len(tensor))
-        found = NonFinite(self._fields)
+        errors = NonFinite(self._fields)
         looked = tensor
         if self._valid is not None:
             gap = ~self._valid[numbers.start : numbers.stop]
             looked = tensor.masked_fill(gap.reshape(*gap.shape, *(1,) * (tensor.ndim - 2)), 0)
-        found.look(looked, numbers, [0] * len(tensor))
-        found.refuse("append")
+        errors.look(looked, numbers, [0] * len(tensor))
+        errors.refuse("append")
         self._put(tensor, self.written, 0)
         self.written += len(tensor)
 
@@ -320,15 +321,15 @@ def lay_out(
             _axis(dimensions, axis, points, spacing)
 
         conditions = file.create_group("boundary_conditions")
-        for axis, points, kind in zip(axes, space, about.boundary, strict=True):
-            _boundary(conditions, axis, points, "open" if kind == "mixed" else kind)
+        for axis, points, end in zip(axes, space, about.boundary, strict=True):
+            _boundary(conditions, axis, points, "open" if end == "mixed" else end)
 
         for group in ("scalars", "t0_fields", "t1_fields", "t2_fields"):
             file.create_group(group).attrs["field_names"] = _words(())
-        kind = numpy_type(dtype)
-        offsets = [_field(file, f"t0_fields/{name}", (batch, times, *space), kind) for name in about.fields]
-        slots = [slot for condition in beside.conditions for slot in _slots(file, condition, space, kind)]
-        _beside(file, beside, about.fields, kind)
+        number_type = numpy_type(dtype)
+        offsets = [_field(file, f"t0_fields/{name}", (batch, times, *space), number_type) for name in about.fields]
+        slots = [slot for condition in beside.conditions for slot in _slots(file, condition, space, number_type)]
+        _beside(file, beside, about.fields, number_type)
         return offsets, slots
 
 
@@ -355,8 +356,8 @@ def _beside(file: Any, beside: Beside, fields: Sequence[str], dtype: np.dtype) -
     """Mask, areas and gaps, small enough to be written at once."""
     fixed: dict[str, tuple[np.ndarray, dict[str, str]]] = {}
     if beside.mask is not None:
-        one = bool((beside.mask == beside.mask[0]).all())
-        masks = {"": beside.mask[0]} if one else dict(zip(fields, beside.mask, strict=True))
+        shared = bool((beside.mask == beside.mask[0]).all())
+        masks = {"": beside.mask[0]} if shared else dict(zip(fields, beside.mask, strict=True))
         for name, mask in masks.items():
             fixed["_".join(filter(None, ["mask", name]))] = mask.numpy().astype(dtype), {"role": "mask", "of": name}
     if beside.measure is not None:
@@ -383,11 +384,11 @@ def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: flo
         axis.attrs["start"] = float(points[0])
 
 
-def _boundary(group: Any, axis: str, points: int, kind: str) -> None:
-    condition = group.create_group(f"{axis}_{kind}")
+def _boundary(group: Any, axis: str, points: int, end: str) -> None:
+    condition = group.create_group(f"{axis}_{end}")
     condition.attrs["associated_dims"] = _words([axis])
     condition.attrs["associated_fields"] = _words([])
-    condition.attrs["bc_type"] = kind.upper()
+    condition.attrs["bc_type"] = end.upper()
     condition.attrs["sample_varying"] = False
     condition.attrs["time_varying"] = False
     mask = np.zeros(points, dtype=bool)

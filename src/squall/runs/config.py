@@ -360,18 +360,18 @@ def refuse_file_as_group(values: dict[str, Any]) -> None:
             raise ConfigError(f"{name} is {values[name]!r}, but must hold keys and values")
 
 
-def refuse_null(values: Any, kind: type[Any] = RunConfig, prefix: str = "") -> None:
+def refuse_null(values: Any, dataclass_type: type[Any] = RunConfig, prefix: str = "") -> None:
     """Refuse a null, and a group that holds none of its keys, which the parser lets pass for every type.
 
     Args:
-        values: by the names of the fields of `kind`, as the parser returns them.
-        kind: a dataclass of the configuration.
+        values: by the names of the fields of `dataclass_type`, as the parser returns them.
+        dataclass_type: a dataclass of the configuration.
         prefix: of the dotted keys.
 
     Raises:
         ConfigError: with the dotted key.
     """
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in get_type_hints(dataclass_type).items():
         if name not in values:  # a file says null, and the command line a key of the group
             raise ConfigError(f"{prefix[:-1]} is null, but must hold keys such as '{prefix}{name}'")
         value = values[name]

@@ -24,6 +24,7 @@ GENERIC = ("array", "arr_0", "tensor", "data", "states", "x, y", "a, u")
 
 def looks_like(shape: Sequence[int]) -> str:
     """The axes that an array of this shape probably has, as the argument `axes` wants them."""
+    # Data sets of this field have up to eight channels, and more points along an axis.
     last = len(shape) >= 4 and shape[-1] <= 8 < shape[-2]  # channels last, as in the samples of The Well and PDEBench
     plane = len(shape) == 3 + last and shape[1] == shape[2]  # one trajectory
     lead = ["time"] if plane or len(shape) == 2 else ["batch", "time"]
@@ -62,8 +63,8 @@ def around_time(shape: Sequence[int], times: int, backwards: bool) -> str:
     whole = len(rest) == 1 or (len(rest) == 2 and rest[0] == rest[1])  # one trajectory
     words = [*(() if whole else ("batch",)), *SPACE[: len(rest) - (not whole)]]
     words = words[::-1] if backwards else words
-    place = list(shape).index(times)
-    return " ".join([*words[:place], "time", *words[place:]])
+    position = list(shape).index(times)
+    return " ".join([*words[:position], "time", *words[position:]])
 
 
 def ask(name: str, shape: Sequence[int], times: int = 0, *, backwards: bool = False) -> DataError:
@@ -99,7 +100,7 @@ def read_bag(
         coordinates: the array that holds the points of an axis, where the format says it.
         about: more of the description.
     """
-    usable = {name: shape for name, (shape, kind) in shapes.items() if kind.kind in REAL}
+    usable = {name: shape for name, (shape, dtype) in shapes.items() if dtype.kind in REAL}
     notes = [f"left out '{name}': it holds {shapes[name][1]}" for name in shapes if name not in usable]
     states = _states(usable, options.get("fields"), handle)
     shape = usable[states[0]]
@@ -115,8 +116,8 @@ def read_bag(
     words = parse_axes(given, shape, states[0], timed=timed) if given is not None else axes or ()
     lengths = {"time": 1} | dict(zip(words, shape, strict=True))
     order = space or tuple(word for word in words if word not in ("batch", "time", "channel"))
-    found = {axis: _points(axis, lengths, usable, coordinates) for axis in ("time", *order)}
-    places = {axis: name for axis, name in found.items() if name is not None}
+    named = {axis: _points(axis, lengths, usable, coordinates) for axis in ("time", *order)}
+    places = {axis: name for axis, name in named.items() if name is not None}
     points = {axis: np.ravel(handle.array(name)[()]) for axis, name in places.items()}
     rename = options.get("fields") if set(options.get("fields") or ()).isdisjoint(usable) else None
     variables = _variables(states, shapes, words, lengths.get("channel", 1), rename)

@@ -189,6 +189,8 @@ def join_in_time(path: Path, files: Sequence[Source], *, dt_given: bool) -> list
     step = min(steps or apart)
     if step <= 0 or min(apart) <= 0:
         return list(files)
+    # Months of 28 to 31 days differ by a tenth of their mean: who gives dt takes them as equal. Otherwise times
+    # may differ by their rounding in float32, far below a hundredth of a step.
     counts = [1 if dt_given and 0.5 < gap / step < 1.5 else gap / step for gap in apart]
     whole = all(abs(count - round(count)) < 1e-2 for count in counts)
     alike = all(abs(other / step - 1) < (0.2 if dt_given else 1e-3) for other in steps)
@@ -278,14 +280,14 @@ def check_alike(first: Source, other: Source, *, times: bool = True) -> None:
     if not times:
         del pairs["time steps"]
         pairs["sizes (channel, *space)"] = tuple(shape[1:] for shape in pairs.pop("sizes (time, channel, *space)"))
-    for what, (one, two) in pairs.items():
-        if one != two:
+    for what, (here, there) in pairs.items():
+        if here != there:
             raise DataError(
-                f"the {what} differ between files: {file_name(first)} has {one}, {file_name(other)} has {two}. Files "
-                "in one folder have to be of one kind: open them apart, or choose fields=[...]"
+                f"the {what} differ between files: {file_name(first)} has {here}, {file_name(other)} has {there}. "
+                "Files in one folder have to be of one kind: open them apart, or choose fields=[...]"
             )
-    for axis, one, two in zip(first.description.axes, first.coordinates, other.coordinates, strict=True):
-        if not np.allclose(one, two, rtol=1e-6, atol=1e-6 * float(np.ptp(one) or 1)):
+    for axis, here, there in zip(first.description.axes, first.coordinates, other.coordinates, strict=True):
+        if not np.allclose(here, there, rtol=1e-6, atol=1e-6 * float(np.ptp(here) or 1)):
             raise DataError(f"the points of the axis {axis} differ between {file_name(first)} and {file_name(other)}")
 
 

@@ -104,8 +104,8 @@ class Joint(Source):
 
     @property
     def valid(self) -> Valid | None:
-        found = [source.valid for source in self.sources]
-        return _stacked(found, self.sources)
+        parts = [source.valid for source in self.sources]
+        return _stacked(parts, self.sources)
 
     def _known_valid(self) -> Valid | None:
         return _stacked([source._known_valid() for source in self.sources], self.sources)
@@ -139,17 +139,17 @@ class Joint(Source):
 
     def _by_file(self, trajectories: Numbers) -> list[tuple[Source, Rows, Rows]]:
         files = torch.bucketize(trajectories, self._ends, right=True)
-        found = []
+        pieces = []
         for number in files.unique().tolist():
             rows = (files == number).nonzero().flatten()
             first = int(self._ends[number - 1]) if number else 0
-            found.append((self._recent[number], rows, trajectories[rows] - first))
-        return found
+            pieces.append((self._recent[number], rows, trajectories[rows] - first))
+        return pieces
 
 
 def read_folder(
     path: Path,
-    place: Path,
+    location: Path,
     open_file: Callable[[Path, float | None], TrajectoryFile | ArrayFile],
     known: Callable[[Path], str],
     *,
@@ -159,7 +159,7 @@ def read_folder(
 
     Args:
         path: for messages.
-        place: the folder.
+        location: the folder.
         open_file: opens a file; with a number also one of a single time, whose time step is then this.
         known: the format of a file, "" for none.
         dt_given: whether the user said the time step.
@@ -167,18 +167,18 @@ def read_folder(
     Raises:
         DataError: where there is none, or the files differ.
     """
-    base = place / "data" if (place / "data").is_dir() else place
+    base = location / "data" if (location / "data").is_dir() else location
     folders = {part: base / part for part in PARTS if (base / part).is_dir()} or {"": base}
     groups = {part: _files(folder, known) for part, folder in folders.items()}
     if not any(groups.values()):
-        found = ", ".join(sorted(entry.name for entry in place.iterdir())[:6]) or "nothing"
+        names = ", ".join(sorted(entry.name for entry in location.iterdir())[:6]) or "nothing"
         raise DataError(
             f"{path}: this is a folder without data files: looked for {', '.join(SUFFIXES)} in it, in data/ and in "
-            f"train/, valid/ and test/, and for Zarr (zarr.json, .zgroup); found {found}"
+            f"train/, valid/ and test/, and for Zarr (zarr.json, .zgroup); found {names}"
         )
     refuse_endless([file for files in groups.values() for file in files])  # all in one process
     written = next(
-        (p for p in (place / "stats.yaml", base.parent / "stats.yaml", base / "stats.yaml") if p.is_file()), None
+        (p for p in (location / "stats.yaml", base.parent / "stats.yaml", base / "stats.yaml") if p.is_file()), None
     )
     joined = {
         part: join_in_time(path, _open_all(files, open_file), dt_given=dt_given) for part, files in groups.items()
