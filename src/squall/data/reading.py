@@ -49,11 +49,6 @@ class TrajectoryFile(Stored):
         self.layout = self._structure.layout
 
     @property
-    def format(self) -> str:
-        """What the file was taken for."""
-        return self.layout.format
-
-    @property
     def attributes(self) -> dict[str, Any]:
         """The attributes of the file as they stand there."""
         return self._structure.attributes

@@ -53,6 +53,16 @@ class Stored(Source):
     layout: Layout
 
     @property
+    def format(self) -> str:
+        """What the file was taken for."""
+        return self.layout.format
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed, and what of the file was not understood."""
+        return self.layout.notes
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.layout.shape
 

@@ -29,13 +29,12 @@ from squall.data.conditions import Areas, Mask
 from squall.data.description import DEGREES, Description
 from squall.data.errors import DataError
 from squall.data.writing import (
-    STRUCTURE_BYTES,
     Beside,
     explained,
     in_place,
     lay_out,
     publish,
-    reserve,
+    try_room,
     write_all,
 )
 
@@ -346,10 +345,7 @@ def _make(part: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descrip
         else:
             netcdf = part.suffix == ".nc"
             lay: Callable[..., Any] = _lay_out_netcdf if netcdf else lay_out
-            # What HDF5 will write is tried first: it cannot close a file once the disk was full.
-            with temporary.open("xb", buffering=0) as file:
-                write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
-                reserve(file, numbers + STRUCTURE_BYTES)
+            try_room(temporary, numbers)
             lay(temporary, shape, dtype, about, beside)
             with contextlib.closing(_opened(temporary, shape, dtype, about, None)) as raw:
                 assert isinstance(raw, _Raw)

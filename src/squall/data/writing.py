@@ -270,13 +270,8 @@ def _writer(
         with explained(path):
             stack.enter_context(writing_into(path.parent))
         try:
-            # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
-            # give its room back, once the disk was full.
             with explained(path):
-                with temporary.open("xb", buffering=0) as file:
-                    write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
-                    file.truncate(data_bytes + STRUCTURE_BYTES)
-                    reserve(file, data_bytes + STRUCTURE_BYTES)
+                try_room(temporary, data_bytes)
                 offsets, slots = lay_out(temporary, shape, dtype, about, beside)
             with temporary.open("r+b", buffering=0) as raw:
                 with explained(path):
@@ -295,6 +290,18 @@ def _writer(
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def try_room(temporary: Path, data_bytes: int) -> None:
+    """A new file as large as the states and all that HDF5 will write beside them.
+
+    HDF5 writes the structure only, and the states are written past it: it cannot close a file, nor give its room back,
+    once the disk was full.
+    """
+    with temporary.open("xb", buffering=0) as file:
+        write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
+        file.truncate(data_bytes + STRUCTURE_BYTES)
+        reserve(file, data_bytes + STRUCTURE_BYTES)
 
 
 def lay_out(

@@ -85,7 +85,6 @@ def read_bag(
     *,
     axes: tuple[str, ...] | None = None,
     space: tuple[str, ...] | None = None,
-    coordinates: Mapping[str, str] | None = None,
     **about: Any,
 ) -> Layout:
     """The layout of a file of named arrays: the largest make the state, the others are axes and conditions.
@@ -97,7 +96,6 @@ def read_bag(
         options: of `open`.
         axes: of the states, where the format says them.
         space: order of the space axes in the state, where it is not that in the file.
-        coordinates: the array that holds the points of an axis, where the format says it.
         about: more of the description.
     """
     usable = {name: shape for name, (shape, dtype) in shapes.items() if dtype.kind in REAL}
@@ -116,7 +114,7 @@ def read_bag(
     words = parse_axes(given, shape, states[0], timed=timed) if given is not None else axes or ()
     lengths = {"time": 1} | dict(zip(words, shape, strict=True))
     order = space or tuple(word for word in words if word not in ("batch", "time", "channel"))
-    named = {axis: _points(axis, lengths, usable, coordinates) for axis in ("time", *order)}
+    named = {axis: _points(axis, lengths, usable) for axis in ("time", *order)}
     places = {axis: name for axis, name in named.items() if name is not None}
     points = {axis: np.ravel(handle.array(name)[()]) for axis, name in places.items()}
     rename = options.get("fields") if set(options.get("fields") or ()).isdisjoint(usable) else None
@@ -178,12 +176,9 @@ def _states(usable: Mapping[str, tuple[int, ...]], fields: Sequence[str] | None,
     return states
 
 
-def _points(
-    axis: str, lengths: Mapping[str, int], usable: Mapping[str, tuple[int, ...]], given: Mapping[str, str] | None
-) -> str | None:
+def _points(axis: str, lengths: Mapping[str, int], usable: Mapping[str, tuple[int, ...]]) -> str | None:
     """The array that holds the points of an axis."""
-    names = [given[axis]] if given and axis in given else [*(TIMES if axis == "time" else (axis, f"{axis}-coordinate"))]
-    for name in names:
+    for name in TIMES if axis == "time" else (axis, f"{axis}-coordinate"):
         size = int(np.prod(usable.get(name, ())))
         line = name in usable and max(usable[name], default=0) == size
         if line and (size == lengths[axis] or (axis == "time" and size == lengths[axis] + 1)):

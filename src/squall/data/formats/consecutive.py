@@ -16,12 +16,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from squall._types import Trajectories
-from squall.data.conditions import Areas, Condition, ConditionValues
+from squall.data.conditions import Condition, ConditionValues
 from squall.data.description import Description
 from squall.data.errors import DataError
 from squall.data.formats.layout import ArrayFile
 from squall.data.missing import Missing, Screened
-from squall.data.source import Numbers, Source
+from squall.data.source import Numbers, Source, View
 
 OPEN_FILES = 128
 """Files that one source holds open; a process may hold about a thousand."""
@@ -50,7 +50,7 @@ class Recent:
         return self.sources[number]
 
 
-class Continued(Screened):
+class Continued(Screened, View):
     """The states of several files one after the other in time; a time that no file has is a gap.
 
     Args:
@@ -61,6 +61,7 @@ class Continued(Screened):
     """
 
     def __init__(self, path: Path, files: Sequence[ArrayFile], offsets: Sequence[int], dt: float) -> None:
+        super().__init__(files[0])
         self.path, self.files, self.offsets = path, list(files), list(offsets)
         self._recent = Recent(self.files)
         self._description = replace(self.files[0].description, dt=dt, name=path.name)
@@ -86,16 +87,8 @@ class Continued(Screened):
         return (first[0], self._times, *first[2:])
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.files[0].dtype
-
-    @property
     def description(self) -> Description:
         return self._description
-
-    @property
-    def measure(self) -> Areas | None:
-        return self.files[0].measure
 
     @property
     def piece_bytes(self) -> int:

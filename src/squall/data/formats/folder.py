@@ -12,7 +12,7 @@ from torch import Tensor
 
 from squall._process.documents import load_yaml
 from squall._types import Trajectories
-from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
+from squall.data.conditions import Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
 from squall.data.endless import refuse_endless
 from squall.data.errors import DataError
@@ -20,7 +20,7 @@ from squall.data.formats.consecutive import Continued, Recent, check_alike, file
 from squall.data.formats.layout import ArrayFile, OneTimeError
 from squall.data.missing import Screened
 from squall.data.reading import TrajectoryFile
-from squall.data.source import Numbers, Source
+from squall.data.source import Numbers, Source, View
 
 Rows = Int64[Tensor, " _"]
 """Numbers of those windows that lie in one file."""
@@ -30,7 +30,7 @@ PARTS = ("train", "valid", "test")
 """Names of the folders in The Well's data sets."""
 
 
-class Joint(Source):
+class Joint(View):
     """The trajectories of several sources one after the other.
 
     Raises:
@@ -38,6 +38,7 @@ class Joint(Source):
     """
 
     def __init__(self, path: Path, sources: Sequence[Source], statistics: dict | None = None) -> None:
+        super().__init__(sources[0])
         self.path, self.sources, self._recent = path, list(sources), Recent(sources)
         self._statistics = _statistics(statistics, self.sources[0].fields)
         self._ends = torch.tensor([source.trajectories for source in self.sources]).cumsum(0)
@@ -65,16 +66,8 @@ class Joint(Source):
         return (int(self._ends[-1]), *self.sources[0].shape[1:])
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.sources[0].dtype
-
-    @property
     def description(self) -> Description:
         return self._description
-
-    @property
-    def measure(self) -> Areas | None:
-        return self.sources[0].measure
 
     @property
     def mask(self) -> Mask | None:

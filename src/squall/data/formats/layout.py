@@ -52,16 +52,6 @@ class ArrayFile(Screened, Stored):
         self._means: dict[str, float] = {}
 
     @property
-    def format(self) -> str:
-        """What the file was taken for."""
-        return self.layout.format
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was assumed, and what of the file was not understood."""
-        return self.layout.notes
-
-    @property
     def piece_bytes(self) -> int:
         """What has to be unpacked for one state, where the arrays lie in chunks along trajectories and times."""
         states = 1

@@ -13,8 +13,6 @@ from squall.data.formats.layout import Reading, finish
 from squall.data.hdf5 import dataset_of, members, open_file, open_hdf5, small_values
 from squall.data.stored import Layout
 
-COORDINATES = {"time": "t-coordinate", "x": "x-coordinate", "y": "y-coordinate", "z": "z-coordinate"}
-
 
 def side_by_side(file: Any) -> bool:
     """Whether it has `tensor` or fields such as `density`, with the points beside them."""
@@ -44,7 +42,6 @@ def read_side_by_side(path: Path, location: Path, options: Reading) -> Layout:
         shapes,
         options,
         axes=axes,
-        coordinates=COORDINATES,
         name=path.stem,
         parameters=parameters,
     )

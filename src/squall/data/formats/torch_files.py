@@ -61,4 +61,4 @@ def read_torch(path: Path, location: Path, options: Reading) -> Layout:
     ndim = arrays[PAIR].ndim
     axes = ("batch", "time", *"xyz"[: ndim - 2]) if ndim < 5 else None  # (sample, channel, x, y), or 3-D: to be asked
     format = "neuraloperator's pairs, each a trajectory of one step from x to y"
-    return read_bag(format, handle, shapes, options, axes=axes, coordinates={})
+    return read_bag(format, handle, shapes, options, axes=axes)
