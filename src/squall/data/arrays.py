@@ -1,5 +1,6 @@
 """Arrays in a file: where their axes are, which numbers mean a missing value, and how a few windows are read."""
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -183,7 +184,7 @@ class Handle:
         """The array at `key`, not yet read.
 
         Raises:
-            DataError: where the file has changed since it was opened.
+            DataError: where the file has changed since it was opened, or was cut since.
         """
         if self._process != os.getpid():
             self.close()
@@ -199,6 +200,13 @@ class Handle:
             if isinstance(array, np.memmap):
                 array = array.view(np.ndarray)  # whose slices are views without a call of Python
             self._arrays[key] = array
+        # The numbers of a mapped file that was cut are zeros, or end the process.
+        with contextlib.suppress(FileNotFoundError):  # removed, and still whole for this process
+            if self.location.is_file() and self.location.stat().st_size < self._stamp[0]:
+                raise DataError(
+                    f"{self.shown}: the file is truncated: it was longer when it was opened. Let its writer finish, or "
+                    "make or fetch it again"
+                )
         return self._arrays[key]
 
     def forget(self, read: int) -> None:
