@@ -104,7 +104,10 @@ class Stored(Source):
         """Windows as they stand; what does not vary along an axis is repeated along it."""
         parts = [self._read(variable, trajectories, starts, length).to(self.dtype) for variable in self.layout.states]
         parts = [x if x.shape[3:] == self.space else x.expand(-1, -1, -1, *self.space).contiguous() for x in parts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        if len(parts) == 1:
+            return parts[0]
+        # By NumPy: memory that PyTorch aligns leaves holes, for which a process with little memory has no room.
+        return torch.from_numpy(np.concatenate([part.numpy() for part in parts], axis=2))
 
     def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         variable = next(v for v in self.layout.conditions if v.name == name)
