@@ -355,7 +355,16 @@ def test_a_run_is_evaluated_on_the_data_it_was_trained_on(data, tmp_path, capsys
         file["t0_fields/u"][0, 0, 0] = 0.01
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), "--data", "data.hdf5"]) == 2
-    assert "is not the file that" in " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "data.hdf5, named by --data, is not the file that" in told
+    assert "it has sha256 " in told
+    squall.data.write("other.hdf5", np.zeros((3, 9, 2, 5)), dt=0.5)
+    for command in ("evaluate", "diagnose"):
+        assert main([command, str(tmp_path / "run"), "--data", "other.hdf5"]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "the fields ('u0', 'u1'), not ('u',)" in told
+        assert "Name that file, or a copy of it" in told
+        assert "squall predict" in told
 
 
 def test_an_evaluation_that_is_out_of_date_is_not_compared(runs, tmp_path, capsys):

@@ -221,8 +221,16 @@ def test_file_that_changes_after_opening(path, states):
         source.read()
 
 
-def test_file_that_is_cut_while_it_is_read(path):
-    source = squall.data.open(path)
+@pytest.mark.parametrize("name", ["data.hdf5", "array.npy", "archive.npz"])
+def test_file_that_is_cut_while_it_is_read(tmp_path, name):
+    path, states, options = tmp_path / name, np.ones((4, 300, 1, 8)), {"axes": "batch time channel x", "dt": 0.1}
+    if name == "data.hdf5":
+        path, options = squall.data.write(path, states, dt=0.1), {}
+    elif name == "array.npy":
+        np.save(path, states)
+    else:
+        np.savez(path, u=states)
+    source = squall.data.open(path, **options)
     source.read([0])
     os.truncate(path, path.stat().st_size - 3000)
     with pytest.raises(DataError, match="truncated"):

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -14,6 +16,8 @@ from processes import run_program
 import squall.data
 from squall._process.startup import imports_uncollected
 from squall.cli import main
+from squall.cli.study import parser as study_parser
+from squall.runs.config import ConfigError, from_dict
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,38 @@ def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypat
     with pytest.raises(KeyError) as caught:
         main(["evaluate", "x"])
     assert "Please report" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --training.steps 1:30",
+        "train --training.learning_rate=1:30",
+        "train --loss.temperature 1:30",
+        "train --training '{steps: 1:30}'",
+        "train --config c.yaml",
+        "train --training group.yaml",
+        "simulate cahn-hilliard --out x --width 1:30",
+        "data describe x --lengths 2 1:30",
+        "evaluate x --events '{u: 1:30}'",
+    ],
+)
+def test_a_number_of_base_60_is_refused_and_not_another_number(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("training: {batch: 1:30}\n")
+    Path("group.yaml").write_text("batch: 1:30\n")
+    assert main(shlex.split(line)) == 2
+    assert "is '1:30', but must be a number" in " ".join(capsys.readouterr().err.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"c.yaml", "group.yaml"}
+
+
+def test_text_with_a_colon_stays_as_it_is():
+    for text in ("1:30", "1:30.5", "+1:30:00"):
+        with pytest.raises(ConfigError, match=f"is '{re.escape(text)}', but must be a number"):
+            from_dict({"training": {"steps": text}})
+        assert from_dict({"data": {"path": text}}).data.path == text
+    arguments = study_parser().parse_args(["run", "smoke", "--part", "1:30", "--resources", "{time: 1:30}"])
+    assert (arguments.run.part, arguments.run.resources) == ("1:30", {"time": "1:30"})
 
 
 @pytest.mark.parametrize("module", ["torch._C", "jsonargparse"])

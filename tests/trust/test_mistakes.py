@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -28,7 +29,7 @@ simulate cahn-hilliard --points 16 --out o.hdf5 --initial wrong.npy
 simulate cahn-hilliard --points 16 --out o.hdf5 --initial missing.npy
 simulate shallow-water --out o.nc --latitudes 1
 simulate shallow-water --out o.nc --steps -1
-simulate shallow-water --out o.nc --trajectories 1 --steps 2 --latitudes 8 --dt 1e9
+simulate shallow-water --out new/deep/o.nc --trajectories 1 --steps 2 --latitudes 8 --dt 1e9
 simulate shallow-water --out pipe
 simulate apebench --out o.hdf5
 simulate apebench --scenario diff_kdv --part validation --out o.hdf5
@@ -46,6 +47,7 @@ data convert u.hdf5 --out u.hdf5
 data convert u.hdf5 --out empty
 data convert u.hdf5 --out pipe
 data convert run --out x.hdf5
+data convert nan.hdf5 --out new/deep/x.hdf5
 diagnose missing
 diagnose text.txt
 diagnose empty
@@ -106,8 +108,10 @@ evaluate run --netcdf u.hdf5
 evaluate run --device nonsense
 evaluate run --data missing
 evaluate run --data u2.hdf5
+evaluate run --animate mp4
 compare run run --out text.txt
 compare run exported --out c
+compare run --out text.txt/c
 compare run --checkpoint first --out c
 predict run --initial i.npy
 predict run --initial i.npy --out p.txt
@@ -156,6 +160,9 @@ def folder(tmp_path_factory):
         patch.chdir(place)
         for name, space in (("u", (1, 16)), ("u2", (2, 8, 8))):
             squall.data.write(f"{name}.hdf5", np.random.default_rng(0).normal(size=(6, 11, *space)), dt=0.1)
+        squall.data.write("nan.hdf5", np.zeros((2, 3, 1, 16)), dt=0.1)
+        with h5py.File("nan.hdf5", "r+") as file:
+            file["t0_fields/u"][1, 2] = np.nan
         np.save("i.npy", np.zeros((2, 1, 16)))
         np.save("wrong.npy", np.zeros((2, 3, 5)))
         os.mkfifo("pipe")
@@ -173,6 +180,8 @@ def folder(tmp_path_factory):
 def test_a_mistake_gets_a_sentence_and_changes_nothing(folder, monkeypatch, capsys, line):
     if "shallow-water" in line:
         pytest.importorskip("torch_harmonics")
+    if "mp4" in line:
+        monkeypatch.setenv("PATH", "")  # no ffmpeg
     monkeypatch.chdir(folder)
     before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     words = line.replace("SMALL", SMALL).replace("{v:1}", "{v:\u00a01}").split()

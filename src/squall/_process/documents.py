@@ -24,6 +24,9 @@ FLOAT = re.compile(
 INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+")
 """Without the octal and base-60 numbers of YAML 1.1, such as 010 and 1:30."""
 
+BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
+"""Numbers of YAML 1.1 such as 1:30, which is 90 there; `read_yaml` gives them as text."""
+
 TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = {TAG + name for name in ("str", "int", "float", "bool", "null", "map", "seq")}
 """All others would make objects, and are refused."""
@@ -156,8 +159,8 @@ class _Loader(yaml.SafeLoader):
         if node.tag == TAG + "timestamp":
             raise DocumentError(f"{_line(node)}: {node.value} is read as a date: put it in quotes")
         if node.tag not in PLAIN_TAGS:
-            kind = node.tag.removeprefix(TAG)
-            raise DocumentError(f"{_line(node)}: '{kind}' is not allowed: text, numbers, lists and mappings are")
+            tag = node.tag.removeprefix(TAG)
+            raise DocumentError(f"{_line(node)}: '{tag}' is not allowed: text, numbers, lists and mappings are")
         if isinstance(node, yaml.SequenceNode):
             return node.value
         if not isinstance(node, yaml.MappingNode):

@@ -45,7 +45,7 @@ def special_file(path: Path) -> str | None:
     kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     if stat.S_ISREG(mode):
         return None
-    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
+    return next((name for name, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
 def sha256(path: Path) -> str:
@@ -86,10 +86,11 @@ def temporary_name(path: Path) -> Path:
 def writing_into(folder: Path) -> Iterator[None]:
     """Hold a folder while a file is written beside its place; first remove what killed processes left there.
 
-    Writers share a lock of the folder, which goes with its process however that ends. Who gets it alone knows that
-    nobody else writes there. Where folders cannot be locked, nothing is removed.
+    The folder and its parents are made where they are not there, and removed again if the block fails. Writers share a
+    lock of the folder, which goes with its process however that ends. Who gets it alone knows that nobody else writes
+    there. Where folders cannot be locked, nothing is removed.
     """
-    with contextlib.ExitStack() as stack:
+    with _made(folder), contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
@@ -104,6 +105,19 @@ def writing_into(folder: Path) -> Iterator[None]:
                     break
                 time.sleep(0.01)
         yield
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in made:
+            with contextlib.suppress(OSError):  # another process wrote into it
+                parent.rmdir()
+        raise
 
 
 def _sweep(folder: Path) -> None:
@@ -144,7 +158,6 @@ def write_folder_beside(path: Path, contents: Mapping[str, bytes], *, replace: b
         OSError: if a folder with files is there, which is not to be replaced.
     """
     temporary = temporary_name(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with writing_into(path.parent):
         temporary.mkdir()
         try:

@@ -29,7 +29,6 @@ def parser() -> ArgumentParser:
 def run(arguments: Namespace, console: Console) -> int:
     comparison = compare(arguments.runs, arguments.checkpoint)
     out = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
     for name in ("comparison.png", "comparison.md"):
         refuse_existing(out / name, "another folder by --out")
     table, note = comparison_table(comparison), comparison_note(comparison)

@@ -52,7 +52,6 @@ def run(arguments: Namespace, console: Console) -> int:
     for table in tables:
         results_console().print(terminal(table))
     print(text)
-    out.mkdir(parents=True, exist_ok=True)
     print(save(diagnosis.diagnosis_figure(rows, source), out / "diagnosis.png"))
     print(write_text(out / "diagnosis.md", "\n".join([*map(markdown, tables), "```", text, "```", ""])))
     return 0

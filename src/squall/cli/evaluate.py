@@ -46,8 +46,10 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Namespace, console: Console) -> int:
     from squall.evaluation import Scoring
-    from squall.report import evaluation_table, write_animations, write_figures
+    from squall.report import check_animation, evaluation_table, write_animations, write_figures
 
+    if arguments.animate is not None:
+        check_animation(arguments.animate)
     scoring = Scoring(
         events=arguments.events,
         conserved=conserved_quantities(arguments.conserved),

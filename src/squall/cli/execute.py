@@ -15,7 +15,7 @@ from squall._process.limits import too_large
 from squall._process.messages import first_line
 from squall._process.signals import Stopped, notices_raise
 from squall.cli import USER_MISTAKE
-from squall.cli.options import option_names
+from squall.cli.options import option_names, refuse_numbers_of_base_60
 from squall.data.endless import endless_refused
 from squall.runs.config import explain
 from squall.runs.installed import failed_in
@@ -43,6 +43,7 @@ def execute(words: Sequence[str]) -> int:
             warnings.showwarning = lambda message, *_, **__: say(console, f"warning: {message}", "yellow")
             warnings.simplefilter("always", UserWarning)
             _warn_of_repeats(options)
+            refuse_numbers_of_base_60(options, parser)
             return module.run(parser.instantiate(parser.parse_args(options)), console)
     except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError, OtherProcessError) as error:
         text = "\n".join([explain(str(error), known), *getattr(error, "__notes__", []), *_advice(error)])

@@ -1,6 +1,7 @@
 """Parsers of the commands, and the options that several of them share."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from jsonargparse import ArgumentParser, set_loader
 
 from squall._process.documents import DocumentError, read_yaml
 from squall.cli import COMMANDS
+from squall.runs.config import refuse_base_60
 
 
 def _value(text: str) -> Any:
@@ -32,13 +34,31 @@ def command_parser(name: str, parser: type[ArgumentParser] = ArgumentParser) -> 
     return new_parser(parser, prog=f"squall {name}", description=COMMANDS[name])
 
 
+def parsers_of(parser: ArgumentParser) -> list[ArgumentParser]:
+    """A parser and those of its sub-commands."""
+    parts = [part for action in parser._actions if isinstance(action.choices, dict) for part in action.choices.values()]
+    return [parser, *parts]
+
+
 def option_names(parser: ArgumentParser) -> list[str]:
     """The options of a parser and its sub-commands: the nearest of them is named where one is misspelt."""
-    names = [key.lstrip("-") for key in parser._option_string_actions if key.startswith("--")]
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            names += [name for part in action.choices.values() for name in option_names(part)]
-    return list(dict.fromkeys(names))
+    keys = dict.fromkeys(key for part in parsers_of(parser) for key in part._option_string_actions)
+    return [key.lstrip("-") for key in keys if key.startswith("--")]
+
+
+def refuse_numbers_of_base_60(words: Sequence[str], parser: ArgumentParser) -> None:
+    """Refuse 1:30 for a number, also within a value and in a configuration file.
+
+    Raises:
+        ConfigError: with the option.
+    """
+    flag = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        flag, text = (name, value if equals else None) if word.startswith("--") else (flag, word)
+        if text is not None and ":" in text:
+            with contextlib.suppress(DocumentError):  # the parser explains what is none
+                refuse_base_60({flag.removeprefix("--").replace("-", "_"): read_yaml(text)}, parsers_of(parser))
 
 
 def add_run(parser: ArgumentParser) -> None:

@@ -22,7 +22,16 @@ from squall._process.progress import ProgressLines, progress_bar
 from squall._process.signals import handled
 from squall._process.threads import keep_freed_memory
 from squall.cli.options import command_parser
-from squall.runs.config import GROUPS, ConfigError, LossConfig, RunConfig, refuse_file_as_group, refuse_null, to_dict
+from squall.runs.config import (
+    GROUPS,
+    ConfigError,
+    LossConfig,
+    RunConfig,
+    refuse_base_60,
+    refuse_file_as_group,
+    refuse_null,
+    to_dict,
+)
 from squall.runs.ranks import is_first
 from squall.runs.train import run as train
 from squall.training.loop import Recorder
@@ -86,7 +95,7 @@ class _TrainParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:
         words = _specific_last(_data_as_path(args or ()))
-        _check_files(words)
+        _check_files(words, self)
         parsed = super().parse_args(words, *rest, **options)
         refuse_null(parsed)
         return parsed
@@ -125,7 +134,7 @@ class _Watcher(Recorder):
             self.progress.update(self.task, status="  ".join(words))
 
 
-def _check_files(words: Sequence[str]) -> None:
+def _check_files(words: Sequence[str], parser: ArgumentParser) -> None:
     """The parser waits for pipes, and takes a configuration that is empty or no mapping for a fault of its own."""
     for flag, path in itertools.pairwise(words):
         if (flag == "--config" or flag.removeprefix("--") in GROUPS) and os.path.exists(path):
@@ -137,6 +146,7 @@ def _check_files(words: Sequence[str]) -> None:
                 raise ConfigError(f"the configuration {path} holds {values!r}, but must hold keys such as 'data:'")
             if flag == "--config":
                 refuse_file_as_group(values)
+            refuse_base_60(values if flag == "--config" else {flag.removeprefix("--"): values}, [parser])
 
 
 def _data_as_path(words: Sequence[str]) -> list[str]:

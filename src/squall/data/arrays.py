@@ -1,5 +1,6 @@
 """Arrays in a file: where their axes are, which numbers mean a missing value, and how a few windows are read."""
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Int64, Shaped
 
 from squall.data.conditions import Condition
-from squall.data.errors import DataError
+from squall.data.errors import DataError, check_exists
 from squall.data.hdf5 import in_one_piece
 
 MAPPED_BYTES = 2**28
@@ -90,6 +91,10 @@ class Variable:
             # Time first in memory, so that all first and all second states of pairs are contiguous.
             numbers = trajectories * stored.shape[1] + starts + np.arange(length)[:, None]
             values = stored.reshape(-1, *stored.shape[2:])[numbers].swapaxes(0, 1)
+        elif isinstance(stored, InPlace):
+            first = trajectories * stored.shape[1] + starts if self.by_trajectory else starts
+            values = stored.windows(first.tolist(), length, 1 + self.by_trajectory)
+            values = values.squeeze(tuple(i + 1 - self.by_trajectory for i, axis in enumerate(self.axes) if axis == ""))
         else:
             rows = list(zip(trajectories.tolist(), starts.tolist(), strict=True))
             values = self._one_by_one(array if stored is None else lambda _: stored, rows, length)
@@ -129,19 +134,47 @@ class Variable:
         return values
 
 
+class InPlace:
+    """An array of a file whose numbers lie there one after the other: (trajectory, time, ...) or (time, ...).
+
+    It is read past HDF5, which takes about six times as long for windows of two small states.
+    """
+
+    def __init__(self, descriptor: int, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.descriptor, self.offset, self.shape, self.dtype = descriptor, offset, shape, dtype
+
+    def windows(self, first: list[int], length: int, lead: int) -> Shaped[np.ndarray, "window _length *_state"]:
+        """Windows from states on that are counted over all trajectories; `lead` axes come before those of a state."""
+        values = np.empty((len(first), length, *self.shape[lead:]), self.dtype)
+        if values.size == 0:
+            return values
+        numbers: Any = values.reshape(-1).view(np.uint8)
+        buffer = memoryview(numbers)
+        window_bytes, state_bytes = values[0].nbytes, values[0, 0].nbytes
+        for window in sorted(range(len(first)), key=first.__getitem__):  # the disk reads ahead
+            rest = buffer[window * window_bytes : (window + 1) * window_bytes]
+            position = self.offset + first[window] * state_bytes
+            # nearly always, one call reads all
+            while (count := os.preadv(self.descriptor, (rest,), position)) < len(rest):
+                if count == 0:
+                    raise OSError("the file ends before the states do")
+                rest, position = rest[count:], position + count
+        return values
+
+
 class Handle:
     """The arrays of a file, opened once in every process: what a forked worker inherits is not its own.
 
     Args:
-        place: the file or folder.
+        location: the file or folder.
         opener: a function of a module, so that it can be pickled, from the place to arrays by key.
         shown: the name for messages.
     """
 
-    def __init__(self, place: Path, opener: Callable[[Path], Any], shown: Path) -> None:
-        self.place, self.shown = Path(os.path.abspath(place)), shown
+    def __init__(self, location: Path, opener: Callable[[Path], Any], shown: Path) -> None:
+        self.location, self.shown = Path(os.path.abspath(location)), shown
         self._opener = opener
-        self._stamp = stamp(self.place)
+        self._stamp = stamp(self.location)
         self._process = -1
         self._file: Any = None
         self._arrays: dict[str, Any] = {}
@@ -151,21 +184,29 @@ class Handle:
         """The array at `key`, not yet read.
 
         Raises:
-            DataError: where the file has changed since it was opened.
+            DataError: where the file has changed since it was opened, or was cut since.
         """
         if self._process != os.getpid():
             self.close()
-            if stamp(self.place) != self._stamp:
+            check_exists(self.shown, self.location)
+            if stamp(self.location) != self._stamp:
                 raise DataError(f"{self.shown}: the file has changed since it was opened; open it again")
-            self._file = self._opener(self.place)
+            self._file = self._opener(self.location)
             self._process = os.getpid()
         if key not in self._arrays:  # a look-up in HDF5 or Zarr takes longer than the reading of a small state
             array = self._file[key]
             if isinstance(array, h5py.Dataset) and array.size and array.dtype.kind in "iuf" and in_one_piece(array):
-                array = np.memmap(self.place, array.dtype, "r", array.id.get_offset(), array.shape)  # 5 × faster
+                array = np.memmap(self.location, array.dtype, "r", array.id.get_offset(), array.shape)  # 5 × faster
             if isinstance(array, np.memmap):
                 array = array.view(np.ndarray)  # whose slices are views without a call of Python
             self._arrays[key] = array
+        # The numbers of a mapped file that was cut are zeros, or end the process.
+        with contextlib.suppress(FileNotFoundError):  # removed, and still whole for this process
+            if self.location.is_file() and self.location.stat().st_size < self._stamp[0]:
+                raise DataError(
+                    f"{self.shown}: the file is truncated: it was longer when it was opened. Let its writer finish, or "
+                    "make or fetch it again"
+                )
         return self._arrays[key]
 
     def forget(self, read: int) -> None:
@@ -207,7 +248,7 @@ class Joined:
 
     def __getitem__(self, index: tuple[Any, ...]) -> Shaped[np.ndarray, "..."]:
         start, stop, _ = index[self.axis].indices(self.shape[self.axis])
-        place = sum(not isinstance(i, int) for i in index[: self.axis])
+        position = sum(not isinstance(i, int) for i in index[: self.axis])
         pieces, first = [], 0
         for part, count in zip(self.parts, self.counts, strict=True):
             low, high = max(start - first, 0), min(stop - first, max(1, count))
@@ -216,8 +257,8 @@ class Joined:
                 continue
             rest = (*index[: self.axis], *((slice(low, high),) if count else ()), *index[self.axis + 1 :])
             piece = np.asarray(part[rest])
-            pieces.append(piece if count else np.expand_dims(piece, place))
-        return np.concatenate(pieces, axis=place)
+            pieces.append(piece if count else np.expand_dims(piece, position))
+        return np.concatenate(pieces, axis=position)
 
 
 def _mapping(array: Any) -> mmap.mmap | None:
@@ -228,9 +269,9 @@ def _mapping(array: Any) -> mmap.mmap | None:
     return array if isinstance(array, mmap.mmap) else None
 
 
-def stamp(place: Path) -> tuple[int, int]:
+def stamp(location: Path) -> tuple[int, int]:
     """Size and time of change of a file."""
-    status = place.stat()
+    status = location.stat()
     return status.st_size, status.st_mtime_ns
 
 

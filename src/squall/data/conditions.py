@@ -40,8 +40,7 @@ class Condition(NamedTuple):
     def of(cls, name: str, shape: Iterable[int]) -> "Condition":
         """Its kind by its shape."""
         shape = tuple(map(int, shape))
-        kind = "forcing" if shape[1] > 1 else "static" if max(shape[3:]) > 1 else "parameter"
-        return cls(name, kind, shape)
+        return cls(name, "forcing" if shape[1] > 1 else "static" if max(shape[3:]) > 1 else "parameter", shape)
 
 
 def known(name: str, conditions: Iterable[Condition]) -> Condition:

@@ -123,6 +123,7 @@ def describe(
     channels, *space = shape[2:]
     if not (math.isfinite(dt) and dt > 0):
         raise DataError(f"dt: got {dt}; it has to be a positive number, the time between two states")
+    # Fields have seldom 16 channels, and axes of space more than four points.
     if fields is None and len(space) > 1 and space[-1] <= 4 and channels >= 16:
         raise DataError(
             f"states: the shape {shape} looks like channels last, (batch, time, *space, channel); expected (batch, "
@@ -170,8 +171,8 @@ def equal_step(points: Shaped[np.ndarray, " points"]) -> float | None:
     count = len(exact) - 1
     if count < 1 or not np.isfinite(exact).all():
         return None
-    kind = points.dtype if points.dtype.kind == "f" else np.dtype(np.float64)
-    rounding = float(np.finfo(kind).eps) * float(np.abs(exact).max())
+    number_type = points.dtype if points.dtype.kind == "f" else np.dtype(np.float64)
+    rounding = float(np.finfo(number_type).eps) * float(np.abs(exact).max())
 
     def error(step: float) -> float:
         return float(np.abs(exact - (exact[0] + step * np.arange(count + 1))).max())
@@ -227,9 +228,9 @@ def _given(
         coordinates = [coordinates]
     points = tuple(np.asarray(axis, dtype=np.float64) for axis in coordinates)
     expected = tuple((length,) for length in space)
-    found = tuple(axis.shape for axis in points)
-    if found != expected:
-        raise DataError(f"coordinates: got arrays of shapes {found}; the states need {expected}, one array per axis")
+    shapes = tuple(axis.shape for axis in points)
+    if shapes != expected:
+        raise DataError(f"coordinates: got arrays of shapes {shapes}; the states need {expected}, one array per axis")
     for name, axis in zip(names, points, strict=True):
         steps = np.diff(axis)
         if not np.isfinite(axis).all() or not ((steps > 0).all() or (steps < 0).all()):

@@ -19,10 +19,12 @@ from squall.data.arrays import stamp
 from squall.data.errors import DataError
 
 SECONDS = 3.0
-"""Processor time that HDF5 may take for one file; waiting for a disk does not count."""
+"""Processor time that HDF5 may take for one file, a hundred times what a small one takes; waiting for a disk does not
+count."""
 
 ENOUGH = 1.0
-"""Processor time after which the rest of a large file is not looked at."""
+"""Processor time after which the rest of a large file is not looked at: well below `SECONDS`, so that no sound file is
+refused."""
 
 _refusing = ContextVar("refusing", default=False)
 _passed: set[tuple[Path, int, int]] = set()
@@ -38,7 +40,7 @@ def endless_refused() -> Iterator[None]:
         _refusing.reset(token)
 
 
-def refuse_endless(places: Sequence[Path]) -> None:
+def refuse_endless(locations: Sequence[Path]) -> None:
     """Read the structure of HDF5 files in a forked process; files of other formats, and those seen before, are skipped.
 
     Raises:
@@ -46,12 +48,12 @@ def refuse_endless(places: Sequence[Path]) -> None:
     """
     if not (_refusing.get() and hasattr(os, "fork")):
         return
-    stamps = {place: (place, *stamp(place)) for place in places if place.is_file()}
-    new = [place for place in stamps if stamps[place] not in _passed]
+    stamps = {location: (location, *stamp(location)) for location in locations if location.is_file()}
+    new = [location for location in stamps if stamps[location] not in _passed]
     if not new:
         return
     finished, ended_by = _in_a_process(new)
-    _passed.update(stamps[place] for place in new[:finished])
+    _passed.update(stamps[location] for location in new[:finished])
     if ended_by in (signal.SIGPROF, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
         problem = "loops endlessly" if ended_by == signal.SIGPROF else f"crashes ({signal.Signals(ended_by).name})"
         raise DataError(
@@ -60,7 +62,7 @@ def refuse_endless(places: Sequence[Path]) -> None:
         )
 
 
-def _in_a_process(places: Sequence[Path]) -> tuple[int, int]:
+def _in_a_process(locations: Sequence[Path]) -> tuple[int, int]:
     """How many files were read, and the signal that ended the process (0: none)."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
@@ -77,10 +79,10 @@ def _in_a_process(places: Sequence[Path]) -> tuple[int, int]:
         try:
             for number in (signal.SIGPROF, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
-            for place in places:
+            for location in locations:
                 signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 with contextlib.suppress(Exception):  # the parent meets it again, and explains it
-                    _walk(place)
+                    _walk(location)
                 os.write(writer, b".")
         finally:
             os._exit(0)
@@ -96,12 +98,12 @@ def _in_a_process(places: Sequence[Path]) -> tuple[int, int]:
     return finished, max(0, -code)
 
 
-def _walk(place: Path) -> None:
+def _walk(location: Path) -> None:
     """Read all that opening a file reads: links within it, attributes, and the tables of its chunks."""
-    if not h5py.is_hdf5(place):
+    if not h5py.is_hdf5(location):
         return
     end = time.process_time() + ENOUGH
-    with h5py.File(place, "r", locking=False) as file:
+    with h5py.File(location, "r", locking=False) as file:
         left: list[Any] = [file]
         seen: set[Any] = set()
         while left and time.process_time() < end:

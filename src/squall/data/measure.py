@@ -57,17 +57,17 @@ def lengths(coordinates: Sequence[Shaped[np.ndarray, " _"]], axes: Sequence[str]
         tensor([[0.5000, 0.5000],
                 [0.2500, 0.2500]], dtype=torch.float64)
     """
-    found, parallel = [], np.ones(())
-    kinds = [name.lower()[:3] for name in axes]
-    for axis, (kind, points) in enumerate(zip(kinds, coordinates, strict=True)):
-        shape = (-1, *[1] * (len(kinds) - axis - 1))
+    widths, parallel = [], np.ones(())
+    names = [name.lower()[:3] for name in axes]
+    for axis, (name, points) in enumerate(zip(names, coordinates, strict=True)):
+        shape = (-1, *[1] * (len(names) - axis - 1))
         length = np.abs(np.gradient(np.asarray(points, dtype=np.float64))) if len(points) > 1 else np.ones(1)
-        found.append((np.radians(length) if kind in ("lat", "lon") else length).reshape(shape))
-        if kind == "lat":  # a pole, where nothing changes along a parallel, would divide rounding by zero
+        widths.append((np.radians(length) if name in ("lat", "lon") else length).reshape(shape))
+        if name == "lat":  # a pole, where nothing changes along a parallel, would divide rounding by zero
             parallel = np.maximum(np.cos(np.radians(points)), 1e-3).reshape(shape)
     return [
-        torch.from_numpy(length * parallel if kind == "lon" else length)
-        for kind, length in zip(kinds, found, strict=True)
+        torch.from_numpy(length * parallel if name == "lon" else length)
+        for name, length in zip(names, widths, strict=True)
     ]
 
 

@@ -322,13 +322,13 @@ class InMemory(Source):
             from squall.data.missing import fill_missing
 
             self._states, self._mask, self._valid = fill_missing(self)
-        found = NonFinite(self.fields)
+        errors = NonFinite(self.fields)
         for chosen, start, stop in self.chunks():
             piece = self._states[chosen.start : chosen.stop, start:stop]
             if self._valid is not None:
                 piece = piece[self._valid[chosen.start : chosen.stop, start:stop]][None]
-            found.look(piece, chosen, [start] * len(chosen))
-        found.refuse("states", GAPS.format("gaps=True"))
+            errors.look(piece, chosen, [start] * len(chosen))
+        errors.refuse("states", GAPS.format("gaps=True"))
 
     @property
     def mask(self) -> Mask | None:
@@ -603,8 +603,8 @@ def share(size: int | float, total: int, argument: str) -> int:
     return int(size)
 
 
-def _wrong_type(found: object) -> str:
+def _wrong_type(dtype: object) -> str:
     return (
-        f"states: got {found}; float32 and float64 are kept as they are. Give half precision as float32, whole numbers "
+        f"states: got {dtype}; float32 and float64 are kept as they are. Give half precision as float32, whole numbers "
         "as float64, and complex numbers as two channels, the real and the imaginary parts"
     )

@@ -29,21 +29,21 @@ from squall.data.conditions import Areas, Mask
 from squall.data.description import DEGREES, Description
 from squall.data.errors import DataError
 from squall.data.writing import (
-    STRUCTURE_BYTES,
     Beside,
     explained,
     in_place,
     lay_out,
     publish,
-    reserve,
+    try_room,
     write_all,
 )
 
 FILL_BYTES = 2**24
-"""Of NaN written at a time."""
+"""Of NaN written at a time, small beside the memory."""
 
 BLOCK_BYTES = 2**26
-"""Bytes of a block of times, and of a chunk of Zarr, at most (one time at least)."""
+"""Bytes of a block of times, and of a chunk of Zarr, at most (one time at least): small beside the memory, and few
+enough chunks that their files are no burden to the disk."""
 
 
 class Stream(abc.ABC):
@@ -170,7 +170,7 @@ def _lay_out_netcdf(
 ) -> list[int]:
     """A NetCDF-4 file: HDF5 with dimension scales."""
     dims, coordinates = _axes(about, shape)
-    kind = numpy_type(dtype)
+    number_type = numpy_type(dtype)
     offsets = []
     with h5py.File(path, "w", locking=False, track_order=True) as file:
         file.attrs.update({name: np.bytes_(text) for name, text in _attributes(about).items()})
@@ -179,8 +179,8 @@ def _lay_out_netcdf(
             scale.make_scale(dim)
             scale.attrs.update(_coordinate_attributes(about, dim))
         for name in about.fields:
-            variable = in_place(file, name, (shape[0], shape[1], *shape[3:]), kind)
-            variable.attrs["_FillValue"] = np.array([np.nan], kind)
+            variable = in_place(file, name, (shape[0], shape[1], *shape[3:]), number_type)
+            variable.attrs["_FillValue"] = np.array([np.nan], number_type)
             if name in about.units:
                 variable.attrs["units"] = np.bytes_(about.units[name])
             offsets.append(variable.id.get_offset())
@@ -202,7 +202,7 @@ def _lay_out_zarr(
     import zarr
 
     dims, coordinates = _axes(about, shape)
-    kind = numpy_type(dtype)
+    number_type = numpy_type(dtype)
     group = zarr.open_group(path, mode="w-", attributes=_attributes(about))
     arrays: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]
     arrays = {dim: ((dim,), values, _coordinate_attributes(about, dim)) for dim, values in coordinates.items()}
@@ -217,8 +217,8 @@ def _lay_out_zarr(
         group.create_array(
             name,
             shape=(shape[0], shape[1], *shape[3:]),
-            dtype=kind,
-            chunks=(shape[0], block_of(shape, kind), *shape[3:]),
+            dtype=number_type,
+            chunks=(shape[0], block_of(shape, number_type), *shape[3:]),
             fill_value=np.nan,
             dimension_names=dims,
             attributes={"units": about.units[name]} if name in about.units else {},
@@ -318,10 +318,8 @@ def stream(
                 f"{part} is the unfinished part of another prediction: finish it by its own command, or move it away"
             )
     else:
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with writing_into(path.parent):
-                _make(part, shape, dtype, about, Beside(mask, None, measure))
+        with explained(path), writing_into(path.parent):
+            _make(part, shape, dtype, about, Beside(mask, None, measure))
     with contextlib.closing(_opened(part, shape, dtype, about, mask)) as file:
         file.find_end()
         yield file
@@ -347,10 +345,7 @@ def _make(part: Path, shape: tuple[int, ...], dtype: torch.dtype, about: Descrip
         else:
             netcdf = part.suffix == ".nc"
             lay: Callable[..., Any] = _lay_out_netcdf if netcdf else lay_out
-            # What HDF5 will write is tried first: it cannot close a file once the disk was full.
-            with temporary.open("xb", buffering=0) as file:
-                write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
-                reserve(file, numbers + STRUCTURE_BYTES)
+            try_room(temporary, numbers)
             lay(temporary, shape, dtype, about, beside)
             with contextlib.closing(_opened(temporary, shape, dtype, about, None)) as raw:
                 assert isinstance(raw, _Raw)

@@ -1,22 +1,24 @@
 """Everything in a file of The Well's layout but the states: what fields lie where, axes, origin."""
 
+import functools
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Shaped
 
 from squall._process.documents import DocumentError, read_json
-from squall.data.arrays import Variable
+from squall.data.arrays import Handle, InPlace, Variable
 from squall.data.conditions import Areas, Mask, Valid, as_mask, as_measure, as_valid
 from squall.data.description import AXES, Description, equal_step
 from squall.data.errors import DataError
-from squall.data.hdf5 import dataset_of, in_one_piece, member, members, small_values
+from squall.data.hdf5 import dataset_of, in_one_piece, member, members, open_file, small_values
 from squall.data.measure import areas
+from squall.data.stored import Layout
 
 FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 """Scalar, vector and matrix fields; the tensor order is the place in this list."""
@@ -25,57 +27,60 @@ GROUPS = ("boundary_conditions", "scalars", *FIELD_GROUPS)
 """The groups that a file of The Well has, even where they are empty."""
 
 
-@dataclass(frozen=True)
-class StoredField:
-    """How one field lies in the file.
+class Structure(NamedTuple):
+    """What a file holds besides its layout."""
 
-    Attributes:
-        key: its path in the file.
-        dtype: of the numbers on the disk.
-        shape: of the whole.
-        order: 0 for a scalar field, 1 for a vector, 2 for a matrix.
-        sample_varying: whether each trajectory has its own.
-        dim_varying: for each space axis, whether the field varies along it.
-        offset: place of the first number in the file where all lie there in one piece, plainly; else `None`.
-        channels: names of its components.
-    """
-
-    key: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    order: int
-    sample_varying: bool
-    dim_varying: tuple[bool, ...]
-    offset: int | None
-    channels: tuple[str, ...]
-
-    @property
-    def block(self) -> tuple[int, ...]:
-        """Shape of what is stored for one trajectory and time."""
-        return self.shape[2 if self.sample_varying else 1 :]
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What a file holds: its fields that vary in time, the names of the others, and the rest."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    stored: tuple[StoredField, ...]
-    constant_fields: tuple[str, ...]
-    conditions: tuple[Variable, ...]
+    layout: Layout
     mask: Mask | None
     valid: Valid | None
-    measure: Areas | None
-    description: Description
+    constant_fields: tuple[str, ...]
     attributes: dict[str, Any]
-    cache_bytes: int
 
 
-def read_structure(file: Any, chosen: Sequence[str] | None = None, initial: float | None = None) -> Structure:
+class WellFile:
+    """The arrays of a file by their paths: the states in one piece are read past HDF5, all others through it.
+
+    Args:
+        shown: the name for messages.
+        pieces: offset, shape and type of the states in one piece.
+        cache_bytes: room for chunks.
+        location: the file.
+    """
+
+    def __init__(
+        self, shown: Path, pieces: Mapping[str, tuple[int, tuple[int, ...], np.dtype]], cache_bytes: int, location: Path
+    ) -> None:
+        self._shown, self._place, self._pieces, self._cache_bytes = shown, location, pieces, cache_bytes
+        self._descriptor: int | None = os.open(location, os.O_RDONLY)
+        self._file: Any = None
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._pieces and self._descriptor is not None and hasattr(os, "preadv"):
+            return InPlace(self._descriptor, *self._pieces[key])
+        if self._file is None:
+            self._file = open_file(self._shown, self._place, rdcc_nbytes=self._cache_bytes)
+        return dataset_of(self._file, key, key)
+
+    def close(self) -> None:
+        """Close the file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+        if self._file is not None:
+            self._file.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def read_structure(
+    path: Path, location: Path, file: Any, chosen: Sequence[str] | None = None, initial: float | None = None
+) -> Structure:
     """Read and check an open `h5py.File`, without its states; `chosen` fields make the state, the others forcings.
 
     Args:
+        path: for messages.
+        location: of the file.
         initial: dt of a file that may have one time only.
 
     Raises:
@@ -91,28 +96,27 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None, initial: floa
     if times.shape[1] < 2 and alone is None:
         raise DataError("it has one time; at least two are needed to learn a step from")
     stored, constant = _fields(file, axes)
-    batch = _trajectories(stored, file.attrs)
-    for field in stored:
-        _check_shape(field, batch, times.shape[1], space)
-    varying = {field.key.rpartition("/")[2]: field for field in stored}
+    batch = _trajectories(file, stored)
+    for variable in stored:
+        lengths = {"batch": batch, "time": times.shape[1], "": 1, "channel": len(axes)}
+        _check_shape(file, variable, lengths | dict(zip(axes, space, strict=True)))
+    varying = {variable.name: variable for variable in stored}
     if chosen is not None and not set(chosen) <= set(varying):
         raise DataError(f"fields: got {', '.join(chosen)}; the file has {', '.join(varying)}")
-    names = [n for n, field in varying.items() if not _role(file[field.key])] if chosen is None else list(chosen)
+    names = [n for n, variable in varying.items() if not _role(file[variable.key])] if chosen is None else list(chosen)
     stored = tuple(varying[name] for name in names)
-    forcings = tuple(field for name, field in varying.items() if name not in names)
+    forcings = tuple(variable for name, variable in varying.items() if name not in names)
     start, dt = _clock(times, clock.attrs) if alone is None else (float(times[0, 0]), alone)
     lattice = [_axis(line) for line in lines]
-    fields = tuple(itertools.chain.from_iterable(field.channels for field in stored))
-    number = np.result_type(np.float32, *(field.dtype for field in stored))
+    fields = tuple(itertools.chain.from_iterable(variable.channels for variable in stored))
     shape = (batch, times.shape[1], len(fields), *space)
-    return Structure(
-        shape=shape,
-        dtype=torch.float64 if number == np.float64 else torch.float32,
-        stored=stored,
-        constant_fields=tuple(key.rpartition("/")[2] for key in constant if not _role(file[key])),
+    pieces = {str(v.key): (x.id.get_offset(), x.shape, x.dtype) for v in stored if in_one_piece(x := file[v.key])}
+    layout = Layout(
+        format="The Well, HDF5",
+        handle=Handle(location, functools.partial(WellFile, path, pieces, _cache_bytes(file, stored)), path),
+        states=stored,
         conditions=_conditions(file, axes, constant, forcings),
-        mask=as_mask(_mask(file, constant, fields, shape), shape),
-        valid=as_valid(_valid(file), shape),
+        shape=shape,
         measure=_measure(file, constant, axes, [points for points, _ in lattice]),
         description=Description(
             dt=dt,
@@ -127,8 +131,13 @@ def read_structure(file: Any, chosen: Sequence[str] | None = None, initial: floa
             axes=axes,
             units=_units(file.attrs),
         ),
+    )
+    return Structure(
+        layout=layout,
+        mask=as_mask(_mask(file, constant, fields, shape), shape),
+        valid=as_valid(_valid(file), shape),
+        constant_fields=tuple(key.rpartition("/")[2] for key in constant if not _role(file[key])),
         attributes={name: _plain(value) for name, value in file.attrs.items()},
-        cache_bytes=_cache_bytes(file, stored),
     )
 
 
@@ -136,9 +145,9 @@ def _check_groups(file: Any) -> None:
     wanted = ("dimensions", *GROUPS)
     missing = [group for group in wanted if not isinstance(member(file, group), h5py.Group)]
     if missing:
-        found = ", ".join(list(file)[:8]) or "nothing"
+        there = ", ".join(list(file)[:8]) or "nothing"
         raise DataError(
-            f"the group(s) {', '.join(missing)} are missing; found: {found}. The layout of The Well has "
+            f"the group(s) {', '.join(missing)} are missing; found: {there}. The layout of The Well has "
             f"{', '.join(wanted)}, also where they are empty: `squall.data.write` writes it"
         )
 
@@ -158,9 +167,9 @@ def _space_axes(dimensions: Any) -> tuple[str, ...]:
     return axes
 
 
-def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], tuple[str, ...]]:
+def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[Variable, ...], tuple[str, ...]]:
     """The fields that vary in time, and the keys of the others."""
-    stored: list[StoredField] = []
+    stored: list[Variable] = []
     constant: list[str] = []
     for order, group in enumerate(FIELD_GROUPS):
         for name in map(str, _plain(file[group].attrs.get("field_names", list(file[group])))):
@@ -169,7 +178,7 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
             if "/" in name:
                 raise DataError(f"the field '{name}' of {group}@field_names has a '/' in its name")
             if member(file[group], name).attrs.get("time_varying", True):
-                stored.append(_stored_field(file, f"{group}/{name}", order, axes))
+                stored.append(_variable(file, f"{group}/{name}", order, axes))
             else:
                 constant.append(f"{group}/{name}")
     if not stored:
@@ -181,7 +190,8 @@ def _fields(file: Any, axes: tuple[str, ...]) -> tuple[tuple[StoredField, ...], 
     return tuple(stored), tuple(constant)
 
 
-def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> StoredField:
+def _variable(file: Any, key: str, order: int, axes: tuple[str, ...]) -> Variable:
+    """A field of the tensor order 0, 1 or 2, with a channel for each component."""
     dataset = dataset_of(file, key, key)
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8:
         raise DataError(
@@ -191,18 +201,15 @@ def _stored_field(file: Any, key: str, order: int, axes: tuple[str, ...]) -> Sto
     varying = tuple(map(bool, dataset.attrs.get("dim_varying", [True] * len(axes))))
     if len(varying) != len(axes):
         raise DataError(f"the field '{key}' has {len(varying)} dim_varying for {len(axes)} space axes {axes}")
+    leads = {"batch": "sample_varying", "time": "time_varying"}
+    leading = [axis for axis, attribute in leads.items() if dataset.attrs.get(attribute, True)]
+    # The Well's own readers differ: an axis that does not vary is dropped for one, of length 1 for the other.
+    kept = dataset.ndim - len(leading) - order == len(axes)
+    space = [axis if vary else "" for axis, vary in zip(axes, varying, strict=True) if vary or kept]
     name = key.rpartition("/")[2]
     parts = map("".join, itertools.product(axes, repeat=order))
-    return StoredField(
-        key=key,
-        dtype=dataset.dtype,
-        shape=tuple(dataset.shape),
-        order=order,
-        sample_varying=bool(dataset.attrs.get("sample_varying", True)),
-        dim_varying=varying,
-        offset=dataset.id.get_offset() if in_one_piece(dataset) else None,
-        channels=tuple(f"{name}_{part}" if part else name for part in parts),
-    )
+    channels = tuple(f"{name}_{part}" if part else name for part in parts)
+    return Variable(name, key, (*leading, *space, *("channel",) * order), channels, dataset.dtype)
 
 
 def _role(dataset: Any) -> str:
@@ -211,24 +218,13 @@ def _role(dataset: Any) -> str:
 
 
 def _conditions(
-    file: Any, axes: tuple[str, ...], constant: tuple[str, ...], forcings: tuple[StoredField, ...]
+    file: Any, axes: tuple[str, ...], constant: tuple[str, ...], forcings: tuple[Variable, ...]
 ) -> tuple[Variable, ...]:
     """Fields that do not change in time, scalars, and fields that are not part of the state."""
-    found = []
     roles = ("mask", "valid", "measure")
     keys = [key for key in constant if dataset_of(file, key, key).dtype.kind == "f"]
-    fields = [_stored_field(file, key, FIELD_GROUPS.index(key.partition("/")[0]), axes) for key in keys]
-    for field in (*fields, *forcings):
-        dataset = file[field.key]
-        if _role(dataset) in roles:
-            continue
-        leading = ("batch",) * field.sample_varying + ("time",) * bool(dataset.attrs.get("time_varying", True))
-        kept = dataset.ndim - len(leading) - field.order == len(axes)  # an axis that does not vary may have length 1
-        space = [axis if vary else "" for axis, vary in zip(axes, field.dim_varying, strict=True) if vary or kept]
-        name = field.key.rpartition("/")[2]
-        found.append(
-            Variable(name, field.key, (*leading, *space, *("channel",) * field.order), field.channels, field.dtype)
-        )
+    fixed = [_variable(file, key, FIELD_GROUPS.index(key.partition("/")[0]), axes) for key in keys]
+    variables = [variable for variable in (*fixed, *forcings) if _role(file[variable.key]) not in roles]
     scalars = members(file["scalars"])
     first = [name for name in map(str, _plain(file["scalars"].attrs.get("field_names", []))) if name in scalars]
     for name in dict.fromkeys([*first, *scalars]):
@@ -237,8 +233,8 @@ def _conditions(
             continue
         varying = {"batch": "sample_varying", "time": "time_varying"}
         leading = tuple(axis for axis, attribute in varying.items() if scalar.attrs.get(attribute, False))
-        found.append(Variable(name, f"scalars/{name}", leading, (name,), scalar.dtype))
-    return tuple(found)
+        variables.append(Variable(name, f"scalars/{name}", leading, (name,), scalar.dtype))
+    return tuple(variables)
 
 
 def _mask(
@@ -269,28 +265,23 @@ def _measure(
     return areas(coordinates, [roles.get(axis, axis) for axis in axes]) if spherical else None
 
 
-def _trajectories(stored: tuple[StoredField, ...], attributes: Any) -> int:
-    found = {field.key: field.shape[0] for field in stored if field.sample_varying}
-    if len(set(found.values())) > 1:
-        listed = ", ".join(f"'{key}' {count}" for key, count in found.items())
+def _trajectories(file: Any, stored: tuple[Variable, ...]) -> int:
+    counts = {variable.key: file[variable.key].shape[0] for variable in stored if variable.by_trajectory}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"'{key}' {count}" for key, count in counts.items())
         raise DataError(f"the fields differ in the number of trajectories: {listed}")
-    batch = next(iter(found.values())) if found else int(attributes.get("n_trajectories", 1))
+    batch = next(iter(counts.values())) if counts else int(file.attrs.get("n_trajectories", 1))
     if batch < 1:
         raise DataError("it has no trajectory")
     return batch
 
 
-def _check_shape(field: StoredField, batch: int, times: int, space: tuple[int, ...]) -> None:
-    # The Well's own readers differ: an axis that does not vary is dropped for one, of length 1 for the other.
-    axes = list(zip(space, field.dim_varying, strict=True))
-    leading = (batch, times) if field.sample_varying else (times,)
-    kept = [points if varying else 1 for points, varying in axes]
-    dropped = [points for points, varying in axes if varying]
-    dropped, kept = ((*leading, *points, *(len(space),) * field.order) for points in (dropped, kept))
-    if field.shape not in (dropped, kept):
+def _check_shape(file: Any, variable: Variable, lengths: Mapping[str, int]) -> None:
+    expected, shape = tuple(lengths[axis] for axis in variable.axes), file[variable.key].shape
+    if shape != expected:
         raise DataError(
-            f"the field '{field.key}' has the shape {field.shape}; by the axes in dimensions and its "
-            f"attributes sample_varying, time_varying and dim_varying it should have {dropped}"
+            f"the field '{variable.key}' has the shape {shape}; by the axes in dimensions and its attributes "
+            f"sample_varying, time_varying and dim_varying it should have {expected}"
         )
 
 
@@ -345,8 +336,8 @@ def _boundary(conditions: Any, axis: str) -> str:
             continue
         key = f"boundary_conditions/{name}/mask"
         mask = np.moveaxis(small_values(dataset_of(condition, "mask", key), key), touched.index(axis), 0)
-        for end, place in enumerate((0, -1)):
-            if mask[place].any():
+        for end, index in enumerate((0, -1)):
+            if mask[index].any():
                 ends[end] = str(_plain(condition.attrs["bc_type"])).lower()
     return ends[0] if ends[0] == ends[1] else "mixed"
 
@@ -376,9 +367,9 @@ def _json(attributes: Any, name: str) -> Any:
         return value
 
 
-def _cache_bytes(file: Any, stored: tuple[StoredField, ...]) -> int:
+def _cache_bytes(file: Any, stored: tuple[Variable, ...]) -> int:
     """Room for two chunks: HDF5 unpacks a chunk anew at every read where it does not fit into its cache."""
-    chunks = (np.prod(file[field.key].chunks or 0) * field.dtype.itemsize for field in stored)
+    chunks = (np.prod(file[variable.key].chunks or 0) * variable.dtype.itemsize for variable in stored)
     return max(2**20, 2 * int(max(chunks)))
 
 

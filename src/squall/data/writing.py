@@ -33,7 +33,8 @@ from squall.data.errors import DataError, NonFinite
 from squall.data.source import AnyArray, InMemory, Source, as_states
 
 STRUCTURE_BYTES = 2**20
-"""Room reserved for everything in a file that is not states."""
+"""Room reserved for everything in a file that is not states, which takes about 1 kB a field; room for large masks and
+areas is taken once they are written."""
 
 
 def write(
@@ -228,13 +229,13 @@ class Writer:
                 f"append: got {len(tensor)} trajectories after {self.written}; announced were {self.shape[0]}"
             )
         numbers = range(self.written, self.written + len(tensor))
-        found = NonFinite(self._fields)
+        errors = NonFinite(self._fields)
         looked = tensor
         if self._valid is not None:
             gap = ~self._valid[numbers.start : numbers.stop]
             looked = tensor.masked_fill(gap.reshape(*gap.shape, *(1,) * (tensor.ndim - 2)), 0)
-        found.look(looked, numbers, [0] * len(tensor))
-        found.refuse("append")
+        errors.look(looked, numbers, [0] * len(tensor))
+        errors.refuse("append")
         self._put(tensor, self.written, 0)
         self.written += len(tensor)
 
@@ -262,20 +263,15 @@ def _writer(
 ) -> Iterator[Writer]:
     """A writer into a temporary file, which takes its place when all went well and is removed otherwise."""
     refuse_existing(path)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     numbers = [shape, *(condition.shape for condition in beside.conditions)]
     data_bytes = sum(int(np.prod(size, dtype=np.int64)) for size in numbers) * dtype.itemsize
-    with writing_into(path.parent):
+    with contextlib.ExitStack() as stack:
+        with explained(path):
+            stack.enter_context(writing_into(path.parent))
         try:
-            # HDF5 writes the structure only. The states are written by us, because HDF5 cannot close a file, nor
-            # give its room back, once the disk was full.
             with explained(path):
-                with temporary.open("xb", buffering=0) as file:
-                    write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
-                    file.truncate(data_bytes + STRUCTURE_BYTES)
-                    reserve(file, data_bytes + STRUCTURE_BYTES)
+                try_room(temporary, data_bytes)
                 offsets, slots = lay_out(temporary, shape, dtype, about, beside)
             with temporary.open("r+b", buffering=0) as raw:
                 with explained(path):
@@ -294,6 +290,18 @@ def _writer(
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def try_room(temporary: Path, data_bytes: int) -> None:
+    """A new file as large as the states and all that HDF5 will write beside them.
+
+    HDF5 writes the structure only, and the states are written past it: it cannot close a file, nor give its room back,
+    once the disk was full.
+    """
+    with temporary.open("xb", buffering=0) as file:
+        write_all(file, np.zeros(STRUCTURE_BYTES, np.uint8))
+        file.truncate(data_bytes + STRUCTURE_BYTES)
+        reserve(file, data_bytes + STRUCTURE_BYTES)
 
 
 def lay_out(
@@ -320,15 +328,15 @@ def lay_out(
             _axis(dimensions, axis, points, spacing)
 
         conditions = file.create_group("boundary_conditions")
-        for axis, points, kind in zip(axes, space, about.boundary, strict=True):
-            _boundary(conditions, axis, points, "open" if kind == "mixed" else kind)
+        for axis, points, end in zip(axes, space, about.boundary, strict=True):
+            _boundary(conditions, axis, points, "open" if end == "mixed" else end)
 
         for group in ("scalars", "t0_fields", "t1_fields", "t2_fields"):
             file.create_group(group).attrs["field_names"] = _words(())
-        kind = numpy_type(dtype)
-        offsets = [_field(file, f"t0_fields/{name}", (batch, times, *space), kind) for name in about.fields]
-        slots = [slot for condition in beside.conditions for slot in _slots(file, condition, space, kind)]
-        _beside(file, beside, about.fields, kind)
+        number_type = numpy_type(dtype)
+        offsets = [_field(file, f"t0_fields/{name}", (batch, times, *space), number_type) for name in about.fields]
+        slots = [slot for condition in beside.conditions for slot in _slots(file, condition, space, number_type)]
+        _beside(file, beside, about.fields, number_type)
         return offsets, slots
 
 
@@ -355,8 +363,8 @@ def _beside(file: Any, beside: Beside, fields: Sequence[str], dtype: np.dtype) -
     """Mask, areas and gaps, small enough to be written at once."""
     fixed: dict[str, tuple[np.ndarray, dict[str, str]]] = {}
     if beside.mask is not None:
-        one = bool((beside.mask == beside.mask[0]).all())
-        masks = {"": beside.mask[0]} if one else dict(zip(fields, beside.mask, strict=True))
+        shared = bool((beside.mask == beside.mask[0]).all())
+        masks = {"": beside.mask[0]} if shared else dict(zip(fields, beside.mask, strict=True))
         for name, mask in masks.items():
             fixed["_".join(filter(None, ["mask", name]))] = mask.numpy().astype(dtype), {"role": "mask", "of": name}
     if beside.measure is not None:
@@ -383,11 +391,11 @@ def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: flo
         axis.attrs["start"] = float(points[0])
 
 
-def _boundary(group: Any, axis: str, points: int, kind: str) -> None:
-    condition = group.create_group(f"{axis}_{kind}")
+def _boundary(group: Any, axis: str, points: int, end: str) -> None:
+    condition = group.create_group(f"{axis}_{end}")
     condition.attrs["associated_dims"] = _words([axis])
     condition.attrs["associated_fields"] = _words([])
-    condition.attrs["bc_type"] = kind.upper()
+    condition.attrs["bc_type"] = end.upper()
     condition.attrs["sample_varying"] = False
     condition.attrs["time_varying"] = False
     mask = np.zeros(points, dtype=bool)

@@ -29,7 +29,7 @@ MOST_NUMBERS = 2**26
 """Numbers of which a model's errors are taken; of more, transitions spread evenly over the data."""
 
 SOME_STATES = 8
-"""From which the unit of a field is taken."""
+"""From which the unit of a field is taken: it only keeps squares within float32, for which a rough one does."""
 
 WORST = 5
 """How many of the largest errors are named."""
@@ -173,10 +173,10 @@ def change(source: Source) -> Unevenness:
     unit = _unit(source)
     for states, trajectories, starts in _pieces(source):
         tally.add(states.diff(dim=1).div_(unit.to(states)).square_(), trajectories, starts)
-    found = tally.result()
-    if len(found.constant) == len(found.fields):
+    unevenness = tally.result()
+    if len(unevenness.constant) == len(unevenness.fields):
         raise DataError(f"{source.name}: no field changes in time, so there is no unevenness to diagnose")
-    return found
+    return unevenness
 
 
 def errors(model: Rate, source: Source, integrator: IntegratorLike, scale: Sequence[float]) -> Unevenness:
@@ -280,8 +280,8 @@ class _Tally:
         times: Int[Tensor, "window step"],
     ) -> None:
         flat = squares.flatten()
-        for value, place in zip(*(x.tolist() for x in flat.topk(min(self.most, len(flat)))), strict=True):
-            n, step, channel, *point = (int(i) for i in np.unravel_index(place, squares.shape))
+        for value, index in zip(*(x.tolist() for x in flat.topk(min(self.most, len(flat)))), strict=True):
+            n, step, channel, *point = (int(i) for i in np.unravel_index(index, squares.shape))
             name = self.source.fields[channel]
             self.worst.append(Worst(name, int(rows[n, step]), int(times[n, step]), tuple(point), value))
         self.worst = sorted(self.worst, key=lambda worst: -worst.square)[: self.most]
@@ -304,6 +304,8 @@ class _Tally:
 def _sketch(squares: Float[Tensor, "n points"], weights: Float[Tensor, " points"] | None) -> ErrorSketch:
     """The sketch of squares in float32, counted bin by bin: ten times as fast as `ErrorSketch.add`."""
     flat = squares.reshape(-1)
+    # The bits of a float that is not negative are ordered as the floats are: 8 of the exponent, with the bias 127 in
+    # float32 and 1023 in the float64 of `ErrorSketch`, and the first 6 of 23 of the mantissa.
     keys = (flat.view(torch.int32) >> 17).numpy()  # the exponent and 6 bits of the mantissa
     values, bins = flat.numpy(), 256 * 64
     measure = None if weights is None else weights.expand(squares.shape).reshape(-1).numpy()

@@ -37,16 +37,16 @@ def to_xarray(evaluation: "Evaluation") -> "xarray.Dataset":
     units = {**DEGREES, **about.units}
     units.pop("time", None)  # a lead time has no date
     variables: dict[str, Any] = {}
-    for kind in ("truth", "prediction", "step_error"):
-        values = getattr(kept, kind)
+    for part in ("truth", "prediction", "step_error"):
+        values = getattr(kept, part)
         if values is None:
             continue
         for i, name in enumerate(about.fields):
             field = values[:, :, i].astype(np.float32)
             short = [(0, 0), (0, len(kept.time) - field.shape[1]), *[(0, 0)] * len(about.axes)]
-            attributes = {"units": units[name]} if name in units and kind != "step_error" else {}
-            attributes["long_name"] = f"{name}, {kind.replace('_', ' ')}"
-            variables[f"{name}_{kind}"] = dims, np.pad(field, short, constant_values=np.nan), attributes
+            attributes = {"units": units[name]} if name in units and part != "step_error" else {}
+            attributes["long_name"] = f"{name}, {part.replace('_', ' ')}"
+            variables[f"{name}_{part}"] = dims, np.pad(field, short, constant_values=np.nan), attributes
     for key, text in SINGLE.items():
         if key in curves:
             variables[key] = ("lead_time", _numbers(curves[key]), {"long_name": text})

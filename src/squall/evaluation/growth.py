@@ -29,7 +29,8 @@ Factors = Float[Tensor, " batch"]
 Jacobian = Float[np.ndarray, "*members size size"]
 
 ARNOLDI: Any = {"ncv": 24, "maxiter": 4, "tol": 1e-3}
-"""At most about 80 Jacobian-vector products; the factor is NaN if ARPACK has not converged by then."""
+"""At most about 80 Jacobian-vector products; the factor is NaN if ARPACK has not converged by then. Three digits tell
+growth from decay."""
 
 
 @accepts_step

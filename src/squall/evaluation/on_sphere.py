@@ -80,8 +80,8 @@ class SphereTally:
         if self.storms is None:
             return {}
         every = [match for matches in self.matches.values() for match in matches]
-        found = {name: value for name, value in summary(every).items() if value is not None}
-        return {"storms": {"field": self.storms, "threshold": self.threshold, **found}}
+        scores = {name: value for name, value in summary(every).items() if value is not None}
+        return {"storms": {"field": self.storms, "threshold": self.threshold, **scores}}
 
     def acc(self) -> Float[Tensor, "step channel"]:
         """By lead time and field, (step, channel); the means are over trajectories and the sphere."""
@@ -91,4 +91,4 @@ class SphereTally:
     def storm_curves(self) -> dict[str, list[float | None]]:
         """By lead time, by score."""
         by_lead = [summary(self.matches[lead]) for lead in sorted(self.matches)]
-        return {name: [one[name] for one in by_lead] for name in by_lead[0]} if by_lead else {}
+        return {name: [scores[name] for scores in by_lead] for name in by_lead[0]} if by_lead else {}

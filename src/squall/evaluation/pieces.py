@@ -51,13 +51,13 @@ def _many(source: Source, history: int, stride: int | None) -> Source:
     while True:
         apart = max(1, (total - length) // (STARTS - 1)) if stride is None else stride
         try:
-            found = windows(source, length, apart)
+            cut = windows(source, length, apart)
         except DataError:
             if length <= history + 1:
                 raise
         else:
-            if found.trajectories >= wanted or length <= history + 1:
-                return found
+            if cut.trajectories >= wanted or length <= history + 1:
+                return cut
         length = max(history + 1, int(0.8 * length))
 
 

@@ -2,12 +2,13 @@
 
 import functools
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from squall.data import Source
+from squall.data.description import AXES
+from squall.data.measure import lengths
 
 PointValues = Float[Tensor, "batch step channel point"]
 PerField = Float[Tensor, "batch step channel"]
@@ -18,8 +19,7 @@ def cell_volumes(source: Source) -> Float64[Tensor, "*space"]:
 
     Where the source has areas, ΔV is in proportion to them, with the same mean.
     """
-    widths = [torch.from_numpy(np.gradient(x) if len(x) > 1 else np.ones(1)) for x in source.coordinates]
-    volumes = functools.reduce(lambda volumes, width: volumes[..., None] * width, widths, torch.ones(()).double())
+    volumes = functools.reduce(torch.mul, lengths(source.coordinates, AXES[: len(source.space)]))
     return volumes if source.measure is None else source.measure * volumes.mean()
 
 

@@ -32,7 +32,7 @@ LEAST_SHARE = 0.25
 """Of points that count, for spectra beside a mask."""
 
 LARGEST_RATIO = 4.0
-"""Of the areas of two cells, for spectra along the grid."""
+"""Of the areas of two cells, for spectra along the grid: that of the equator and 75 degrees of latitude."""
 
 PIECE_NUMBERS = 2**21
 """Numbers of the truth that are scored at a time; a score takes up to ten arrays of them."""
@@ -275,12 +275,12 @@ class ScoreTally:
 
     def _add(self, truth: Trajectories, prediction: Trajectories) -> None:
         for name, of in self.quantities.items():
-            for kind, states in (("truth", truth), ("prediction", prediction)):
+            for side, states in (("truth", truth), ("prediction", prediction)):
                 try:
                     values = of(states.flatten(0, 1)).reshape(states.shape[:2])
                 except (RuntimeError, TypeError, ValueError, AttributeError) as error:
                     raise DataError(f"the conserved quantity '{name}' maps no states to numbers: {error}") from error
-                self.parts[f"{name} {kind}"].append(values.double().cpu())
+                self.parts[f"{name} {side}"].append(values.double().cpu())
         truth, prediction = truth[:, 1:], prediction[:, 1:]
         if self.sphere is not None:
             self.sphere.add(truth, prediction)

@@ -83,8 +83,8 @@ class SphereGrid:
         if self.closes and self._sorts().get("legendre-gauss"):
             weights = torch.from_numpy(np.polynomial.legendre.leggauss(len(self.latitude))[1].copy())
             return (weights / weights.mean())[:, None].expand(-1, len(self.longitude))
-        found = areas([self.latitude, self.longitude], ["latitude", "longitude"])
-        return torch.ones(len(self.latitude), len(self.longitude)).double() if found is None else found
+        relative = areas([self.latitude, self.longitude], ["latitude", "longitude"])
+        return torch.ones(len(self.latitude), len(self.longitude)).double() if relative is None else relative
 
     def harmonics(self, field: Field) -> Complex[Tensor, "*batch degree order"]:
         """Coefficients of orthonormal spherical harmonics, order 0 to the truncation.

@@ -13,7 +13,7 @@ from squall._process.extras import explain_missing_extra
 from squall.evaluation.sphere import SphereGrid, great_circle
 
 MATCH_KM = 1000.0
-"""The distance within which a forecast storm is taken for a true one."""
+"""The distance within which a forecast storm is taken for a true one: the size of a storm of middle latitudes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from squall.evaluation.regimes import REGIMES, RegimeThresholds
 from squall.evaluation.scores import ScoreTally
 
 KEPT_NUMBERS = 2**20
-"""Numbers of the rollouts kept for figures, per field."""
+"""Numbers of the rollouts kept for figures, per field: more than the pixels that show them, 4 MB in float32."""
 
 VRMSE_FLOOR = 1e-12
 """Of the mean of u², added to the variance under the root: the rounding of a field in float32, so that a constant one

@@ -12,6 +12,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from squall._types import Trajectories
+from squall.evaluation.regimes import quantiles
 from squall.evaluation.scores import contingency_scores
 from squall.evaluation.sphere import SphereGrid
 
@@ -120,12 +121,8 @@ def quantile_curve(
     """
     if not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels are {list(levels)}; a quantile lies between 0 and 1")
-    share = weights.double().expand(field.shape).flatten()
-    values, order = field.flatten()[share > 0].sort()
-    share = share[share > 0][order].cumsum(0)
-    wanted = torch.tensor(levels, dtype=torch.float64) * share[-1]
-    place = torch.searchsorted(share, wanted * (1 - 1e-12)).clamp(max=len(values) - 1)
-    return values[place]
+    states = field.double().reshape(-1, 1, *field.shape[-2:])
+    return quantiles(states, list(levels), weights.flatten()[None]).flatten().to(field)
 
 
 def spectra(

@@ -35,7 +35,7 @@ from squall.systems import SYSTEMS, EnergySystem, System
 from squall.training.sampling import Sampler, StiffnessAwareSampler, UniformSampler, stiffness_index
 
 INDEX_BLOCK = 2**13
-"""Transitions whose stiffness index is computed at a time."""
+"""Transitions whose stiffness index is computed at a time: a file may be larger than the memory."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ import functools
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from squall._process.documents import BASE_60
 from squall._process.messages import suggestion
 from squall.integrators import INTEGRATORS, Implicit
 from squall.losses.errors import Over
@@ -35,6 +37,7 @@ __all__ = [
     "explain",
     "flat",
     "from_dict",
+    "refuse_base_60",
     "refuse_file_as_group",
     "refuse_null",
     "to_dict",
@@ -335,6 +338,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     parser = _parser()
     try:
         refuse_file_as_group(values)
+        refuse_base_60(values, [parser])
         parsed = parser.parse_object(values)
         refuse_null(parsed)
         return RunConfig(**vars(parser.instantiate(parsed)))
@@ -357,18 +361,18 @@ def refuse_file_as_group(values: dict[str, Any]) -> None:
             raise ConfigError(f"{name} is {values[name]!r}, but must hold keys and values")
 
 
-def refuse_null(values: Any, kind: type[Any] = RunConfig, prefix: str = "") -> None:
+def refuse_null(values: Any, dataclass_type: type[Any] = RunConfig, prefix: str = "") -> None:
     """Refuse a null, and a group that holds none of its keys, which the parser lets pass for every type.
 
     Args:
-        values: by the names of the fields of `kind`, as the parser returns them.
-        kind: a dataclass of the configuration.
+        values: by the names of the fields of `dataclass_type`, as the parser returns them.
+        dataclass_type: a dataclass of the configuration.
         prefix: of the dotted keys.
 
     Raises:
         ConfigError: with the dotted key.
     """
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in get_type_hints(dataclass_type).items():
         if name not in values:  # a file says null, and the command line a key of the group
             raise ConfigError(f"{prefix[:-1]} is null, but must hold keys such as '{prefix}{name}'")
         value = values[name]
@@ -379,6 +383,31 @@ def refuse_null(values: Any, kind: type[Any] = RunConfig, prefix: str = "") -> N
             refuse_null(value, hint, f"{prefix}{name}.")
         elif value is None and type(None) not in get_args(hint):
             raise ConfigError(f"{prefix}{name} is null, but must have a value: leave the key out for its default")
+
+
+def refuse_base_60(values: dict[str, Any], parsers: Sequence[ArgumentParser]) -> None:
+    """Refuse text such as 1:30 where an option takes numbers alone: jsonargparse would read 90, as YAML 1.1 does.
+
+    Args:
+        values: as `read_yaml` gives them, by the names of options, nested or dotted.
+        parsers: that have these options.
+
+    Raises:
+        ConfigError: with the option and the text.
+    """
+    hints = {action.dest: getattr(action, "_typehint", str) for parser in parsers for action in parser._actions}
+    for name, value in flat(values).items():
+        hint = hints.get(name, hints.get(name.rpartition(".")[0], str))  # of the option that holds the mapping
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and BASE_60.fullmatch(text) and not _takes_text(hint):
+                raise ConfigError(f"{name} is '{text}', but must be a number in decimal digits")
+
+
+def _takes_text(hint: Any) -> bool:
+    if get_origin(hint) is Literal:  # words of its own
+        return False
+    parts = get_args(hint)[1:] if get_origin(hint) is dict else get_args(hint)
+    return any(map(_takes_text, parts)) if parts else hint not in (int, float, bool, type(None))
 
 
 @functools.cache

@@ -90,14 +90,16 @@ def evaluate_runs(
     on = _device(device)
     evaluation_of = partial(_evaluations, on, whole, **options)
     checkpoints: list[dict[str, Any]] = [{} for _ in runs]
-    for kind in ("best", "last"):
-        having = [i for i in range(len(runs)) if kind in kinds[i]]
-        saved = [runs[i].load(kind)[1] for i in having]
-        kept = [keeps[i] if kind == fields_of or len(kinds[i]) == 1 else replace(keeps[i], fields=()) for i in having]
+    for checkpoint in ("best", "last"):
+        having = [i for i in range(len(runs)) if checkpoint in kinds[i]]
+        saved = [runs[i].load(checkpoint)[1] for i in having]
+        kept = [
+            keeps[i] if checkpoint == fields_of or len(kinds[i]) == 1 else replace(keeps[i], fields=()) for i in having
+        ]
         with threads(experiment.config.device.threads), private_randomness(experiment.config.training.seed, on):
             evaluations = evaluation_of([runs[i].experiment.model for i in having], kept)
         for i, step, keep, evaluation in zip(having, saved, kept, evaluations, strict=True):
-            checkpoints[i][kind] = {"step": step, **evaluation.to_dict()}
+            checkpoints[i][checkpoint] = {"step": step, **evaluation.to_dict()}
             if keep.fields:
                 coordinates = {f"axis_{axis}": x for axis, x in enumerate(test.coordinates)}
                 runs[i].folder.write_arrays(f"rollouts{suffix}.npz", **evaluation.rollouts.arrays(), **coordinates)
@@ -116,11 +118,11 @@ def conserved_quantities(names: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: if a path cannot be imported, or is no function, or two have the same name.
     """
-    found: dict[str, Any] = {}
+    quantities: dict[str, Any] = {}
     for path in names:
         module, _, name = path.rpartition(".")
         if not module:
-            found[path] = path
+            quantities[path] = path
             continue
         try:
             function = imported(path)
@@ -128,10 +130,10 @@ def conserved_quantities(names: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"the conserved quantity '{path}' cannot be imported: {error}") from error
         if not callable(function):
             raise ConfigError(f"the conserved quantity '{path}' is no function of states")
-        if name in found:
+        if name in quantities:
             raise ConfigError(f"two conserved quantities have the name '{name}': rename one of them")
-        found[name] = function
-    return found
+        quantities[name] = function
+    return quantities
 
 
 def _open_alike(paths: Sequence[Path | str], data: str | None, trust: bool) -> list[TrainedRun]:

@@ -26,7 +26,8 @@ from squall.runs.folder import Kind, RunFolder
 from squall.runs.trained import open_run
 
 AGREEMENT = 1e-6
-"""Largest difference between a step of the program and one of the model, relative to the largest value."""
+"""Largest difference between a step of the program and one of the model, relative to the largest value: eight times the
+rounding of float32, as the program may add in another order."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def export_run(
     out = Path(out)
     refuse_existing(out, "another folder")
     trained = open_run(path, data, trust=trust)
-    kind, step = trained.load(checkpoint)
+    loaded, step = trained.load(checkpoint)
     emulator = trained.emulator.cpu().eval()
     contents, weights = Contents.of(emulator, to_dict(trained.config), trained.normalization)
     files, refusal = {WEIGHTS: weights}, None
@@ -65,9 +66,9 @@ def export_run(
         files[PROGRAM] = _program(emulator)
     except _NotExportable as error:
         refusal = str(error)
-    origin = {"squall": squall.__version__, "torch": torch.__version__, "checkpoint": {"kind": kind, "step": step}}
+    origin = {"squall": squall.__version__, "torch": torch.__version__, "checkpoint": {"kind": loaded, "step": step}}
     about = describe_export(contents, files, **origin)
-    card = _card(out.resolve().name, emulator, contents, files, refusal, trained.folder, kind, step)
+    card = _card(out.resolve().name, emulator, contents, files, refusal, trained.folder, loaded, step)
     try:
         write_folder_beside(out, files | {DESCRIPTION: about.encode(), "README.md": card.encode()}, replace=False)
     except OSError as error:
@@ -166,14 +167,14 @@ def _card(
     files: Mapping[str, bytes],
     refusal: str | None,
     folder: RunFolder,
-    kind: str,
+    checkpoint: str,
     step: int,
 ) -> str:
     environment = folder.read_json("environment.json")
     sections = {
         "Data": _about_data(contents.data, environment),
-        "Training": _about_training(contents.config, environment, kind, step),
-        "Metrics": _metrics(folder, kind, step),
+        "Training": _about_training(contents.config, environment, checkpoint, step),
+        "Metrics": _metrics(folder, step),
         "Intended use": _intended_use(contents.data),
         "Limits": _limits(contents.data, folder.has("evaluation.json")),
         "Use": _use(emulator, contents, files, refusal),
@@ -206,31 +207,32 @@ def _about_data(data: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _about_training(config: Mapping[str, Any], environment: Mapping[str, Any], kind: str, step: int) -> str:
+def _about_training(config: Mapping[str, Any], environment: Mapping[str, Any], checkpoint: str, step: int) -> str:
     lines = [
         f"Model: {_plain(config['model']['name'])}, {environment.get('parameters', 'unknown')} parameters; it predicts "
         f"the {'next state' if config['model']['predicts'] == 'state' else 'rate du/dt'}",
         f"Integrator: {config['integrator'] if config['model']['predicts'] == 'rate' else 'none'}",
         f"Loss: {config['loss']['name']}",
-        f"Weights: {kind} checkpoint, step {step} of {config['training']['steps']}; seed {config['training']['seed']}",
+        f"Weights: {checkpoint} checkpoint, step {step} of {config['training']['steps']}; "
+        f"seed {config['training']['seed']}",
         f"squall {squall.__version__}; all settings are in {DESCRIPTION}",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _metrics(folder: RunFolder, kind: str, step: int) -> str:
+def _metrics(folder: RunFolder, step: int) -> str:
     checkpoints = folder.read_json("evaluation.json")["checkpoints"] if folder.has("evaluation.json") else {}
-    found = next((x for x in checkpoints.values() if x["step"] == step), None)
-    if found is None:
+    scores = next((x for x in checkpoints.values() if x["step"] == step), None)
+    if scores is None:
         return "These weights were not evaluated. `squall evaluate RUN` before the export fills this section."
-    rollout, baselines = found["rollout"], found.get("baselines", {})
+    rollout, baselines = scores["rollout"], scores.get("baselines", {})
     rows: list[tuple[str, ...]] = [("", "this model", *baselines)]
     for name in ("states", "energy", "mass"):
         if name in rollout:
             rows.append((f"rollout: {name}", *(_number(x.get(name)) for x in (rollout, *baselines.values()))))
     rows += [(f"rollout: VRMSE of {_plain(k)}", _number(x)) for k, x in rollout.get("vrmse", {}).items()]
     rows.append(("rollouts that diverged", f"{rollout['diverged']} of {rollout['trajectories']}"))
-    rows += [(f"one step: {name.replace('_', ' ')}", _number(x)) for name, x in found["one_step"].items()]
+    rows += [(f"one step: {name.replace('_', ' ')}", _number(x)) for name, x in scores["one_step"].items()]
     width = len(rows[0])
     lines = ["| " + " | ".join((*row, *[""] * (width - len(row)))) + " |" for row in rows]
     lines.insert(1, "|---" * width + "|")

@@ -86,10 +86,10 @@ def fingerprint(path: Path | str) -> dict[str, Any]:
 
 def _files_below(folder: Path) -> Iterator[tuple[str, int, int]]:
     """Name, size and time of change of every file in a folder, in the order of the names."""
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(parent, name)
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
                 yield path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
@@ -381,7 +381,7 @@ def _mapping(values: Any, path: Path) -> dict[str, Any]:
 def _read_checkpoint(path: Path, step: int) -> Checkpoint:
     try:
         checksums = _mapping(read_json(read_text(path / CHECKSUMS)), path / CHECKSUMS)
-        special = [f"{name} is {kind}" for name in (WEIGHTS, STATE) if (kind := special_file(path / name))]
+        special = [f"{name} is {what}" for name in (WEIGHTS, STATE) if (what := special_file(path / name))]
         damaged = special or [
             f"{name} does not match its checksum" for name in (WEIGHTS, STATE) if sha256(path / name) != checksums[name]
         ]

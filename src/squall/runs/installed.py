@@ -75,12 +75,12 @@ def failed_in(error: BaseException) -> str | None:
         return f"{error.filename}:{error.lineno}"
     own = os.path.dirname(squall.__file__)
     packages = [own, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), *map(str, _package_folders(""))]
-    found, called = None, False
+    line, called = None, False
     for frame in traceback.extract_tb(error.__traceback__):
         called = called or frame.filename.startswith(own)  # frames before are of who called squall
         if called and os.path.isfile(frame.filename) and not frame.filename.startswith(tuple(packages)):
-            found = f"{frame.filename}:{frame.lineno}"
-    return found
+            line = f"{frame.filename}:{frame.lineno}"
+    return line
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from squall.training.batches import Batches, beside, refuse_without_leads, takes
 from squall.training.settings import TrainingSettings
 
 TARGETS = 2**22
-"""Most numbers of the training targets that a density is taken from."""
+"""Most numbers of the training targets that a density is taken from: the rarest 0.1 % of them are 4 000."""
 
 
 def build_loss(

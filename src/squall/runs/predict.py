@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -312,17 +312,14 @@ def _description(about: Description, start: Start, provenance: Mapping[str, Any]
         step if len(points) == len(old) and np.array_equal(points, old) else equal_step(points)
         for points, old, step in zip(start.coordinates, about.coordinates, about.spacing, strict=True)
     )
-    return Description(
-        dt=about.dt,
-        fields=about.fields,
+    return replace(
+        about,
         coordinates=start.coordinates,
         spacing=spacing,
-        boundary=about.boundary,
         name=f"{about.name}-prediction",
+        parameters={},
         provenance=json.loads(json.dumps(provenance)),
         start=start.time,
-        axes=about.axes,
-        units=about.units,
     )
 
 

@@ -118,7 +118,6 @@ def simulate_sphere_to_file(
     path, parameters = Path(path), system.parameters()
     initial = system.initial_states(trajectories, torch.Generator().manual_seed(seed))
     changes: dict[str, list[float]] = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as part, h5netcdf.File(part, "w") as file:
         file.attrs.update({"title": system.name, "system": system.name, "equation": system.equation, "seed": seed})
         file.attrs.update({"squall": squall.__version__, "torch": str(torch.__version__), **parameters})

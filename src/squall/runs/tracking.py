@@ -106,9 +106,9 @@ class _MLflow(_Tracker):
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         artifacts = None
         if not uri:
-            place = self.folder / "mlflow"
-            place.mkdir(exist_ok=True)
-            uri, artifacts = f"sqlite:///{place / 'mlflow.db'}", (place / "artifacts").as_uri()
+            store = self.folder / "mlflow"
+            store.mkdir(exist_ok=True)
+            uri, artifacts = f"sqlite:///{store / 'mlflow.db'}", (store / "artifacts").as_uri()
         client = self.module.MlflowClient(uri)
         experiment = client.get_experiment_by_name(PROJECT)
         if experiment is None:

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+import squall.data
 from squall._types import Trajectories
 from squall.data import Description, Normalization, Source, Split
 from squall.data.conditions import as_conditions
-from squall.data.reading import check_exists
+from squall.data.errors import check_exists
 from squall.models.inputs import Conditions, Inputs, Window
 from squall.runs.build import MISFITS, Experiment, build, condition_channels, open_data, output_shape
 from squall.runs.config import ConfigError, RunConfig, from_dict
@@ -82,9 +83,8 @@ class TrainedRun:
         """
         if self._opened:
             return self._built
-        split = open_data(self.config)
-        _refuse_other_data(self.folder, self.config)
-        return replace(self._built, split=split)
+        _refuse_other_data(self.folder, self.config, self.source)
+        return replace(self._built, split=open_data(self.config))
 
     def load(self, kind: Kind | None = None) -> tuple[Kind, int]:
         """Load a checkpoint into the model: by default the one that rolled out best on the validation trajectories.
@@ -273,9 +273,35 @@ def open_run(
     return TrainedRun(folder, config, built, opened, constants(built.split.train) if known is None else known)
 
 
-def _refuse_other_data(folder: RunFolder, config: RunConfig) -> None:
-    if fingerprint(config.data.path) != folder.read_json("environment.json").get("data"):
+def _refuse_other_data(folder: RunFolder, config: RunConfig, trained: Source | None = None) -> None:
+    """Refuse a data file that is not the one of the training; `trained` describes that one, where the folder does."""
+    path, before = config.data.path, folder.read_json("environment.json").get("data") or {}
+    check_exists(Path(path), Path(os.path.abspath(path)))
+    now = fingerprint(path)
+    if now == before:
+        return
+    if path == folder.read_config()["data"]["path"]:
         raise RunFolderError(
-            f"{config.data.path} is not the file that {folder.path} was trained on: it has changed since. If that file "
-            "is elsewhere, name it by --data"
+            f"{path} is not the file that {folder.path} was trained on: it has changed since. If that file is "
+            "elsewhere, name it by --data"
         )
+    differing = [
+        f"{name} {now.get(name, 'unknown')}, not {before[name]}" for name in before if before[name] != now.get(name)
+    ]
+    if trained is not None:
+        differing = _differences(squall.data.open(path), trained) or differing
+    raise RunFolderError(
+        f"{path}, named by --data, is not the file that {folder.path} was trained on: it has {'; '.join(differing)}. "
+        f"Name that file, or a copy of it; to roll out from other data: squall predict {folder.path} --initial {path}"
+    )
+
+
+def _differences(source: Source, trained: Source) -> list[str]:
+    """What of a file cannot be that of the training: fields, grid, time step."""
+    pairs = {
+        "fields": (source.fields, trained.fields),
+        "points": (source.space, trained.space),
+        "time step": (source.dt, trained.dt),
+        "boundary": (source.boundary, trained.boundary),
+    }
+    return [f"the {name} {here}, not {there}" for name, (here, there) in pairs.items() if here != there]

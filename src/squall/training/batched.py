@@ -35,10 +35,11 @@ from squall.training.state import Recorder, Training, TrainingDiverged, Training
 __all__ = ["Member", "train_together"]
 
 HELD_BYTES = 4 << 30
-"""Data up to this size are held on a CUDA device."""
+"""Data up to this size are held on a CUDA device: a small part of the memory of those that train many models."""
 
 STEPS_AT_ONCE = {"cuda": 100}
-"""Most steps between two looks at the losses, and at whether to stop; one where a device is not named, as on a CPU."""
+"""Most steps between two looks at the losses, and at whether to stop; one where a device is not named, as on a CPU.
+Each look waits for the device; a hundred steps take a fraction of a second."""
 
 States = Float[Tensor, "member batch channel *space"]
 

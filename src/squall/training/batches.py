@@ -39,10 +39,10 @@ class Batch(NamedTuple):
     conditions: Conditions | None
     numbers: Indices
 
-    def on(self, place: Callable[[Tensor], Tensor]) -> "Batch":
-        """With its real numbers on the device and in the precision that `place` brings them to."""
-        conditions = None if self.conditions is None else place(self.conditions)
-        return Batch(place(self.window), place(self.target), conditions, self.numbers)
+    def on(self, to: Callable[[Tensor], Tensor]) -> "Batch":
+        """With its real numbers on the device and in the precision that `to` brings them to."""
+        conditions = None if self.conditions is None else to(self.conditions)
+        return Batch(to(self.window), to(self.target), conditions, self.numbers)
 
     def repeated(self, members: int) -> "Batch":
         """Every transition `members` times, member by member."""

@@ -10,15 +10,16 @@ import h5py
 
 from squall.data.arrays import Handle
 from squall.data.endless import refuse_endless
-from squall.data.errors import DataError
+from squall.data.errors import DAMAGE, DataError, check_exists, damaged
 from squall.data.formats import cf, dedalus, matlab, numpy_files, pdebench, torch_files
 from squall.data.formats.bag import read_bag
 from squall.data.formats.consecutive import Continued
 from squall.data.formats.folder import Joint, read_folder
-from squall.data.formats.layout import ArrayFile, Layout, Reading
+from squall.data.formats.layout import ArrayFile, Reading
 from squall.data.hdf5 import members, open_file, open_hdf5
-from squall.data.reading import DAMAGE, ScreenedTrajectoryFile, TrajectoryFile, check_exists, damaged
+from squall.data.reading import ScreenedTrajectoryFile, TrajectoryFile
 from squall.data.source import Source
+from squall.data.stored import Layout
 from squall.data.structure import FIELD_GROUPS
 
 KNOWN = (
@@ -67,13 +68,13 @@ def open(path: str | os.PathLike[str], **options: Unpack[Reading]) -> Trajectory
     """
     if isinstance(fields := options.get("fields"), str):
         options["fields"] = [fields]
-    shown, place = Path(path), Path(os.path.abspath(path))
-    check_exists(shown, place)
-    kind = recognise(place)
-    if kind == "folder":
+    shown, location = Path(path), Path(os.path.abspath(path))
+    check_exists(shown, location)
+    format_name = recognise(location)
+    if format_name == "folder":
         dt_given = options.get("dt") is not None
-        return read_folder(shown, place, functools.partial(_open_part, options), recognise, dt_given=dt_given)
-    return _open_file(shown, place, kind, options)
+        return read_folder(shown, location, functools.partial(_open_part, options), recognise, dt_given=dt_given)
+    return _open_file(shown, location, format_name, options)
 
 
 def _open_part(options: Reading, file: Path, single: float | None) -> TrajectoryFile | ArrayFile:
@@ -83,31 +84,31 @@ def _open_part(options: Reading, file: Path, single: float | None) -> Trajectory
     return _open_file(file, file, recognise(file), options)
 
 
-def recognise(place: Path) -> str:
+def recognise(location: Path) -> str:
     """The layout of a file or folder, by its first bytes and the names in it; "" for an unknown one."""
-    if place.is_dir():
-        zarr = any((place / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata"))
+    if location.is_dir():
+        zarr = any((location / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata"))
         return "Zarr" if zarr else "folder"
-    with place.open("rb") as file:
+    with location.open("rb") as file:
         head = file.read(128)
-    if h5py.is_hdf5(place) or head.startswith((b"\x89HDF", b"MATLAB 7.3")):
-        refuse_endless([place])
-        return _recognise_hdf5(place, head)
+    if h5py.is_hdf5(location) or head.startswith((b"\x89HDF", b"MATLAB 7.3")):
+        refuse_endless([location])
+        return _recognise_hdf5(location, head)
     if head.startswith(b"PK"):
         try:
-            names = zipfile.ZipFile(place).namelist()
+            names = zipfile.ZipFile(location).namelist()
         except (zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged, or of a later version of ZIP
             return ""
         if any(name.endswith("data.pkl") for name in names):
             return "torch"
         return "npz" if all(name.endswith(".npy") for name in names) else ""
     starts = {b"CDF\x01": "NetCDF-3", b"CDF\x02": "NetCDF-3", b"\x93NUMPY": "npy", b"\x80\x02\x8a\nl\xfc": "torch"}
-    return next((kind for start, kind in starts.items() if head.startswith(start)), "")
+    return next((format_name for start, format_name in starts.items() if head.startswith(start)), "")
 
 
-def _recognise_hdf5(place: Path, head: bytes) -> str:
+def _recognise_hdf5(location: Path, head: bytes) -> str:
     try:
-        with open_file(place, place) as file:
+        with open_file(location, location) as file:
             if not {*FIELD_GROUPS, "boundary_conditions"}.isdisjoint(file):
                 return "The Well"
             items = members(file).values()
@@ -122,16 +123,16 @@ def _recognise_hdf5(place: Path, head: bytes) -> str:
             scales = any("DIMENSION_LIST" in item.attrs for item in items)
             return "NetCDF-4" if scales or "_NCProperties" in file.attrs else "HDF5"
     except DataError as error:
-        raise error if str(place) in str(error) else DataError(f"{place}: {error}") from None
+        raise error if str(location) in str(error) else DataError(f"{location}: {error}") from None
     except DAMAGE:
         return "The Well"  # whose reader says what is damaged
 
 
-def _open_file(shown: Path, place: Path, kind: str, options: Reading) -> TrajectoryFile | ArrayFile:
+def _open_file(shown: Path, location: Path, format_name: str, options: Reading) -> TrajectoryFile | ArrayFile:
     given = {name for name, value in options.items() if value is not None}
     if unknown := given - Reading.__annotations__.keys():
         raise DataError(f"open: got {', '.join(sorted(unknown))}; allowed are {', '.join(Reading.__annotations__)}")
-    if kind == "The Well":
+    if format_name == "The Well":
         if extra := given - {"fields", "gaps", "initial"}:
             raise DataError(
                 f"{shown}: a file in The Well's layout describes itself: got {', '.join(sorted(extra))}; allowed are "
@@ -141,7 +142,7 @@ def _open_file(shown: Path, place: Path, kind: str, options: Reading) -> Traject
             shown, options.get("fields"), options.get("initial")
         )
     try:
-        layout = _layout(shown, place, kind, options)
+        layout = _layout(shown, location, format_name, options)
     except DataError as error:
         raise error if str(shown) in str(error) else DataError(f"{shown}: {error}") from None
     except DAMAGE as error:
@@ -149,7 +150,7 @@ def _open_file(shown: Path, place: Path, kind: str, options: Reading) -> Traject
     return ArrayFile(shown, layout, options.get("fill"))
 
 
-def _layout(shown: Path, place: Path, kind: str, options: Reading) -> Layout:
+def _layout(shown: Path, location: Path, format_name: str, options: Reading) -> Layout:
     readers: dict[str, Any] = {
         "PDEBench": pdebench.read_side_by_side,
         "PDEBench, groups": pdebench.read_groups,
@@ -157,15 +158,15 @@ def _layout(shown: Path, place: Path, kind: str, options: Reading) -> Layout:
         "Dedalus": dedalus.read_dedalus,
         "torch": torch_files.read_torch,
     }
-    if kind in readers:
-        return readers[kind](shown, place, options)
-    if kind in ("npy", "npz"):
-        return numpy_files.read_numpy(shown, place, options, archive=kind == "npz")
-    if kind in cf.OPENERS:
-        return cf.read_cf(shown, place, options, kind)
-    if kind == "HDF5":
-        return _plain_hdf5(shown, place, options)
-    with place.open("rb") as file:
+    if format_name in readers:
+        return readers[format_name](shown, location, options)
+    if format_name in ("npy", "npz"):
+        return numpy_files.read_numpy(shown, location, options, archive=format_name == "npz")
+    if format_name in cf.OPENERS:
+        return cf.read_cf(shown, location, options, format_name)
+    if format_name == "HDF5":
+        return _plain_hdf5(shown, location, options)
+    with location.open("rb") as file:
         head = file.read(16)
     if not head:
         raise DataError(f"{shown}: the file is empty (0 bytes); make or fetch it again")
@@ -176,9 +177,9 @@ def _layout(shown: Path, place: Path, kind: str, options: Reading) -> Layout:
     )
 
 
-def _plain_hdf5(shown: Path, place: Path, options: Reading) -> Layout:
+def _plain_hdf5(shown: Path, location: Path, options: Reading) -> Layout:
     """HDF5 of no known layout: its arrays, if the user says what their axes are."""
-    with open_file(shown, place) as file:
+    with open_file(shown, location) as file:
         items = members(file)
         groups = [name for name, item in items.items() if isinstance(item, h5py.Group)]
         shapes = {name: (item.shape, item.dtype) for name, item in items.items() if isinstance(item, h5py.Dataset)}
@@ -190,7 +191,7 @@ def _plain_hdf5(shown: Path, place: Path, options: Reading) -> Layout:
             "tensor or 0000/data, and NetCDF's dimension scales"
         )
     format = f"HDF5 like PDEBench's, but without {' and '.join(wanted)}" if wanted else "HDF5 of no known layout"
-    return read_bag(format, Handle(place, open_hdf5, shown), shapes, options)
+    return read_bag(format, Handle(location, open_hdf5, shown), shapes, options)
 
 
 __all__ = ["ArrayFile", "Continued", "Joint", "Source", "open", "recognise"]

@@ -8,7 +8,8 @@ import numpy as np
 
 from squall.data.arrays import Handle, Variable
 from squall.data.errors import DataError
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Reading, finish
+from squall.data.stored import Layout
 
 TIMES = ("t", "time", "times", "t-coordinate")
 SPACE = ("x", "y", "z")
@@ -23,6 +24,7 @@ GENERIC = ("array", "arr_0", "tensor", "data", "states", "x, y", "a, u")
 
 def looks_like(shape: Sequence[int]) -> str:
     """The axes that an array of this shape probably has, as the argument `axes` wants them."""
+    # Data sets of this field have up to eight channels, and more points along an axis.
     last = len(shape) >= 4 and shape[-1] <= 8 < shape[-2]  # channels last, as in the samples of The Well and PDEBench
     plane = len(shape) == 3 + last and shape[1] == shape[2]  # one trajectory
     lead = ["time"] if plane or len(shape) == 2 else ["batch", "time"]
@@ -61,8 +63,8 @@ def around_time(shape: Sequence[int], times: int, backwards: bool) -> str:
     whole = len(rest) == 1 or (len(rest) == 2 and rest[0] == rest[1])  # one trajectory
     words = [*(() if whole else ("batch",)), *SPACE[: len(rest) - (not whole)]]
     words = words[::-1] if backwards else words
-    place = list(shape).index(times)
-    return " ".join([*words[:place], "time", *words[place:]])
+    position = list(shape).index(times)
+    return " ".join([*words[:position], "time", *words[position:]])
 
 
 def ask(name: str, shape: Sequence[int], times: int = 0, *, backwards: bool = False) -> DataError:
@@ -83,7 +85,6 @@ def read_bag(
     *,
     axes: tuple[str, ...] | None = None,
     space: tuple[str, ...] | None = None,
-    coordinates: Mapping[str, str] | None = None,
     **about: Any,
 ) -> Layout:
     """The layout of a file of named arrays: the largest make the state, the others are axes and conditions.
@@ -95,10 +96,9 @@ def read_bag(
         options: of `open`.
         axes: of the states, where the format says them.
         space: order of the space axes in the state, where it is not that in the file.
-        coordinates: the array that holds the points of an axis, where the format says it.
         about: more of the description.
     """
-    usable = {name: shape for name, (shape, kind) in shapes.items() if kind.kind in REAL}
+    usable = {name: shape for name, (shape, dtype) in shapes.items() if dtype.kind in REAL}
     notes = [f"left out '{name}': it holds {shapes[name][1]}" for name in shapes if name not in usable]
     states = _states(usable, options.get("fields"), handle)
     shape = usable[states[0]]
@@ -114,8 +114,8 @@ def read_bag(
     words = parse_axes(given, shape, states[0], timed=timed) if given is not None else axes or ()
     lengths = {"time": 1} | dict(zip(words, shape, strict=True))
     order = space or tuple(word for word in words if word not in ("batch", "time", "channel"))
-    found = {axis: _points(axis, lengths, usable, coordinates) for axis in ("time", *order)}
-    places = {axis: name for axis, name in found.items() if name is not None}
+    named = {axis: _points(axis, lengths, usable) for axis in ("time", *order)}
+    places = {axis: name for axis, name in named.items() if name is not None}
     points = {axis: np.ravel(handle.array(name)[()]) for axis, name in places.items()}
     rename = options.get("fields") if set(options.get("fields") or ()).isdisjoint(usable) else None
     variables = _variables(states, shapes, words, lengths.get("channel", 1), rename)
@@ -176,12 +176,9 @@ def _states(usable: Mapping[str, tuple[int, ...]], fields: Sequence[str] | None,
     return states
 
 
-def _points(
-    axis: str, lengths: Mapping[str, int], usable: Mapping[str, tuple[int, ...]], given: Mapping[str, str] | None
-) -> str | None:
+def _points(axis: str, lengths: Mapping[str, int], usable: Mapping[str, tuple[int, ...]]) -> str | None:
     """The array that holds the points of an axis."""
-    names = [given[axis]] if given and axis in given else [*(TIMES if axis == "time" else (axis, f"{axis}-coordinate"))]
-    for name in names:
+    for name in TIMES if axis == "time" else (axis, f"{axis}-coordinate"):
         size = int(np.prod(usable.get(name, ())))
         line = name in usable and max(usable[name], default=0) == size
         if line and (size == lengths[axis] or (axis == "time" and size == lengths[axis] + 1)):

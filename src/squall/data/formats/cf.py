@@ -16,9 +16,10 @@ from squall.data.arrays import Handle, Variable
 from squall.data.conditions import Areas, as_measure
 from squall.data.errors import DataError
 from squall.data.formats.bag import parse_axes, read_bag
-from squall.data.formats.layout import Layout, OneTimeError, Reading, finish
+from squall.data.formats.layout import OneTimeError, Reading, finish
 from squall.data.hdf5 import Datasets, dataset_of, members, open_file, open_hdf5
 from squall.data.measure import areas, closes, curvilinear_areas, on_sphere
+from squall.data.stored import Layout
 
 NAMES = {
     "time": ("time", "t", "valid_time", "timestep", "time_step", "step", "date", "datetime", "time_counter"),
@@ -48,14 +49,14 @@ HOURS = {"day": 24.0, "hour": 1.0, "hr": 1.0, "h": 1.0, "minute": 1 / 60, "min":
 """Hours in a unit of time; months and years have no fixed length."""
 
 
-def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
+def read_cf(path: Path, location: Path, options: Reading, format_name: str) -> Layout:
     """The layout of a file that xarray opens.
 
     Args:
         path: for messages.
-        place: the file or folder.
+        location: the file or folder.
         options: of `open`.
-        kind: "NetCDF-3", "NetCDF-4" or "Zarr".
+        format_name: "NetCDF-3", "NetCDF-4" or "Zarr".
 
     Raises:
         DataError: no time axis, no field with time and space, times not equally spaced.
@@ -63,36 +64,38 @@ def read_cf(path: Path, place: Path, options: Reading, kind: str) -> Layout:
     """
     with explain_missing_extra():
         import xarray
-    if kind == "Zarr":
-        _refuse_special(path, place)
-    if kind == "Zarr" and not _named(place):
-        arrays = open_zarr(place)
+    if format_name == "Zarr":
+        _refuse_special(path, location)
+    if format_name == "Zarr" and not _named(location):
+        arrays = open_zarr(location)
         shapes = {name: (array.shape, array.dtype) for name, array in dict(arrays).items()}
-        return read_bag(f"{_said(kind, place)} without names of axes", Handle(place, open_zarr, path), shapes, options)
-    if kind == "NetCDF-4":
+        return read_bag(
+            f"{_said(format_name, location)} without names of axes", Handle(location, open_zarr, path), shapes, options
+        )
+    if format_name == "NetCDF-4":
         with explain_missing_extra():
             import h5netcdf  # noqa: F401 (xarray would list its engines instead)
-        with open_file(path, place) as file:
+        with open_file(path, location) as file:
             _refuse_elsewhere(file)
-    engine = {"NetCDF-3": "scipy", "NetCDF-4": "h5netcdf", "Zarr": "zarr"}[kind]
-    more = {"Zarr": {"consolidated": False}, "NetCDF-4": {"phony_dims": "access"}}.get(kind, {})
+    engine = {"NetCDF-3": "scipy", "NetCDF-4": "h5netcdf", "Zarr": "zarr"}[format_name]
+    more = {"Zarr": {"consolidated": False}, "NetCDF-4": {"phony_dims": "access"}}.get(format_name, {})
     try:
         # decode_times=False: a calendar that pandas lacks must not fail here; chunks=None: no dask.
         with xarray.open_dataset(
-            place, engine=engine, mask_and_scale=False, decode_times=False, chunks=None, **more
+            location, engine=engine, mask_and_scale=False, decode_times=False, chunks=None, **more
         ) as data:
-            return _read(path, place, options, kind, data)
+            return _read(path, location, options, format_name, data)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise DataError(f"{path}: not read as {kind} ({error}); make or fetch it again") from error
+        raise DataError(f"{path}: not read as {format_name} ({error}); make or fetch it again") from error
 
 
-def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> Layout:
+def _read(path: Path, location: Path, options: Reading, format_name: str, data: Any) -> Layout:
     notes: list[str] = []
     roles = {dim: role_of(dim, data.variables.get(dim)) for dim in data.sizes}
     timed = options.get("initial") is None
-    series, fixed = _sorted_variables(path, place, kind, data, roles, notes, timed=timed)
+    series, fixed = _sorted_variables(path, location, format_name, data, roles, notes, timed=timed)
     chosen = list(options.get("fields") or _most_common(series, roles))
     missing = [name for name in chosen if name not in series]
     if missing:
@@ -109,7 +112,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     frame, space = _frame(path, fields, roles), _common_space(path, fields, roles)
     if not 1 <= len(space) <= 3:
         raise DataError(f"{path}: '{chosen[0]}' has {len(space)} space axes {space}; expected one to three")
-    states = tuple(_variable(name, field, roles, space, data, place) for name, field in fields.items())
+    states = tuple(_variable(name, field, roles, space, data, location) for name, field in fields.items())
     conditions, cells, clock = [], {}, _clock(next((d for d in frame if roles[d] == "time"), None), data)
     declared = {str(f.attrs.get("cell_measures", "")).rpartition("area:")[2].strip() for f in fields.values()}
     for name, variable in {**fixed, **series}.items():
@@ -119,7 +122,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
         if others:
             notes.append(f"left out '{name}': its axes {variable.dims} are not those of the fields {space}")
             continue
-        known = _variable(name, variable, roles, space, data, place)
+        known = _variable(name, variable, roles, space, data, location)
         cell = _cell_role(name, variable, declared) if variable.dims == space else ""
         if cell:
             cells[cell] = known.decode(np.asarray(variable.values)).astype(np.float64)
@@ -133,8 +136,8 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
     measure, boundary, points = _cells(points, kinds, cells, notes)
     units = {c: u for v in states if (u := data.variables[v.name].attrs.get("units")) for c in v.channels}
     return finish(
-        _said(kind, place),
-        Handle(place, OPENERS[kind], path),
+        _said(format_name, location),
+        Handle(location, OPENERS[format_name], path),
         states,
         conditions,
         (sizes.get("batch", 1), sizes.get("time", 1), channels, *(data.sizes[dim] for dim in space)),
@@ -152,7 +155,7 @@ def _read(path: Path, place: Path, options: Reading, kind: str, data: Any) -> La
 
 
 def _sorted_variables(
-    path: Path, place: Path, kind: str, data: Any, roles: Mapping[Any, str], notes: list[str], *, timed: bool
+    path: Path, location: Path, format_name: str, data: Any, roles: Mapping[Any, str], notes: list[str], *, timed: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variables in time and space, and the others; initial states may lack the time.
 
@@ -163,7 +166,7 @@ def _sorted_variables(
     series: dict[str, Any] = {}
     fixed: dict[str, Any] = {}
     # Zarr lists its arrays in the order of the disk, which is no order: channels must not depend on it.
-    for name, variable in sorted(data.variables.items()) if kind == "Zarr" else data.variables.items():
+    for name, variable in sorted(data.variables.items()) if format_name == "Zarr" else data.variables.items():
         if name in data.sizes or name in bounds or name == "Times":
             continue
         if variable.dtype.kind not in "iuf" or "grid_mapping_name" in variable.attrs:
@@ -172,7 +175,7 @@ def _sorted_variables(
         space = [dim for dim in variable.dims if roles[dim] not in ("time", "batch", "channel")]
         clock = next((dim for dim in variable.dims if roles[dim] == "time"), None)
         if clock is not None and role_of(name, variable) in ("latitude", "longitude"):
-            ends = [variable.isel({clock: place}) for place in (0, -1)]
+            ends = [variable.isel({clock: index}) for index in (0, -1)]
             variable, clock = (ends[0], None) if np.array_equal(*(end.values for end in ends)) else (variable, clock)
         moves = clock is not None
         (series if moves and space else fixed)[str(name)] = variable
@@ -182,13 +185,13 @@ def _sorted_variables(
     if not series and _date(data):
         raise OneTimeError(f"{path}: it has one time; at least two are needed to learn a step from")
     if not series:
-        raise _no_series(path, place, kind, fixed)
+        raise _no_series(path, location, format_name, fixed)
     return series, fixed
 
 
-def _no_series(path: Path, place: Path, kind: str, fixed: Mapping[str, Any]) -> DataError:
+def _no_series(path: Path, location: Path, format_name: str, fixed: Mapping[str, Any]) -> DataError:
     listed = ", ".join(f"{name} {variable.dims}" for name, variable in fixed.items()) or "no number at all"
-    if groups := _groups(kind, place):
+    if groups := _groups(format_name, location):
         return DataError(
             f"{path}: the fields lie in groups ({', '.join(groups)}), which are not read: save one of "
             "them by xarray's open_dataset(path, group=...).to_netcdf(...), or give the folder of the group in Zarr"
@@ -240,14 +243,14 @@ def _frame(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str]) -> t
 
 
 def _common_space(path: Path, fields: Mapping[str, Any], roles: Mapping[Any, str]) -> tuple[str, ...]:
-    found = {n: tuple(d for d in v.dims if roles[d] not in ("time", "batch", "channel")) for n, v in fields.items()}
-    if len(set(found.values())) > 1:
-        raise DataError(f"{path}: the fields lie on different space axes: {found}; choose some by fields=[...]")
-    return tuple(map(str, next(iter(found.values()))))
+    spaces = {n: tuple(d for d in v.dims if roles[d] not in ("time", "batch", "channel")) for n, v in fields.items()}
+    if len(set(spaces.values())) > 1:
+        raise DataError(f"{path}: the fields lie on different space axes: {spaces}; choose some by fields=[...]")
+    return tuple(map(str, next(iter(spaces.values()))))
 
 
 def _variable(
-    name: str, variable: Any, roles: Mapping[Any, str], space: tuple[str, ...], data: Any, place: Path
+    name: str, variable: Any, roles: Mapping[Any, str], space: tuple[str, ...], data: Any, location: Path
 ) -> Variable:
     stored = data.variables[name].dims  # with the time of what repeats at every time
     known = {dim: str(dim) if dim in space else roles[dim] for dim in variable.dims}
@@ -260,7 +263,7 @@ def _variable(
     attributes = {**variable.encoding, **variable.attrs}
     fills = [np.ravel(attributes[key]) for key in ("_FillValue", "missing_value") if attributes.get(key) is not None]
     values = {float(fill) for fill in (np.concatenate(fills) if fills else [])}
-    if (place / ".zgroup").exists():
+    if (location / ".zgroup").exists():
         values -= {0.0}  # Zarr v2 gives every array a fill value for chunks that were never written: 0 by default
     return Variable(
         name,
@@ -359,21 +362,21 @@ def _cells(
     return (areas(points, kinds) if min(space) > 1 else None), boundary, points
 
 
-def _end(points: Shaped[np.ndarray, " points"] | None, kind: str) -> str:
+def _end(points: Shaped[np.ndarray, " points"] | None, role: str) -> str:
     """A circle of longitude closes; all other edges of a map are open."""
-    if kind != "longitude" or points is None or len(points) < 2:
+    if role != "longitude" or points is None or len(points) < 2:
         return "open"
     turn = abs(float(points[1]) - float(points[0])) * len(points)
     return "periodic" if abs(turn - 360) < 0.1 * abs(float(points[1]) - float(points[0])) else "open"
 
 
-def _named(place: Path) -> bool:
+def _named(location: Path) -> bool:
     """Whether the arrays of a Zarr group have named axes, as xarray needs them.
 
     Raises:
         DataError: where numbers are stored otherwise than zarr reads them.
     """
-    arrays, named = open_zarr(place), False
+    arrays, named = open_zarr(location), False
     for name, array in () if isinstance(arrays, dict) else arrays.arrays():
         if getattr(array.metadata, "storage_transformers", ()):
             raise DataError(f"'{name}' is stored through a storage transformer, which zarr does not apply")
@@ -382,9 +385,9 @@ def _named(place: Path) -> bool:
     return named
 
 
-def _groups(kind: str, place: Path) -> list[str]:
+def _groups(format_name: str, location: Path) -> list[str]:
     """Names of the groups in a file."""
-    opened: Any = OPENERS[kind](place)
+    opened: Any = OPENERS[format_name](location)
     items = members(opened.file) if isinstance(opened, Datasets) else dict(opened.items())
     return [name for name, item in items.items() if hasattr(item, "keys")]
 
@@ -414,26 +417,26 @@ def _refuse_special(path: Path, folder: str | Path, root: str = "") -> None:
                 raise DataError(f"{path}: '{entry.name}' is {special_file(Path(entry.path))}, not a file")
 
 
-def _said(kind: str, place: Path) -> str:
-    return f"Zarr v{2 if (place / '.zgroup').exists() else 3}" if kind == "Zarr" else kind
+def _said(format_name: str, location: Path) -> str:
+    return f"Zarr v{2 if (location / '.zgroup').exists() else 3}" if format_name == "Zarr" else format_name
 
 
 # Reading goes past xarray, whose indexing takes longer than a small state.
 
 
-def open_zarr(place: Path) -> Any:
+def open_zarr(location: Path) -> Any:
     """The arrays of a group by name; an array alone is called "array"."""
     with explain_missing_extra():
         import zarr
-    opened: Any = zarr.open(place, mode="r", use_consolidated=False)  # a copy of what the arrays say of themselves
+    opened: Any = zarr.open(location, mode="r", use_consolidated=False)  # a copy of what the arrays say of themselves
     return {"array": opened} if hasattr(opened, "shape") else opened
 
 
-def open_netcdf3(place: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+def open_netcdf3(location: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The variables, mapped into memory; SciPy finds where they are."""
     from scipy.io import netcdf_file
 
-    with place.open("rb") as raw:  # closed by us: SciPy would warn that its map is still in use
+    with location.open("rb") as raw:  # closed by us: SciPy would warn that its map is still in use
         file = netcdf_file(raw, "r", mmap=True)
         return {name: variable.data for name, variable in file.variables.items()}
 

@@ -16,12 +16,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from squall._types import Trajectories
-from squall.data.conditions import Areas, Condition, ConditionValues
+from squall.data.conditions import Condition, ConditionValues
 from squall.data.description import Description
 from squall.data.errors import DataError
 from squall.data.formats.layout import ArrayFile
 from squall.data.missing import Missing, Screened
-from squall.data.source import Numbers, Source
+from squall.data.source import Numbers, Source, View
 
 OPEN_FILES = 128
 """Files that one source holds open; a process may hold about a thousand."""
@@ -50,7 +50,7 @@ class Recent:
         return self.sources[number]
 
 
-class Continued(Screened):
+class Continued(Screened, View):
     """The states of several files one after the other in time; a time that no file has is a gap.
 
     Args:
@@ -61,6 +61,7 @@ class Continued(Screened):
     """
 
     def __init__(self, path: Path, files: Sequence[ArrayFile], offsets: Sequence[int], dt: float) -> None:
+        super().__init__(files[0])
         self.path, self.files, self.offsets = path, list(files), list(offsets)
         self._recent = Recent(self.files)
         self._description = replace(self.files[0].description, dt=dt, name=path.name)
@@ -86,16 +87,8 @@ class Continued(Screened):
         return (first[0], self._times, *first[2:])
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.files[0].dtype
-
-    @property
     def description(self) -> Description:
         return self._description
-
-    @property
-    def measure(self) -> Areas | None:
-        return self.files[0].measure
 
     @property
     def piece_bytes(self) -> int:
@@ -189,6 +182,8 @@ def join_in_time(path: Path, files: Sequence[Source], *, dt_given: bool) -> list
     step = min(steps or apart)
     if step <= 0 or min(apart) <= 0:
         return list(files)
+    # Months of 28 to 31 days differ by a tenth of their mean: who gives dt takes them as equal. Otherwise times
+    # may differ by their rounding in float32, far below a hundredth of a step.
     counts = [1 if dt_given and 0.5 < gap / step < 1.5 else gap / step for gap in apart]
     whole = all(abs(count - round(count)) < 1e-2 for count in counts)
     alike = all(abs(other / step - 1) < (0.2 if dt_given else 1e-3) for other in steps)
@@ -278,14 +273,14 @@ def check_alike(first: Source, other: Source, *, times: bool = True) -> None:
     if not times:
         del pairs["time steps"]
         pairs["sizes (channel, *space)"] = tuple(shape[1:] for shape in pairs.pop("sizes (time, channel, *space)"))
-    for what, (one, two) in pairs.items():
-        if one != two:
+    for what, (here, there) in pairs.items():
+        if here != there:
             raise DataError(
-                f"the {what} differ between files: {file_name(first)} has {one}, {file_name(other)} has {two}. Files "
-                "in one folder have to be of one kind: open them apart, or choose fields=[...]"
+                f"the {what} differ between files: {file_name(first)} has {here}, {file_name(other)} has {there}. "
+                "Files in one folder have to be of one kind: open them apart, or choose fields=[...]"
             )
-    for axis, one, two in zip(first.description.axes, first.coordinates, other.coordinates, strict=True):
-        if not np.allclose(one, two, rtol=1e-6, atol=1e-6 * float(np.ptp(one) or 1)):
+    for axis, here, there in zip(first.description.axes, first.coordinates, other.coordinates, strict=True):
+        if not np.allclose(here, there, rtol=1e-6, atol=1e-6 * float(np.ptp(here) or 1)):
             raise DataError(f"the points of the axis {axis} differ between {file_name(first)} and {file_name(other)}")
 
 

@@ -12,9 +12,10 @@ from jaxtyping import Shaped
 from squall.data.arrays import Handle, Variable
 from squall.data.description import equal_step
 from squall.data.errors import DataError
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Reading, finish
 from squall.data.hdf5 import dataset_of, member, members, open_file, open_hdf5, small_values
 from squall.data.measure import areas
+from squall.data.stored import Layout
 
 TIMES = "scales/sim_time"
 
@@ -24,14 +25,14 @@ def is_dedalus(file: Any) -> bool:
     return isinstance(member(file, "tasks"), h5py.Group) and member(file, TIMES) is not None
 
 
-def read_dedalus(path: Path, place: Path, options: Reading) -> Layout:
+def read_dedalus(path: Path, location: Path, options: Reading) -> Layout:
     """The layout of the output of a handler; the fields on the grid that most of them have make the state.
 
     Raises:
         DataError: where no field has a space axis, or one that is asked for is not there or lies on another grid.
     """
     notes: list[str] = []
-    with open_file(path, place) as file:
+    with open_file(path, location) as file:
         tasks = {name: dataset_of(file, f"tasks/{name}", f"tasks/{name}") for name in members(file["tasks"])}
         grids = {name: _grid(task) for name, task in tasks.items()}
         real = [name for name, task in tasks.items() if task.dtype.kind in "iuf" and grids[name]]
@@ -53,7 +54,7 @@ def read_dedalus(path: Path, place: Path, options: Reading) -> Layout:
     uneven = "wall" in ends and all(p is not None for p in points)
     return finish(
         "Dedalus, HDF5",
-        Handle(place, open_hdf5, path),
+        Handle(location, open_hdf5, path),
         states,
         [variable for name, variable in known.items() if name not in chosen],
         (1, len(times), sum(len(variable.channels) for variable in states), *space.values()),

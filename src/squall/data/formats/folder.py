@@ -12,7 +12,7 @@ from torch import Tensor
 
 from squall._process.documents import load_yaml
 from squall._types import Trajectories
-from squall.data.conditions import Areas, Condition, ConditionValues, Mask, Valid
+from squall.data.conditions import Condition, ConditionValues, Mask, Valid
 from squall.data.description import Description
 from squall.data.endless import refuse_endless
 from squall.data.errors import DataError
@@ -20,7 +20,7 @@ from squall.data.formats.consecutive import Continued, Recent, check_alike, file
 from squall.data.formats.layout import ArrayFile, OneTimeError
 from squall.data.missing import Screened
 from squall.data.reading import TrajectoryFile
-from squall.data.source import Numbers, Source
+from squall.data.source import Numbers, Source, View
 
 Rows = Int64[Tensor, " _"]
 """Numbers of those windows that lie in one file."""
@@ -30,7 +30,7 @@ PARTS = ("train", "valid", "test")
 """Names of the folders in The Well's data sets."""
 
 
-class Joint(Source):
+class Joint(View):
     """The trajectories of several sources one after the other.
 
     Raises:
@@ -38,6 +38,7 @@ class Joint(Source):
     """
 
     def __init__(self, path: Path, sources: Sequence[Source], statistics: dict | None = None) -> None:
+        super().__init__(sources[0])
         self.path, self.sources, self._recent = path, list(sources), Recent(sources)
         self._statistics = _statistics(statistics, self.sources[0].fields)
         self._ends = torch.tensor([source.trajectories for source in self.sources]).cumsum(0)
@@ -65,16 +66,8 @@ class Joint(Source):
         return (int(self._ends[-1]), *self.sources[0].shape[1:])
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.sources[0].dtype
-
-    @property
     def description(self) -> Description:
         return self._description
-
-    @property
-    def measure(self) -> Areas | None:
-        return self.sources[0].measure
 
     @property
     def mask(self) -> Mask | None:
@@ -104,8 +97,8 @@ class Joint(Source):
 
     @property
     def valid(self) -> Valid | None:
-        found = [source.valid for source in self.sources]
-        return _stacked(found, self.sources)
+        parts = [source.valid for source in self.sources]
+        return _stacked(parts, self.sources)
 
     def _known_valid(self) -> Valid | None:
         return _stacked([source._known_valid() for source in self.sources], self.sources)
@@ -139,17 +132,17 @@ class Joint(Source):
 
     def _by_file(self, trajectories: Numbers) -> list[tuple[Source, Rows, Rows]]:
         files = torch.bucketize(trajectories, self._ends, right=True)
-        found = []
+        pieces = []
         for number in files.unique().tolist():
             rows = (files == number).nonzero().flatten()
             first = int(self._ends[number - 1]) if number else 0
-            found.append((self._recent[number], rows, trajectories[rows] - first))
-        return found
+            pieces.append((self._recent[number], rows, trajectories[rows] - first))
+        return pieces
 
 
 def read_folder(
     path: Path,
-    place: Path,
+    location: Path,
     open_file: Callable[[Path, float | None], TrajectoryFile | ArrayFile],
     known: Callable[[Path], str],
     *,
@@ -159,7 +152,7 @@ def read_folder(
 
     Args:
         path: for messages.
-        place: the folder.
+        location: the folder.
         open_file: opens a file; with a number also one of a single time, whose time step is then this.
         known: the format of a file, "" for none.
         dt_given: whether the user said the time step.
@@ -167,18 +160,18 @@ def read_folder(
     Raises:
         DataError: where there is none, or the files differ.
     """
-    base = place / "data" if (place / "data").is_dir() else place
+    base = location / "data" if (location / "data").is_dir() else location
     folders = {part: base / part for part in PARTS if (base / part).is_dir()} or {"": base}
     groups = {part: _files(folder, known) for part, folder in folders.items()}
     if not any(groups.values()):
-        found = ", ".join(sorted(entry.name for entry in place.iterdir())[:6]) or "nothing"
+        names = ", ".join(sorted(entry.name for entry in location.iterdir())[:6]) or "nothing"
         raise DataError(
             f"{path}: this is a folder without data files: looked for {', '.join(SUFFIXES)} in it, in data/ and in "
-            f"train/, valid/ and test/, and for Zarr (zarr.json, .zgroup); found {found}"
+            f"train/, valid/ and test/, and for Zarr (zarr.json, .zgroup); found {names}"
         )
     refuse_endless([file for files in groups.values() for file in files])  # all in one process
     written = next(
-        (p for p in (place / "stats.yaml", base.parent / "stats.yaml", base / "stats.yaml") if p.is_file()), None
+        (p for p in (location / "stats.yaml", base.parent / "stats.yaml", base / "stats.yaml") if p.is_file()), None
     )
     joined = {
         part: join_in_time(path, _open_all(files, open_file), dt_given=dt_given) for part, files in groups.items()

@@ -1,23 +1,22 @@
-"""A file of any other layout as a source, once it is known which of its arrays is what."""
+"""A file of any other layout as a source; what its reader understood, completed by what the user says."""
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
+from jaxtyping import Shaped
 
 from squall._types import Trajectories
 from squall.data.arrays import Handle, Variable
-from squall.data.conditions import Areas, Condition, ConditionValues
-from squall.data.description import Description, describe, equal_step
+from squall.data.conditions import Areas, ConditionValues
+from squall.data.description import describe, equal_step
 from squall.data.errors import DataError
 from squall.data.missing import Screened
 from squall.data.source import Numbers
+from squall.data.stored import Layout, Stored
 
 
 class Reading(TypedDict, total=False):
@@ -38,38 +37,10 @@ class OneTimeError(DataError):
     """A file of a single time: no step can be learned from it alone."""
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """What was understood of a file.
-
-    Attributes:
-        format: its name for people.
-        handle: gives the arrays.
-        states: variables that make the state.
-        conditions: the others, known in advance.
-        shape: (batch, time, channel, *space).
-        description: names and axes.
-        measure: relative areas of cells (*space).
-        notes: what was assumed, and what was not understood.
-        span: the first and the last time, where the file has times.
-    """
-
-    format: str
-    handle: Handle
-    states: tuple[Variable, ...]
-    conditions: tuple[Variable, ...]
-    shape: tuple[int, ...]
-    description: Description
-    measure: Areas | None = None
-    notes: tuple[str, ...] = ()
-    span: tuple[float, float] | None = None
-
-
-class ArrayFile(Screened):
+class ArrayFile(Screened, Stored):
     """Trajectories in a file of another layout; `squall.data.open` makes it.
 
-    Opening reads the structure; states are read when they are asked for. NaN and declared fill values are missing
-    values (`mask`, `valid`). It can be pickled; every process opens the file for itself.
+    NaN and declared fill values are missing values (`mask`, `valid`).
     """
 
     def __init__(self, path: Path, layout: Layout, fill: float | None = None) -> None:
@@ -79,37 +50,6 @@ class ArrayFile(Screened):
             layout = dataclasses.replace(layout, states=tuple(states))
         self.layout = layout
         self._means: dict[str, float] = {}
-
-    @property
-    def format(self) -> str:
-        """What the file was taken for."""
-        return self.layout.format
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was assumed, and what of the file was not understood."""
-        return self.layout.notes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layout.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        double = any(variable.number == np.float64 for variable in self.layout.states)
-        return torch.float64 if double else torch.float32
-
-    @property
-    def description(self) -> Description:
-        return self.layout.description
-
-    @property
-    def measure(self) -> Areas | None:
-        return self.layout.measure
-
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        return tuple(v.condition(self.shape, self.description.axes) for v in self.layout.conditions)
 
     @property
     def piece_bytes(self) -> int:
@@ -125,37 +65,16 @@ class ArrayFile(Screened):
             states = max(states, int(np.prod(along)))
         return states * (self.nbytes // (self.shape[0] * self.shape[1]))
 
-    def close(self) -> None:
-        """Close the file; it opens again when it is read."""
-        self.layout.handle.close()
-
-    def _read(
-        self, variable: Variable, trajectories: Numbers, starts: Numbers, length: int
-    ) -> Float[Tensor, "window length part *space"]:
-        space = dict(zip(self.description.axes, self.space, strict=True))
-        try:
-            values = variable.read(self.layout.handle.array, trajectories.numpy(), starts.numpy(), length, space)
-        except DataError as error:
-            raise error if str(self.path) in str(error) else DataError(f"{self.path}: {error}") from None
-        except (ArithmeticError, LookupError, OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip("'\"")
-            raise DataError(
-                f"{self.path}: '{variable.name}' cannot be read and may be damaged ({reason}); make or fetch it again"
-            ) from error
-        self.layout.handle.forget(values.nbytes)
-        return torch.from_numpy(values)
-
     def _raw(self, trajectories: Numbers, starts: Numbers, length: int) -> Trajectories:
-        parts = [self._read(variable, trajectories, starts, length).to(self.dtype) for variable in self.layout.states]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return self._states(trajectories, starts, length)
 
     def _condition(self, name: str, trajectories: Numbers, starts: Numbers, length: int) -> ConditionValues:
         """Missing values of a condition are its mean: a model cannot be told NaN."""
-        variable = next(v for v in self.layout.conditions if v.name == name)
-        values = self._read(variable, trajectories, starts, length)
+        values = super()._condition(name, trajectories, starts, length)
         if torch.isnan(values).any():
+            variable = next(v for v in self.layout.conditions if v.name == name)
             values = torch.where(torch.isnan(values), self._mean(variable), values)
-        return values.to(self.dtype)
+        return values
 
     def _mean(self, variable: Variable) -> float:
         if variable.name not in self._means:

@@ -8,8 +8,9 @@ import numpy as np
 
 from squall.data.arrays import Handle, Joined
 from squall.data.formats.bag import read_bag
-from squall.data.formats.layout import Layout, Reading
+from squall.data.formats.layout import Reading
 from squall.data.hdf5 import dataset_of, members, open_hdf5
+from squall.data.stored import Layout
 
 STATES = "a, u"
 """The pair of the neural-operator benchmarks: a is the first state, u the later ones."""
@@ -25,8 +26,8 @@ NO_NUMBERS = (b"char", b"function_handle", b"cell", b"struct")
 class MatlabArrays(dict[str, Any]):
     """The arrays of a MATLAB file; `a` and `u` are joined in time where `u` goes on from `a`."""
 
-    def __init__(self, place: Path) -> None:
-        self.file: Any = open_hdf5(place).file
+    def __init__(self, location: Path) -> None:
+        self.file: Any = open_hdf5(location).file
         items = members(self.file).items()
         arrays = {name: dataset_of(self.file, name, name) if _holds_numbers(item) else OTHER for name, item in items}
         if {"a", "u"} <= arrays.keys() and (joined := _joined(arrays)) is not None:
@@ -40,10 +41,10 @@ class MatlabArrays(dict[str, Any]):
         self.file.close()
 
 
-def read_matlab(path: Path, place: Path, options: Reading) -> Layout:
+def read_matlab(path: Path, location: Path, options: Reading) -> Layout:
     """The layout of a MATLAB v7.3 file: a MATLAB array (sample, x, y, t) lies in HDF5 as (t, y, x, sample)."""
-    handle = Handle(place, MatlabArrays, path)
-    arrays = MatlabArrays(place)
+    handle = Handle(location, MatlabArrays, path)
+    arrays = MatlabArrays(location)
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     known = STATES in arrays or {"a", "u"} <= arrays.keys()
     name = STATES if STATES in arrays else "u"
@@ -65,8 +66,8 @@ def read_matlab(path: Path, place: Path, options: Reading) -> Layout:
 
 def _holds_numbers(item: Any) -> bool:
     """Not text, nor the handle of a function, which MATLAB keeps as whole numbers, nor an array without numbers."""
-    kind = np.bytes_(item.attrs.get("MATLAB_class", b"double"))
-    return isinstance(item, h5py.Dataset) and kind not in NO_NUMBERS and not item.attrs.get("MATLAB_empty", 0)
+    matlab_class = np.bytes_(item.attrs.get("MATLAB_class", b"double"))
+    return isinstance(item, h5py.Dataset) and matlab_class not in NO_NUMBERS and not item.attrs.get("MATLAB_empty", 0)
 
 
 def _joined(arrays: dict[str, Any]) -> Joined | None:

@@ -9,10 +9,9 @@ import numpy as np
 from squall.data.arrays import Handle, Variable
 from squall.data.errors import DataError
 from squall.data.formats.bag import read_bag
-from squall.data.formats.layout import Layout, Reading, finish
+from squall.data.formats.layout import Reading, finish
 from squall.data.hdf5 import dataset_of, members, open_file, open_hdf5, small_values
-
-COORDINATES = {"time": "t-coordinate", "x": "x-coordinate", "y": "y-coordinate", "z": "z-coordinate"}
+from squall.data.stored import Layout
 
 
 def side_by_side(file: Any) -> bool:
@@ -27,10 +26,10 @@ def by_groups(file: Any) -> list[str]:
     )
 
 
-def read_side_by_side(path: Path, place: Path, options: Reading) -> Layout:
+def read_side_by_side(path: Path, location: Path, options: Reading) -> Layout:
     """`tensor` (sample, time, *space) or one array a field; numbers among the attributes are kept as parameters."""
-    handle = Handle(place, open_hdf5, path)
-    with open_file(path, place) as file:
+    handle = Handle(location, open_hdf5, path)
+    with open_file(path, location) as file:
         items = members(file)
         shapes = {name: (item.shape, item.dtype) for name, item in items.items() if isinstance(item, h5py.Dataset)}
         parameters = {
@@ -43,22 +42,21 @@ def read_side_by_side(path: Path, place: Path, options: Reading) -> Layout:
         shapes,
         options,
         axes=axes,
-        coordinates=COORDINATES,
         name=path.stem,
         parameters=parameters,
     )
 
 
-def read_groups(path: Path, place: Path, options: Reading) -> Layout:
+def read_groups(path: Path, location: Path, options: Reading) -> Layout:
     """`/0000/data` (time, *space, field), with `/0000/grid/{x,y,t}`.
 
     Raises:
         DataError: where the groups differ in shape, points or times.
     """
-    with open_file(path, place) as file:
+    with open_file(path, location) as file:
         groups = by_groups(file)
         data = dataset_of(file, f"{groups[0]}/data", f"{groups[0]}/data")
-        shape, kind = data.shape, data.dtype
+        shape, dtype = data.shape, data.dtype
         points = _grid(file, groups[0])
         for name in groups:
             other = dataset_of(file, f"{name}/data", f"{name}/data").shape
@@ -83,8 +81,8 @@ def read_groups(path: Path, place: Path, options: Reading) -> Layout:
     keys = tuple(f"{name}/data" for name in groups)
     return finish(
         "PDEBench, one group a trajectory",
-        Handle(place, open_hdf5, path),
-        [Variable("data", keys, ("time", *axes, "channel"), tuple(names), kind)],
+        Handle(location, open_hdf5, path),
+        [Variable("data", keys, ("time", *axes, "channel"), tuple(names), dtype)],
         [],
         (len(groups), shape[0], shape[-1], *shape[1:-1]),
         options,
