@@ -161,6 +161,10 @@ def test_quantiles_count_areas():
     found = quantile_curve(latitude[None], levels, grid.areas)
     exact = [math.degrees(math.asin(2 * level - 1)) for level in levels]  # a share q lies south of this latitude
     assert found.tolist() == pytest.approx(exact, abs=7.5)
+    numbers, cells = torch.arange(100.0).reshape(10, 10), torch.ones(10, 10)
+    assert quantile_curve(numbers, [0.5, 0.7, 0.9, 0.99, 1.0], cells).tolist() == [49, 69, 89, 98, 99]
+    cells[0] = 0
+    assert quantile_curve(numbers, [0.0, 1.0], cells).tolist() == [10, 99], "masked points do not count"
     with pytest.raises(ValueError, match="between 0 and 1"):
         quantile_curve(latitude[None], [99.0], grid.areas)
 

@@ -68,7 +68,7 @@ def test_a_pack_keeps_every_number_of_every_run(study_folder, packed):
                 assert kept.keys() == curves.keys()
                 assert kept["time"] == curves["time"]
                 for name, values in curves.items():  # drawn only: four digits
-                    assert kept[name] == [x if x is None else pytest.approx(x, rel=5e-5) for x in values]
+                    assert kept[name] == [x if x is None else pytest.approx(x, rel=2**-14) for x in values]
         assert ours == expected
         for name in ("seed", "state", "config", "history", "environment", "failure"):
             assert getattr(outcome, name) == getattr(other, name), name

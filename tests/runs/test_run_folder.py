@@ -1,12 +1,14 @@
 import json
+import os
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from processes import run_program
 
-from squall._process.files import write_beside
+from squall._process.files import write_beside, writing_into
 from squall.runs.folder import CheckpointError, RunFolder, RunFolderError
 from squall.training.loop import Checkpoint
 
@@ -115,6 +117,36 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         failing()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_removes_the_folders_that_it_made_alone(tmp_path, monkeypatch):
+    def write(folder, in_between):
+        with writing_into(folder):
+            in_between()
+            raise OSError("disk full")
+
+    def failing(folder, in_between=lambda: None):
+        with pytest.raises(OSError, match="disk full|too long"):
+            write(folder, in_between)
+
+    failing(tmp_path / "new" / "deep")
+    failing(tmp_path / "new" / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+    failing(tmp_path / "new" / "deep", lambda: (tmp_path / "new" / "file").touch())
+    assert [*(tmp_path / "new").iterdir()] == [tmp_path / "new" / "file"]
+
+    theirs = tmp_path / "theirs"
+    exists = Path.exists
+
+    def made_meanwhile(path):
+        there = exists(path)
+        if path == theirs and not there:
+            os.mkdir(path)
+        return there
+
+    monkeypatch.setattr(Path, "exists", made_meanwhile)
+    failing(theirs)
+    assert theirs.is_dir(), "another process made it"
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(folder):

@@ -129,6 +129,7 @@ def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypat
         "train --training '{steps: 1:30}'",
         "train --config c.yaml",
         "train --training group.yaml",
+        "train --training=group.yaml",
         "simulate cahn-hilliard --out x --width 1:30",
         "data describe x --lengths 2 1:30",
         "evaluate x --events '{u: 1:30}'",

@@ -86,9 +86,9 @@ def temporary_name(path: Path) -> Path:
 def writing_into(folder: Path) -> Iterator[None]:
     """Hold a folder while a file is written beside its place; first remove what killed processes left there.
 
-    The folder and its parents are made where they are not there, and removed again if the block fails. Writers share a
-    lock of the folder, which goes with its process however that ends. Who gets it alone knows that nobody else writes
-    there. Where folders cannot be locked, nothing is removed.
+    A missing folder and its missing parents are made, and removed again if the block fails. Writers share a lock of the
+    folder, which goes with its process however that ends. Who gets it alone knows that nobody else writes there. Where
+    folders cannot be locked, nothing is swept away.
     """
     with _made(folder), contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
@@ -109,12 +109,17 @@ def writing_into(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
+        for parent in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another process made it: it is not ours to remove
+                parent.mkdir()
+                made.append(parent)
+        folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for parent in made:
+        for parent in reversed(made):
             with contextlib.suppress(OSError):  # another process wrote into it
                 parent.rmdir()
         raise

@@ -31,13 +31,13 @@ def run(arguments: Namespace, console: Console) -> int:
     for name in ("diagnosis.png", "diagnosis.md"):
         refuse_existing(out / name, "another folder by --out")
     given = reading(options)
-    run = None
+    trained = None
     if (path / "config.yaml").exists():
         if given:
             raise ValueError(f"--{next(iter(given))} is for a data file, but {path} is a run folder")
         with console.status("diagnosing"):
-            run = diagnose_run(path, data, trust=trust)
-        source, rows = run.source, {"squared change": run.change, "squared error": run.errors}
+            trained = diagnose_run(path, data, trust=trust)
+        source, rows = trained.source, {"squared change": trained.change, "squared error": trained.errors}
     else:
         if data or trust:
             raise ValueError(f"--data and --trust are for a run folder, but {path} has no config.yaml")
@@ -45,10 +45,10 @@ def run(arguments: Namespace, console: Console) -> int:
         with console.status("reading"):
             rows = {"squared change": change(source)}
     tables = [diagnosis.diagnosis_table(x, f"Shares of the {name}, {source.name}") for name, x in rows.items()]
-    text = diagnosis.advice_text(rows["squared change"], run and run.predicts)
-    if run is not None:
-        tables += [diagnosis.weights_table(run.weights)] if run.weights else []
-        text += "\n" + diagnosis.worst_text(run)
+    text = diagnosis.advice_text(rows["squared change"], trained and trained.predicts)
+    if trained is not None:
+        tables += [diagnosis.weights_table(trained.weights)] if trained.weights else []
+        text += "\n" + diagnosis.worst_text(trained)
     for table in tables:
         results_console().print(terminal(table))
     print(text)

@@ -94,7 +94,7 @@ class _TrainParser(ArgumentParser):
     """Parses the words of a training: what jsonargparse lets pass or takes for a fault of its own is refused."""
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:
-        words = _specific_last(_data_as_path(args or ()))
+        words = _specific_last(_data_as_path(_apart(args or ())))
         _check_files(words, self)
         parsed = super().parse_args(words, *rest, **options)
         refuse_null(parsed)
@@ -149,29 +149,40 @@ def _check_files(words: Sequence[str], parser: ArgumentParser) -> None:
             refuse_base_60(values if flag == "--config" else {flag.removeprefix("--"): values}, [parser])
 
 
+def _apart(words: Sequence[str]) -> list[str]:
+    """The options that take a file of keys, apart from their values.
+
+    >>> _apart(["--config=c.yaml", "--training.steps=3"])
+    ['--config', 'c.yaml', '--training.steps=3']
+    """
+    flags = tuple(f"--{name}=" for name in ("config", *GROUPS))
+    return [part for word in words for part in (word.split("=", 1) if word.startswith(flags) else [word])]
+
+
 def _data_as_path(words: Sequence[str]) -> list[str]:
     """`--data FILE` is `--data.path FILE`, unless FILE holds keys of `data`.
 
-    >>> _data_as_path(["--data", "storms.nc"]), _data_as_path(["--data=part.yaml"])
+    >>> _data_as_path(["--data", "storms.nc"]), _data_as_path(["--data", "part.yaml"])
     (['--data.path', 'storms.nc'], ['--data', 'part.yaml'])
     """
-    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--data=") else [word])]
-    for i, value in enumerate(parts[1:]):
-        if parts[i] == "--data" and not value.startswith("{") and Path(value).suffix not in (".yaml", ".yml", ".json"):
-            parts[i] = "--data.path"
-    return parts
+    words = list(words)
+    for i, value in enumerate(words[1:]):
+        holds_keys = value.lstrip().startswith("{") or Path(value).suffix.lower() in (".yaml", ".yml", ".json")
+        if words[i] == "--data" and not holds_keys:
+            words[i] = "--data.path"
+    return words
 
 
 def _specific_last(words: Sequence[str]) -> list[str]:
     """The options from the general to the specific: a single key wins over a file wherever it stands.
 
-    >>> _specific_last(["--training.steps", "3", "--config=c.yaml"])
+    >>> _specific_last(["--training.steps", "3", "--config", "c.yaml"])
     ['--config', 'c.yaml', '--training.steps', '3']
     """
     options: list[list[str]] = [[]]
     for word in words:
         if word.startswith("--"):
-            options.append(word.split("=", 1) if word.startswith("--config=") else [word])
+            options.append([word])
         else:
             options[-1].append(word)
     options[1:] = sorted(options[1:], key=lambda option: (option[0] != "--config", option[0].split("=")[0].count(".")))

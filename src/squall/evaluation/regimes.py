@@ -48,7 +48,7 @@ def quantiles(
 ) -> Float[Tensor, "level channel *ones"]:
     """Quantiles of every field over states and points.
 
-    Weighted ones are the smallest value below or at which that share of the weight lies.
+    Weighted ones are the smallest value of a point that counts, below or at which that share of the weight lies.
     """
     flat = states.detach().transpose(0, 1).flatten(1)
     if weights is None:
@@ -56,6 +56,8 @@ def quantiles(
     else:
         ordered, order = flat.sort(1)
         share = weights.to(flat).repeat(1, len(states)).gather(1, order).cumsum(1)
-        wanted = share[:, -1:] * torch.tensor(levels).to(flat)
+        # A little less: rounding must not pass over the value at which the share is met exactly.
+        wanted = share[:, -1:] * (torch.tensor(levels, dtype=torch.float64) * (1 - 1e-12)).to(flat)
+        wanted = wanted.clamp(min=torch.finfo(flat.dtype).tiny)
         values = ordered.gather(1, torch.searchsorted(share, wanted).clamp(max=flat.shape[1] - 1)).T
     return values.reshape(len(levels), -1, *[1] * (states.dim() - 2))

@@ -51,10 +51,10 @@ def diagnose_run(path: Path | str, data: str | None = None, *, trust: bool = Fal
     experiment = run.experiment
     parts = experiment.split._asdict()
     part = next(name for name in ("test", "validation", "train") if parts[name].trajectories)
-    of_errors = errors(experiment.model, parts[part], experiment.integrator, experiment.normalization.std)
+    unevenness = errors(experiment.model, parts[part], experiment.integrator, experiment.normalization.std)
     weights = _weights(run.folder.read_metrics())
     predicts = experiment.config.model.predicts
-    return RunDiagnosis(change(experiment.split.train), of_errors, part, parts[part], checkpoint, predicts, weights)
+    return RunDiagnosis(change(experiment.split.train), unevenness, part, parts[part], checkpoint, predicts, weights)
 
 
 def _weights(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:

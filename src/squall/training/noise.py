@@ -27,20 +27,20 @@ def gradient_noise(optimizer: Any, members: int = 1) -> list[dict[str, float]]:
         members: models stacked along the first axis of every parameter.
 
     Returns:
-        `gradient_noise` of every member; nothing before the second step, and where a gradient is not finite.
+        `gradient_noise` of every member; nothing before the second step, with β₁ = 0 or a gradient that is not finite.
 
     Reference:
         McCandlish, Kaplan, Amodei and OpenAI Dota Team, An Empirical Model of Large-Batch Training, 2018. Their noise
         scale, the minibatch at which noise and mean are equally large, is batch · x / (1 − x).
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # within the one of Fabric
-    noise, square = torch.zeros(members), torch.zeros(members)
+    noise, square = torch.zeros(2, members, dtype=torch.float64)
     for group in optimizer.param_groups:
+        first, second = group.get("betas", (0, 0))[:2]
         for state in (optimizer.state.get(p, {}) for p in group["params"]):
             t = float(state.get("step", 0))
-            if t < 2 or not {"exp_avg", "exp_avg_sq"} <= state.keys():
+            if t < 2 or first == 0 or not {"exp_avg", "exp_avg_sq"} <= state.keys():
                 continue
-            first, second = group["betas"]
             c = (1 - first) / (1 + first) * (1 + first**t) / (1 - first**t)
             m_square = _sums(_real(state["exp_avg"]).square(), members) / (1 - first**t) ** 2
             v = _sums(_real(state["exp_avg_sq"]), members) / (1 - second**t)
@@ -59,4 +59,4 @@ def _sums(x: Any, members: int) -> Shaped[Tensor, " {members}"]:
     if members == 1:
         total: Any = x.sum()
         return getattr(total, "full_tensor", lambda: total)().reshape(1).cpu()
-    return x.flatten(1).sum(1).cpu()
+    return x.reshape(members, -1).sum(1).cpu()
