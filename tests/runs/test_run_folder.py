@@ -126,7 +126,7 @@ def test_a_write_that_fails_removes_the_folders_that_it_made_alone(tmp_path, mon
             raise OSError("disk full")
 
     def failing(folder, in_between=lambda: None):
-        with pytest.raises(OSError, match="disk full|too long"):
+        with pytest.raises(OSError, match=r"disk full|too long"):
             write(folder, in_between)
 
     failing(tmp_path / "new" / "deep")

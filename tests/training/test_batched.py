@@ -1,6 +1,7 @@
 """Members of an ensemble end where they would have ended alone."""
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 
@@ -111,11 +112,12 @@ def test_a_stopped_ensemble_goes_on_to_the_same_bits_and_its_members_can_go_on_a
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-def test_a_member_that_diverges_leaves_the_others_alone(source, monkeypatch):
+@pytest.mark.parametrize("weight", [math.nan, 1e200])  # of the second one the prediction is finite, its square is not
+def test_a_member_that_diverges_leaves_the_others_alone(source, weight, monkeypatch):
     monkeypatch.setitem(squall.training.batched.STEPS_AT_ONCE, "cpu", 100)
     members = [member(s, ImbalanceAwareLoss(50.0), source) for s in (0, 1)]
     with torch.no_grad():
-        next(members[0].model.parameters()).fill_(float("nan"))
+        list(members[0].model.parameters())[-1].fill_(weight)
     found = train_together(members, Transitions(source), SETTINGS)
     assert isinstance(found[0], TrainingDiverged)
     assert found[0].step == 1

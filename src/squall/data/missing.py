@@ -144,17 +144,17 @@ def judge(
     mean: Float64[Tensor, " channel"],
 ) -> Missing:
     """Masks and gaps from the points ever seen (channel, *space) and the values each state lacks (trajectory, time)."""
-    name = getattr(source, "path", source.name)
+    shown = getattr(source, "path", source.name)
     empty = [name for name, points in zip(source.fields, seen.flatten(1), strict=True) if not points.any()]
     if empty:
         raise DataError(
-            f"{name}: all points of {', '.join(empty)} are masked (missing at every time); leave the field out "
+            f"{shown}: all points of {', '.join(empty)} are masked (missing at every time); leave the field out "
             "by fields=[...]"
         )
     valid = lacking == (~seen).sum()
     if not valid.any():
         raise DataError(
-            f"{name}: no state is whole: NaN comes and goes at every time, in {int((lacking > 0).sum())} of "
+            f"{shown}: no state is whole: NaN comes and goes at every time, in {int((lacking > 0).sum())} of "
             f"{lacking.numel()} states. Fill small holes before, or leave out the field that has them"
         )
     never = (~valid.any(1)).nonzero().flatten().tolist()

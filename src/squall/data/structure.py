@@ -50,15 +50,16 @@ class WellFile:
     def __init__(
         self, shown: Path, pieces: Mapping[str, tuple[int, tuple[int, ...], np.dtype]], cache_bytes: int, location: Path
     ) -> None:
-        self._shown, self._place, self._pieces, self._cache_bytes = shown, location, pieces, cache_bytes
-        self._descriptor: int | None = os.open(location, os.O_RDONLY)
+        self._shown, self._location, self._pieces, self._cache_bytes = shown, location, pieces, cache_bytes
         self._file: Any = None
+        self._descriptor: int | None = None  # for `close`, should the file not open
+        self._descriptor = os.open(location, os.O_RDONLY)
 
     def __getitem__(self, key: str) -> Any:
         if key in self._pieces and self._descriptor is not None and hasattr(os, "preadv"):
             return InPlace(self._descriptor, *self._pieces[key])
         if self._file is None:
-            self._file = open_file(self._shown, self._place, rdcc_nbytes=self._cache_bytes)
+            self._file = open_file(self._shown, self._location, rdcc_nbytes=self._cache_bytes)
         return dataset_of(self._file, key, key)
 
     def close(self) -> None:

@@ -328,8 +328,8 @@ def lay_out(
             _axis(dimensions, axis, points, spacing)
 
         conditions = file.create_group("boundary_conditions")
-        for axis, points, end in zip(axes, space, about.boundary, strict=True):
-            _boundary(conditions, axis, points, "open" if end == "mixed" else end)
+        for axis, points, boundary in zip(axes, space, about.boundary, strict=True):
+            _boundary(conditions, axis, points, "open" if boundary == "mixed" else boundary)
 
         for group in ("scalars", "t0_fields", "t1_fields", "t2_fields"):
             file.create_group(group).attrs["field_names"] = _words(())
@@ -391,11 +391,11 @@ def _axis(group: Any, name: str, points: Float[np.ndarray, " points"], step: flo
         axis.attrs["start"] = float(points[0])
 
 
-def _boundary(group: Any, axis: str, points: int, end: str) -> None:
-    condition = group.create_group(f"{axis}_{end}")
+def _boundary(group: Any, axis: str, points: int, boundary: str) -> None:
+    condition = group.create_group(f"{axis}_{boundary}")
     condition.attrs["associated_dims"] = _words([axis])
     condition.attrs["associated_fields"] = _words([])
-    condition.attrs["bc_type"] = end.upper()
+    condition.attrs["bc_type"] = boundary.upper()
     condition.attrs["sample_varying"] = False
     condition.attrs["time_varying"] = False
     mask = np.zeros(points, dtype=bool)

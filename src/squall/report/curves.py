@@ -189,6 +189,7 @@ COURSES = {
     "effective_fraction": "effective share of the points",
     "gradient_noise": "share of noise in the squared gradient",
 }
+"""What is drawn of a training, by its key in the history: two of the validations, then what trainings log or not."""
 
 
 def training_figure(results: GridResults) -> Figure:

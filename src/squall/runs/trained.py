@@ -286,7 +286,7 @@ def _refuse_other_data(folder: RunFolder, config: RunConfig, trained: Source | N
             "elsewhere, name it by --data"
         )
     differing = [
-        f"{name} {now.get(name, 'unknown')}, not {before[name]}" for name in before if before[name] != now.get(name)
+        f"{name} {now[name]}, not {before.get(name, 'unknown')}" for name in now if now[name] != before.get(name)
     ]
     if trained is not None:
         differing = _differences(squall.data.open(path), trained) or differing

@@ -225,7 +225,7 @@ class _Stack(Stepper):
 
     def _report(self, loss: Any, prediction: State, target: State) -> dict[str, float]:
         """The report of a member's loss, which the step itself does without."""
-        if not prediction.isfinite().all():
+        if not (prediction - target).square().isfinite().all():
             return {}
         account = loss.recipe.evaluate(prediction, target, step=self.counter - 1, **self.beside).account
         return {name: x for name, x in account.numbers().items() if isinstance(x, float)}
