@@ -16,10 +16,12 @@ from squall.report import (
     terminal,
     write_figures,
 )
-from squall.report.fields import field_figure
+from squall.report.fields import field_comparison, field_figure, step_error_figure
 from squall.report.tables import Cell, Line, Table
 from squall.runs.config import from_dict, to_dict
 from squall.runs.folder import RunFolder, RunFolderError
+from squall.study.outcome import FIELDS, Outcome
+from squall.study.results import Row
 
 BASELINES = {"persistence": {"states": 3.0, "energy": 0.5, "mass": 0.0}, "mean state": {"states": 2.0, "energy": 0.25}}
 
@@ -179,3 +181,16 @@ def test_an_evaluation_that_lacks_a_part_is_refused(tmp_path, missing):
 def test_the_same_seed_twice_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="same seed"):
         compare([run(tmp_path / "a", 0.1), run(tmp_path / "b", 0.2)])
+
+
+def test_fields_over_two_axes_are_drawn_on_the_middle_line_of_the_second():
+    draw = np.random.default_rng(0)
+    arrays = {name: draw.random((1, 4, 1, 6, 5)) for name in ("truth", "prediction", "step_error")}
+    arrays |= {"time": np.arange(4.0), "axis_0": np.arange(6.0), "axis_1": np.arange(5.0)}
+    outcome = Outcome("run", 0, "done", {}, arrays=lambda name: arrays if name == FIELDS else None)
+    panel, _ = step_error_figure(outcome).axes
+    shown = panel.collections[0].get_array().reshape(6, 4)
+    np.testing.assert_allclose(shown.T, arrays["step_error"][0, :, 0, :, 2])
+    assert "in the middle of the others" in panel.get_ylabel()
+    row = Row(("loss",), (outcome,))
+    assert len(field_comparison([row], "title").axes) == 5

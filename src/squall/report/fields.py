@@ -31,6 +31,17 @@ MOVING_FRAMES = 60
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 """What an evaluation keeps of its rollouts, by name."""
 
+LINE = "space x (first axis, in the middle of the others)"
+"""How the axis of `plane` is named where there are several."""
+
+
+def plane(fields: Shaped[np.ndarray, "trajectory time channel *space"]) -> Float[np.ndarray, "trajectory time point"]:
+    """The first channel over time and the first axis of space, in the middle of the others."""
+    values = fields[:, :, 0].astype(np.float64)
+    while values.ndim > 3:
+        values = values[..., values.shape[-1] // 2]
+    return values
+
 
 @dataclass(frozen=True)
 class Field:
@@ -189,20 +200,20 @@ def field_comparison(rows: Sequence[Row], title: str) -> Figure | None:
     if not shown:
         return None
     first = shown[0][2]
-    truth, time, x = first["truth"][0, :, 0].astype(float), first["time"], first["axis_0"]
+    truth, time, x = plane(first["truth"])[0], first["time"], first["axis_0"]
     limit = float(np.nanmax(np.abs(truth)))
     figure = Figure(figsize=(9, 1.75 * (len(shown) + 1)), layout="constrained")
     panels = figure.subplots(len(shown) + 1, 2, sharex=True, sharey=True)
     panels[0, 1].axis("off")
     image = mesh(panels[0, 0], time, x, truth, "truth", limit)
     for (left, right), (name, _, fields) in zip(panels[1:], shown, strict=True):
-        prediction = fields["prediction"][0, :, 0].astype(float)
+        prediction = plane(fields["prediction"])[0]
         prediction[~np.isfinite(prediction)] = np.nan
         mesh(left, time, x, prediction, name, limit)
         mesh(right, time, x, prediction - truth, f"error of {name}", limit)
     figure.colorbar(image, ax=panels, shrink=0.4)
     figure.supxlabel("time t")
-    figure.supylabel("space x")
+    figure.supylabel(LINE if "axis_1" in first else "space x")
     seeds = ", ".join(sorted({str(outcome.seed) for _, outcome, _ in shown}))
     figure.suptitle(f"{title}, test trajectory 0, seed {seeds}, last weights")
     return figure
@@ -216,12 +227,12 @@ def regime_figure(outcome: Outcome) -> Figure | None:
     figure = Figure(figsize=(11, 2.9 * len(fields["truth"])), layout="constrained")
     panels = figure.subplots(len(fields["truth"]), 2, squeeze=False, sharex=True, sharey=True)
     time, x = fields["time"], fields["axis_0"]
-    for (left, right), truth, regime in zip(panels, fields["truth"], fields["regime"], strict=True):
-        image = mesh(left, time, x, truth[:, 0].astype(float), "truth u", float(np.nanmax(np.abs(truth))))
+    for (left, right), truth, regime in zip(panels, plane(fields["truth"]), plane(fields["regime"]), strict=True):
+        image = mesh(left, time, x, truth, "truth u", float(np.nanmax(np.abs(truth))))
         figure.colorbar(image, ax=left)
-        labels = np.where(regime[:, 0] < 0, np.nan, regime[:, 0])
+        labels = np.where(regime < 0, np.nan, regime)
         mesh(right, time[: len(labels)], x, labels, "regime", cmap=ListedColormap(REGIME_COLOURS), vmin=-0.5, vmax=3.5)
-        left.set_ylabel("space x")
+        left.set_ylabel(LINE if "axis_1" in fields else "space x")
     for panel in panels[-1]:
         panel.set_xlabel("time t")
     names = CahnHilliard.regime_names
@@ -233,7 +244,7 @@ def regime_figure(outcome: Outcome) -> Figure | None:
 def step_error_figure(outcome: Outcome) -> Figure:
     """Figure 2: the squared error of one step, of the rate, at every point and time of the kept trajectories."""
     fields = outcome.fields() or {}
-    errors = fields["step_error"][:, :, 0]
+    errors = plane(fields["step_error"])
     figure = Figure(figsize=(5.5 * len(errors), 3.4), layout="constrained")
     panels = figure.subplots(1, len(errors), squeeze=False)[0]
     top = float(np.nanmax(errors)) or 1.0
@@ -241,6 +252,6 @@ def step_error_figure(outcome: Outcome) -> Figure:
         title, norm = f"squared error of one step, test trajectory {i}", LogNorm(top * 1e-5, top)
         time = fields["time"][: len(error)]
         image = mesh(panel, time, fields["axis_0"], np.maximum(error, top * 1e-5), title, norm=norm, cmap="magma")
-        panel.set(xlabel="time t", ylabel="space x")
+        panel.set(xlabel="time t", ylabel=LINE if "axis_1" in fields else "space x")
         figure.colorbar(image, ax=panel, label="(rate)²")
     return figure

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 from squall._process.files import write_text
 from squall.evaluation.regimes import REGIMES
 from squall.report.curves import fixed_temperature
-from squall.report.fields import REGIME_COLOURS, Arrays
+from squall.report.fields import REGIME_COLOURS, Arrays, plane
 from squall.report.figures import COLOURS
 from squall.report.sections import sections
 from squall.report.tables import KINDS, STATE_NAMES, grid_tables, in_words, interval, regime_table, state_counts
@@ -190,8 +190,8 @@ def _steps(outcome: Outcome | None) -> dict[str, Any] | None:
     if outcome is None or fields is None:
         return None
     maps = []
-    regimes = _planes(fields["regime"]) if "regime" in fields else np.full(fields["step_error"].shape, -1)
-    for error, regime in zip(_planes(fields["step_error"]), regimes, strict=True):
+    regimes = plane(fields["regime"]) if "regime" in fields else np.full(fields["step_error"].shape, -1)
+    for error, regime in zip(plane(fields["step_error"]), regimes, strict=True):
         about, coarse = _axes(fields, error.shape)
         finite = np.where(np.isfinite(error), error, np.nan)
         top = float(np.nanmax(finite, initial=0.0)) or 1.0
@@ -221,7 +221,7 @@ class _Maps:
             fields = outcome.fields()
             if fields is None:
                 return {**about, "state": about["state"] + ("; no fields were kept" if outcome.state == "done" else "")}
-            pairs = zip(_planes(fields["truth"]), _planes(fields["prediction"]), strict=True)
+            pairs = zip(plane(fields["truth"]), plane(fields["prediction"]), strict=True)
             self.errors[outcome.name] = [self._error(fields, *pair) for pair in pairs]
         return {**about, "trial": outcome.name}
 
@@ -239,14 +239,6 @@ class _Maps:
         self.truths[key] = {**about, "limit": limit, "bytes": _bytes(truth[coarse] / limit)}
         roots = np.sign(error) * np.sqrt(np.abs(error) / top)
         return {"truth": key, "top": _finite(top), "diverged": diverged, "bytes": _bytes(roots)}
-
-
-def _planes(fields: Shaped[np.ndarray, "trajectory time channel *space"]) -> Float[np.ndarray, "trajectory time point"]:
-    """The first channel over time and the first space axis, in the middle of the others: (trajectory, time, point)."""
-    plane = fields[:, :, 0].astype(np.float64)
-    while plane.ndim > 3:
-        plane = plane[..., plane.shape[-1] // 2]
-    return plane
 
 
 def _axes(fields: Arrays, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[slice, ...]]:
