@@ -565,3 +565,13 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
     expected = last_weights(tmp_path / "one")
     for name, tensor in last_weights(tmp_path / "two").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("command", "advised"), [("describe", False), ("train", True)])
+def test_what_a_file_does_not_say_is_asked_for_by_the_option_that_says_it(tmp_path, capsys, command, advised):
+    np.save(tmp_path / "u.npy", np.zeros((8, 20, 6, 7)))
+    words = ["data", "describe"] if command == "describe" else ["train", "--out", str(tmp_path / "run"), "--data"]
+    assert main([*words, str(tmp_path / "u.npy")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "give --axes ... with" in said
+    assert ("squall data convert FILE" in said) == advised

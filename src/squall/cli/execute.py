@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import re
 import signal
 import warnings
 from collections.abc import Sequence
@@ -16,12 +17,16 @@ from squall._process.messages import first_line
 from squall._process.signals import Stopped, notices_raise
 from squall.cli import USER_MISTAKE
 from squall.cli.options import option_names, refuse_numbers_of_base_60
+from squall.data import DataError
 from squall.data.endless import endless_refused
 from squall.runs.config import explain
 from squall.runs.installed import failed_in
 from squall.runs.ranks import OtherProcessError
 from squall.systems import ConvergenceError
 from squall.training.loop import TrainingDiverged
+
+ASKED = r"\b(axes|dt|fields|lengths|boundary|fill)="
+"""How messages of `squall.data` name what the options of `squall.data.open` say of a file."""
 
 REPORT = (
     f"This is a fault of squall {squall.__version__}, not yours. Please report the command and the lines above as an "
@@ -46,7 +51,8 @@ def execute(words: Sequence[str]) -> int:
             refuse_numbers_of_base_60(options, parser)
             return module.run(parser.instantiate(parser.parse_args(options)), console)
     except (ArgumentError, ValueError, OSError, TrainingDiverged, ConvergenceError, OtherProcessError) as error:
-        text = "\n".join([explain(str(error), known), *getattr(error, "__notes__", []), *_advice(error)])
+        message = _as_options(error, known)
+        text = "\n".join([explain(message, known), *getattr(error, "__notes__", []), *_advice(error)])
         if not getattr(error, "known", False):  # to the user, by the first of several processes
             say(errors, f"squall: {text}", "red")
         return USER_MISTAKE
@@ -72,6 +78,17 @@ def _warn_of_repeats(words: Sequence[str]) -> None:
     names = [word.split("=")[0] for word in words if word.startswith("--") and not word.startswith("--config")]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         warnings.warn(f"{name} is given {names.count(name)} times: the last one counts", stacklevel=2)
+
+
+def _as_options(error: Exception, known: Sequence[str]) -> str:
+    """The message, in which what a reader of data asks for is named as an option, and what has such options."""
+    text = str(error)
+    if not isinstance(error, DataError) or not re.search(ASKED, text):
+        return text
+    text = re.sub(ASKED, r"--\1 ", text)
+    if "axes" in known:
+        return text
+    return f"{text}. `squall data convert FILE --axes ... --dt ... --out NEW.hdf5` writes a file that says so itself"
 
 
 def _advice(error: Exception) -> list[str]:

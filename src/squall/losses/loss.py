@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class Recipe:
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
+        if self.over not in get_args(Over):
+            raise ValueError(f"over must be one of {', '.join(map(repr, get_args(Over)))}; got {self.over!r}")
         if self.reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {self.reduction!r}")
         if isinstance(self.group, str) and self.group != "world":

@@ -188,7 +188,8 @@ def _plain_hdf5(shown: Path, location: Path, options: Reading) -> Layout:
         raise DataError(
             f"{shown}: HDF5 of an unknown layout; found {', '.join([*shapes, *groups][:8]) or 'nothing'}. Looked for "
             f"the groups of The Well ({', '.join(FIELD_GROUPS)}, dimensions, boundary_conditions, scalars), PDEBench's "
-            "tensor or 0000/data, and NetCDF's dimension scales"
+            "tensor or 0000/data, NetCDF's dimension scales, and arrays outside of groups. Read the arrays with "
+            "h5py and write them by `squall.data.write`"
         )
     format = f"HDF5 like PDEBench's, but without {' and '.join(wanted)}" if wanted else "HDF5 of no known layout"
     return read_bag(format, Handle(location, open_hdf5, shown), shapes, options)
