@@ -67,7 +67,7 @@ class Unevenness:
     Attributes:
         fields: the names of the fields.
         sketches: the distribution over points and steps.
-        place: means at every point, (field, *space); 0 where masked.
+        place: means at every point, (field, *space); NaN where masked.
         time: means at every step, (field, step); NaN where there is none.
         trajectory: means of every trajectory, (field, trajectory); NaN where there is none.
         worst: the largest squares, the largest first.
@@ -294,7 +294,7 @@ class _Tally:
         return Unevenness(
             tuple(self.source.fields),
             tuple(self.sketches),
-            (self.place / seen.sum()).numpy(),
+            torch.where(self.counts, self.place / seen.sum(), torch.nan).numpy(),
             (per_step.sum(1) / seen.sum(0)).numpy(),
             (per_step.sum(2) / seen.sum(1)).numpy(),
             tuple(self.worst),
