@@ -116,7 +116,7 @@ def _places(
     while mean.ndim > 2:
         mean = mean.mean(-1)
     over = ["fields"] * (len(shown) > 1) + list(about.axes[2:])
-    image = mesh(panel, *axes.points, axes.turned(mean[None])[0], "")
+    image = mesh(panel, axes.points[0], axes.points[1], axes.turned(mean[None])[0], "")
     panel.set(xlabel=axes.labels[0], ylabel=axes.labels[1])
     panel.set_title(f"{name} by place" + (f",\nmean over {' and '.join(over)}" if over else ""))
     width, height = (float(np.ptp(points)) or 1.0 for points in axes.points)
