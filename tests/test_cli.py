@@ -113,6 +113,17 @@ def test_a_memory_of_every_sample_is_resumed_as_it_was(data, tmp_path):
 
 
 @pytest.mark.drawn
+def test_the_last_line_of_progress_shows_the_last_loss(data, tmp_path, capsys):
+    """Of fewer steps than `log_every`, and of a log with the last step."""
+    for steps, every in ((3, "100"), (4, "2")):
+        out = tmp_path / str(steps)
+        assert main(train(data, out, steps, "--training.log_every", every, "--training.validate_every", "0")) == 0
+        text = (out / "metrics.jsonl").read_text()
+        losses = [line["loss"] for line in map(json.loads, text.splitlines()) if "loss" in line]
+        (line,) = (x for x in capsys.readouterr().err.splitlines() if f"{steps} of {steps} steps" in x)
+        assert f"loss {losses[-1]:.3g} " in line
+
+
 def test_diagnose_shows_how_uneven_data_and_a_run_are(data, runs, tmp_path, capsys):
     assert main(["diagnose", str(data), "--out", str(tmp_path / "d")]) == 0
     out = capsys.readouterr().out

@@ -92,7 +92,8 @@ def test_masked_points_and_steps_across_gaps_are_left_out_and_areas_count():
     direct.add(squares[whole], measure[10:].expand_as(squares)[whole])
     assert found.sketches[0].count == int(whole.sum())
     assert found.top == pytest.approx(direct.share_of_top(0.01), rel=1e-3)
-    assert (found.place[0, :10] == 0).all()
+    assert np.isnan(found.place[0, :10]).all()
+    assert np.isfinite(found.place[0, 10:]).all()
     assert np.isfinite(found.time).all()
 
 
@@ -126,19 +127,20 @@ def test_the_advice_goes_by_what_the_model_predicts_where_the_change_is_uneven()
     assert advise(uneven, "state").options == "--loss.name mse"
 
 
+@pytest.mark.filterwarnings("ignore:the runs on korteweg-de-vries are on 2")  # paper-small: see docs/study.md
 def test_the_hit_rates_that_the_advice_prints_are_those_of_the_committed_results(monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     advice = importlib.import_module("advice")
     found = list(advice.cases())
-    for loss, share, never, rate, count in (("cap 3", 6, 8, 8, 11), ("KL budget 0.3", 7, 11, 14, 15)):
+    for loss, share, never, rate, count in (("cap 3", 4, 7, 7, 11), ("KL budget 0.3", 7, 11, 14, 15)):
         some = [case for case in found if (case.loss, case.outcome) == (loss, "rollout, best weights")]
         assert len(some) == count
         assert sum(not case.helped for case in some) == never
         assert advice.hits(some, "share of the top 1 %") == share
         assert advice.hits(some, "the model predicts the rate") == rate
-    for words in ("14 of 15", "7 of 15, and in 6 of 11", "(11 and 8)"):
+    for words in ("14 of 15", "7 of 15, and in 4 of 11", "(11 and 7)"):
         assert words in RULE
 
 

@@ -1,6 +1,7 @@
 """What a study says of losses, from hand-made outcomes: nothing is trained."""
 
 import base64
+import dataclasses
 import html
 import math
 
@@ -8,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from squall.report import evidence
+from squall.report.curves import training_figure
 from squall.report.page import write_page
 from squall.report.sections import sections
 from squall.report.study import study_tables
@@ -160,6 +162,32 @@ def test_the_curve_of_a_family_begins_at_mse_and_follows_its_setting():
     assert figure is not None
     (curve,) = [line for line in figure.axes[0].lines if line.get_color() == "0.7"]
     assert curve.get_xdata() == pytest.approx([1.0, 0.5, 0.25])
+
+
+def test_the_title_above_one_panel_is_no_wider_than_the_figure():
+    alone = grid((("A",), tuple(LOSSES)), lambda system, loss, seed: ERRORS[loss] * (1 + seed / 10))
+    for figure in (evidence.trade_off_figure(alone, "MSE"), evidence.spectra_figure(alone)):
+        assert figure is not None
+        figure.draw_without_rendering()
+        (title,) = (text for text in figure.texts if text.get_text() == figure.get_suptitle())
+        box = title.get_window_extent()
+        assert 0 < box.x0 < box.x1 < figure.bbox.width
+
+
+def test_trainings_of_one_validation_and_small_growth_factors_are_seen():
+    one, many = (
+        [
+            dataclasses.replace(run, history={"step": [10.0], "rollout_states": [2.0], "growth_factor": [0.7]})
+            for run in [WHOLE.rows[0].outcomes[0]] * count
+        ]
+        for count in (1, 6)
+    )
+    rows = (Row(("A", "one"), tuple(one)), Row(("A", "many"), tuple(many)))
+    errors, growth = training_figure(dataclasses.replace(WHOLE, rows=rows)).axes
+    for panel in (errors, growth):
+        dots = [line for line in panel.lines if line.get_marker() == "o" and list(line.get_markevery()) == [True]]
+        assert len(dots) == len(rows)
+    assert growth.get_ylim()[0] < 0.7
 
 
 def test_pages_are_drawn_with_one_seed_and_with_what_diverged(tmp_path):

@@ -1,11 +1,15 @@
 """Tables and figures from hand-made run folders: nothing is trained, and a losing or diverged run stays visible."""
 
+import dataclasses
 import statistics
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from squall.data import InMemory
+from squall.evaluation.diagnosis import change
 from squall.report import (
     compare,
     comparison_figure,
@@ -16,6 +20,7 @@ from squall.report import (
     terminal,
     write_figures,
 )
+from squall.report.diagnosis import diagnosis_figure
 from squall.report.fields import field_comparison, field_figure, step_error_figure
 from squall.report.tables import Cell, Line, Table
 from squall.runs.config import from_dict, to_dict
@@ -194,3 +199,21 @@ def test_fields_over_two_axes_are_drawn_on_the_middle_line_of_the_second():
     assert "in the middle of the others" in panel.get_ylabel()
     row = Row(("loss",), (outcome,))
     assert len(field_comparison([row], "title").axes) == 5
+
+
+def test_the_map_of_a_diagnosis_is_a_map_and_its_mean_is_over_the_fields_that_a_place_has():
+    u = torch.zeros(1, 3, 2, 2, 3)
+    u[:, 1] = 1.0
+    mask = torch.ones(2, 2, 3, dtype=torch.bool)
+    mask[0, 0, 0] = mask[:, 0, 1] = False
+    plain = InMemory(u, dt=6.0, coordinates=[[50.0, 40.0], [0.0, 10.0, 20.0]], axes=["latitude", "longitude"])
+    about = dataclasses.replace(plain.description, units={"time": "h"})
+    source = InMemory.described(u, about, mask=mask)
+    figure = diagnosis_figure({"squared change": change(source)}, source)
+    course, place = figure.axes[1:3]
+    assert course.get_xlabel().endswith("[h]")
+    assert (place.get_xlabel(), place.get_ylabel()) == ("longitude [°E]", "latitude [°N]")
+    assert "mean over fields" in place.get_title()
+    (image,) = place.collections
+    values = np.ma.filled(image.get_array(), np.nan)
+    assert values == pytest.approx(np.array([[1, np.nan, 1], [1, 1, 1]]), nan_ok=True)

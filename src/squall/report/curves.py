@@ -28,13 +28,21 @@ def _curve(values: Iterable[float | None]) -> Float[np.ndarray, " n"]:
     return np.array([np.nan if x is None or not math.isfinite(x) else x for x in values], np.float64)
 
 
+def _line(panel: Axes, x: Iterable[float | None], y: Iterable[float | None], **style: Any) -> None:
+    """A line, with a dot for a number without neighbours, of which a line shows nothing."""
+    values = np.array([*y], np.float64)  # None is NaN
+    known = np.pad(np.isfinite(values), 1)
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]
+    panel.plot(_curve(x), values, marker="o", ms=4, markevery=alone, **style)
+
+
 def error_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Mean squared error of the states over rollout time, of each checkpoint, with the baselines as lines."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
     for colour, (checkpoint, item) in zip(COLOURS, evaluation["checkpoints"].items(), strict=False):
         curve = _curve(item["curves"]["states"])
-        panel.semilogy(item["curves"]["time"], curve, color=colour, label=f"{checkpoint} (step {item['step']})")
+        _line(panel, item["curves"]["time"], curve, color=colour, label=f"{checkpoint} (step {item['step']})")
     _baseline_lines(panel, next(iter(evaluation["checkpoints"].values()))["baselines"])
     return figure
 
@@ -50,10 +58,10 @@ def energy_figure(evaluation: Mapping[str, Any]) -> Figure | None:
     figure = Figure(figsize=(5.5 * len(first["energy_truth"]), 3.8), layout="constrained")
     panels = figure.subplots(1, len(first["energy_truth"]), squeeze=False)[0]
     for i, (panel, truth) in enumerate(zip(panels, first["energy_truth"], strict=True)):
-        panel.plot(first["time"], truth, color="black", label="truth")
+        _line(panel, first["time"], truth, color="black", label="truth")
         for colour, (checkpoint, item) in zip(COLOURS, checkpoints.items(), strict=False):
             curve = _curve(item["curves"]["energy_prediction"][i])
-            panel.plot(first["time"], curve, color=colour, linestyle="--", label=checkpoint)
+            _line(panel, first["time"], curve, color=colour, linestyle="--", label=checkpoint)
         panel.set(xlabel="rollout time t", ylabel="energy H", title=f"test trajectory {i}")
     panels[0].legend(fontsize=8)
     return figure
@@ -75,7 +83,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
         curves = [outcome.checkpoint(checkpoint)["curves"] for outcome in row.outcomes]
         errors = np.nan_to_num([_curve(curve["states"]) for curve in curves], nan=np.inf)
         middle, top = np.median(errors, axis=0), errors.max(axis=0)
-        growth.plot(curves[0]["time"], _curve(middle), color=colour, label=row.name)
+        _line(growth, curves[0]["time"], middle, color=colour, label=row.name)
         top = np.where(np.isinf(top), errors[np.isfinite(errors)].max(initial=1), top)
         growth.fill_between(curves[0]["time"], errors.min(axis=0), top, color=colour, alpha=0.2, linewidth=0)
     _baseline_lines(growth, rows[0].outcomes[0].checkpoint(checkpoint)["baselines"])
@@ -207,7 +215,7 @@ def training_figure(results: GridResults) -> Figure:
             if name in ("effective_fraction", "gradient_noise"):
                 panel.set_ylim(0, 1.05)
         panels[0, column].set(title=title, yscale="log")
-        panels[1, column].set_ylim(0.95, 2.0)
+        panels[1, column].set_ylim(min(0.95, panels[1, column].dataLim.y0 - 0.02), 2.0)
         panels[1, column].axhline(1, color="0.5", lw=0.8)
         panels[-1, column].set_xlabel("training step")
     legend_below(figure, panels[0])
@@ -219,7 +227,7 @@ def _courses(panel: Axes, row: Row, name: str, colour: str) -> None:
     known = [outcome for outcome in row.outcomes if outcome.history]
     if len(known) <= FEW_SEEDS:
         for outcome in known:
-            panel.plot(_curve(outcome.history["step"]), _curve(_validations(outcome, name)), color=colour, lw=1)
+            _line(panel, outcome.history["step"], _validations(outcome, name), color=colour, lw=1)
         panel.plot([], [], color=colour, lw=1, label=row.name)
         return
     at: dict[float, list[float]] = {}
@@ -232,7 +240,7 @@ def _courses(panel: Axes, row: Row, name: str, colour: str) -> None:
             at[step].append(math.inf)
     low, middle, high = np.array([np.quantile(at[step], (0.25, 0.5, 0.75), method="nearest") for step in steps]).T
     panel.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-    panel.plot(steps, middle, color=colour, lw=1.5, label=row.name)
+    _line(panel, steps, middle, color=colour, lw=1.5, label=row.name)
 
 
 def _validations(outcome: Outcome, name: str) -> Sequence[float | None]:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from squall.data import Source
 from squall.evaluation.diagnosis import RULE, Unevenness, advise
-from squall.report.figures import COLOURS
+from squall.report.fields import PictureAxes
+from squall.report.figures import COLOURS, mesh
 from squall.report.tables import Cell, Line, Table, number
 from squall.runs.diagnose import RunDiagnosis
 
@@ -82,6 +83,8 @@ def diagnosis_figure(rows: Mapping[str, Unevenness], source: Source) -> Figure:
     """For each named unevenness the Lorenz curve, the course in time, and the mean at every place."""
     figure = Figure(figsize=(12, 3.4 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), 3, squeeze=False)
+    unit = source.description.units.get("time")
+    since = f"time since the first state [{unit}]" if unit else "time since the first state"
     for (name, unevenness), (lorenz, course, place) in zip(rows.items(), panels, strict=True):
         shown = [i for i, field in enumerate(unevenness.fields) if field not in unevenness.constant]
         for colour, i in zip(itertools.cycle(COLOURS), shown, strict=False):
@@ -92,30 +95,34 @@ def diagnosis_figure(rows: Mapping[str, Unevenness], source: Source) -> Figure:
         lorenz.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="all points alike")
         lorenz.set(xlabel="share of the points, smallest first", ylabel=f"share of {name}", title="Lorenz curve")
         lorenz.legend(fontsize=8)
-        course.set(xlabel="time since the first state", ylabel="relative to the mean", title=f"{name} over time")
-        _places(figure, place, unevenness, shown, source.coordinates, name)
+        course.set(xlabel=since, ylabel="relative to the mean", title=f"{name} over time")
+        _places(figure, place, unevenness, shown, source, name)
     return figure
 
 
 def _places(
-    figure: Figure,
-    panel: Axes,
-    unevenness: Unevenness,
-    shown: Sequence[int],
-    axes: Sequence[Float[np.ndarray, " points"]],
-    name: str,
+    figure: Figure, panel: Axes, unevenness: Unevenness, shown: Sequence[int], source: Source, name: str
 ) -> None:
-    if len(axes) == 1:
+    """A line per field over one axis; over more a map of the mean over the fields that a place has, grey without."""
+    about = source.description
+    axes = PictureAxes(source.coordinates, about.axes, about.units)
+    if len(source.space) == 1:
         for colour, i in zip(itertools.cycle(COLOURS), shown, strict=False):
-            panel.plot(axes[0], _relative(unevenness.place[i]), color=colour)
-        panel.set(xlabel="space x", ylabel="relative to the mean", title=f"{name} by place")
+            panel.plot(axes.points[0], _relative(unevenness.place[i]), color=colour)
+        label = "space x" if axes.labels[0] == "x" else axes.labels[0]
+        panel.set(xlabel=label, ylabel="relative to the mean", title=f"{name} by place")
         return
-    mean = np.mean([_relative(unevenness.place[i]) for i in shown], axis=0)
+    mean = np.ma.masked_invalid([_relative(unevenness.place[i]) for i in shown]).mean(0)
     while mean.ndim > 2:
         mean = mean.mean(-1)
-    image = panel.pcolormesh(axes[0], axes[1], mean.T, shading="nearest", rasterized=True)
-    panel.set(title=f"{name} by place, relative to the mean")
-    figure.colorbar(image, ax=panel)
+    over = ["fields"] * (len(shown) > 1) + list(about.axes[2:])
+    image = mesh(panel, axes.points[0], axes.points[1], axes.turned(mean[None])[0], "")
+    panel.set(xlabel=axes.labels[0], ylabel=axes.labels[1])
+    panel.set_title(f"{name} by place" + (f",\nmean over {' and '.join(over)}" if over else ""))
+    width, height = (float(np.ptp(points)) or 1.0 for points in axes.points)
+    panel.set_aspect("equal" if 0.2 < height / width < 5 else "auto")
+    label = "relative to the mean of each field" if len(shown) > 1 else "relative to the mean"
+    figure.colorbar(image, ax=panel, label=label)
 
 
 def _relative(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

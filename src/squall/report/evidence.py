@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from squall._process.messages import counted
 from squall.evaluation.scores import BANDS
-from squall.report.figures import COLOURS, grid_of_panels, legend_below, with_intervals
+from squall.report.figures import COLOURS, grid_of_panels, legend_below, title_above, with_intervals
 from squall.report.tables import RATIOS, Cell, Line, Table, in_words, number, ratio_cell
 from squall.runs.config import flat
 from squall.study.outcome import Metric
@@ -260,7 +260,7 @@ def trade_off_figure(results: GridResults, baseline: str | None) -> Figure | Non
         panel.set_title(f"{', '.join(key) or results.grid.name} ({_seed_counts(counts)})", fontsize=10)
         panel.set(xlabel=f"mean, relative to {baseline}", ylabel=f"top 1 %, relative to {baseline}")
     legend_below(figure, panels)
-    figure.suptitle("One-step squared error, last weights: mean against tail; bars: 95 % intervals", fontsize=10)
+    title_above(figure, "One-step squared error, last weights: mean against tail; bars: 95 % intervals")
     return figure
 
 
@@ -377,7 +377,7 @@ def arms_figure(results: GridResults) -> Figure:
             _plain_height(panel)
     figure.supylabel("squared error, last weights", fontsize=10)
     legend_below(figure, panels.flat)
-    figure.suptitle(f"Median and 95 % interval over {_finished_seeds(results)}; x: a median that diverged", fontsize=10)
+    title_above(figure, f"Median and 95 % interval over {_finished_seeds(results)}; x: a median that diverged")
     return figure
 
 
@@ -573,5 +573,5 @@ def spectra_figure(results: GridResults) -> Figure | None:
     for panel in panels[0]:
         _plain_height(panel)
     legend_below(figure, panels.flat)
-    figure.suptitle(f"Rollouts, last weights: median and 95 % interval over {_finished_seeds(results)}", fontsize=10)
+    title_above(figure, f"Rollouts, last weights: median and 95 % interval over {_finished_seeds(results)}")
     return figure

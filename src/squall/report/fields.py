@@ -74,7 +74,7 @@ class Field:
         points = [rollouts[f"axis_{i}"] for i in range(truth.ndim - 1)]
         names = list(about.get("axes", ("x", "y", "z")[: len(points)]))
         fields = about.get("fields", ["u"] * (channel + 1))
-        shown = _Axes(points, names, about.get("units", {}))
+        shown = PictureAxes(points, names, about.get("units", {}))
         truth, prediction = shown.turned(truth), shown.turned(prediction)
         error = np.where(np.isfinite(prediction), prediction - truth, np.nan)
         label = shown.label(fields[channel]) + shown.cut
@@ -83,7 +83,7 @@ class Field:
     @classmethod
     def forecast(cls, source: Source, trajectory: int, channel: int) -> "Field":
         """From a file of predictions, read at the times that an animation shows."""
-        shown = _Axes(source.coordinates, source.description.axes, source.description.units)
+        shown = PictureAxes(source.coordinates, source.description.axes, source.description.units)
         frames = moving_frames(source.shape[1])
         states = (source.read([trajectory], i, i + 1)[0, 0, channel].double().numpy() for i in frames.tolist())
         mask = None if source.mask is None else source.mask[channel].numpy()
@@ -102,7 +102,7 @@ class Field:
         return [("truth", self.truth, shared), ("prediction", self.prediction, shared), ("error", self.error, error)]
 
 
-class _Axes:
+class PictureAxes:
     """One or two axes of a picture, the horizontal one first, from the space axes of a state."""
 
     def __init__(

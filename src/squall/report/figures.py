@@ -4,6 +4,7 @@ Built on Matplotlib's objects, not on pyplot: nothing global is changed.
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
     """One legend for all panels: every label once."""
     named = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=8)
+
+
+def title_above(figure: Figure, title: str) -> None:
+    """One title for all panels, broken into lines that are no wider than the figure."""
+    figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=10)  # 13 letters of size 10 an inch
 
 
 def with_intervals(summaries: Sequence[Summary | None]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "2 n"]]:

@@ -149,9 +149,9 @@ def _take_losses(
             training.diverged = TrainingDiverged(first, "the prediction became NaN or infinite")
             continue
         training.step, training.seconds = step, seconds
-        training.recorder.stepped(step)
-        if logs:
+        if logs:  # first: whoever shows the step shows the loss with it
             training.log({"loss": losses[-1, i].item(), **metrics[i]})
+        training.recorder.stepped(step)
 
 
 def _record(trainings: Sequence[Training], validations: Sequence[Validation | None], save: bool) -> None:
