@@ -112,7 +112,6 @@ def test_a_memory_of_every_sample_is_resumed_as_it_was(data, tmp_path):
     assert all(torch.equal(x, part.weights[name]) for name, x in whole.weights.items())
 
 
-@pytest.mark.drawn
 def test_the_last_line_of_progress_shows_the_last_loss(data, tmp_path, capsys):
     """Of fewer steps than `log_every`, and of a log with the last step."""
     for steps, every in ((3, "100"), (4, "2")):
@@ -124,6 +123,7 @@ def test_the_last_line_of_progress_shows_the_last_loss(data, tmp_path, capsys):
         assert f"loss {losses[-1]:.3g} " in line
 
 
+@pytest.mark.drawn
 def test_diagnose_shows_how_uneven_data_and_a_run_are(data, runs, tmp_path, capsys):
     assert main(["diagnose", str(data), "--out", str(tmp_path / "d")]) == 0
     out = capsys.readouterr().out
