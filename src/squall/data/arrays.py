@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import h5py
@@ -202,7 +203,8 @@ class Handle:
             self._arrays[key] = array
         # The numbers of a mapped file that was cut are zeros, or end the process.
         with contextlib.suppress(FileNotFoundError):  # removed, and still whole for this process
-            if self.location.is_file() and self.location.stat().st_size < self._stamp[0]:
+            status = self.location.stat()
+            if S_ISREG(status.st_mode) and status.st_size < self._stamp[0]:
                 raise DataError(
                     f"{self.shown}: the file is truncated: it was longer when it was opened. Let its writer finish, or "
                     "make or fetch it again"

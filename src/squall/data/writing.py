@@ -33,8 +33,7 @@ from squall.data.errors import DataError, NonFinite
 from squall.data.source import AnyArray, InMemory, Source, as_states
 
 STRUCTURE_BYTES = 2**20
-"""Room reserved for everything in a file that is not states, which takes about 1 kB a field; room for large masks and
-areas is taken once they are written."""
+"""Room reserved for the structure of a file: about 1 kB a field. Large masks and areas take theirs when written."""
 
 
 def write(

@@ -197,14 +197,17 @@ COURSES = {
     "effective_fraction": "effective share of the points",
     "gradient_noise": "share of noise in the squared gradient",
 }
-"""What is drawn of a training, by its key in the history: two of the validations, then what trainings log or not."""
+"""What is drawn of a training, by its key in the history."""
+
+SHARES = ("effective_fraction", "gradient_noise")
+"""Those of them that are shares, which some trainings do not log."""
 
 
 def training_figure(results: GridResults) -> Figure:
     """The validations, and what the weights and the gradient did, against training steps: a line per seed, of more
     than a few the median with the band from the lower to the upper quartile."""
     outcomes = [outcome for _, rows in results.groups for row in rows for outcome in row.outcomes]
-    names = [*COURSES][:2] + [name for name in [*COURSES][2:] if any(name in o.history for o in outcomes)]
+    names = [name for name in COURSES if name not in SHARES or any(name in o.history for o in outcomes)]
     figure = Figure(figsize=(6 * len(results.groups), 3.5 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), len(results.groups), squeeze=False, sharex=True)
     for column, (title, rows) in enumerate(results.groups):
@@ -212,7 +215,7 @@ def training_figure(results: GridResults) -> Figure:
             for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
                 _courses(panel, row, name, colour)
             panel.set_ylabel(COURSES[name])
-            if name in ("effective_fraction", "gradient_noise"):
+            if name in SHARES:
                 panel.set_ylim(0, 1.05)
         panels[0, column].set(title=title, yscale="log")
         panels[1, column].set_ylim(min(0.95, panels[1, column].dataLim.y0 - 0.02), 2.0)

@@ -56,5 +56,4 @@ def _read(path: Path | str, suffix: str) -> tuple[dict[str, Any], Arrays, Path]:
     """The evaluation, what it keeps of the rollouts, and the folder for figures."""
     folder = RunFolder(path)
     target = folder.path / "figures"
-    target.mkdir(exist_ok=True)
     return folder.read_json(f"evaluation{suffix}.json"), folder.read_arrays(f"rollouts{suffix}.npz"), target

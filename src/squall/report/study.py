@@ -29,7 +29,6 @@ def write_report(path: Path | str) -> list[Path]:
 
     results = read_results(path)
     out = Path(path) / "report"
-    out.mkdir(exist_ok=True)
     table = csv_table(results.labels, results.outcomes)
     files = [write_text(out / "results.csv", table), write_text(out / "tables.md", study_tables(results))]
     pictures = {}

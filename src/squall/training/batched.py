@@ -217,18 +217,15 @@ class _Stack(Stepper):
 
     @torch.no_grad()
     def metrics(self) -> list[dict[str, float]]:
-        noise = gradient_noise(self.optimizer, len(self.trainings))
+        noise, fine = gradient_noise(self.optimizer, len(self.trainings)), self.values.isfinite().tolist()
         return [
-            self._report(training.loss, *compared) | share
-            for training, *compared, share in zip(self.trainings, *self.compared, noise, strict=True)
+            (self._report(training.loss, *compared) if finite else {}) | share
+            for training, *compared, share, finite in zip(self.trainings, *self.compared, noise, fine, strict=True)
         ]
 
     def _report(self, loss: Any, prediction: State, target: State) -> dict[str, float]:
         """The report of a member's loss, which the step itself does without."""
-        if not (prediction - target).square().isfinite().all():
-            return {}
-        account = loss.recipe.evaluate(prediction, target, step=self.counter - 1, **self.beside).account
-        return {name: x for name, x in account.numbers().items() if isinstance(x, float)}
+        return loss.recipe.evaluate(prediction, target, step=self.counter - 1, **self.beside).account.numbers()
 
     def validations(self) -> list[Validation | None]:
         validate = self.trainings[0].validate
